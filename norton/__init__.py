@@ -1,0 +1,24 @@
+"""Norton: compress convolutional networks by hybrid tensor decomposition and structured pruning."""
+
+from norton.checkpoints import load, save
+from norton.counting import complexity
+from norton.decomposition import decompose, layer_nmse, nmse
+from norton.errors import InputError
+from norton.models import build
+from norton.pruning import prune
+from norton.rates import format_rates, parse_rates
+
+__version__ = "0.1.0"
+__all__ = [
+    "InputError",
+    "build",
+    "complexity",
+    "decompose",
+    "format_rates",
+    "layer_nmse",
+    "load",
+    "nmse",
+    "parse_rates",
+    "prune",
+    "save",
+]

@@ -1,0 +1,111 @@
+"""Pruning: choose the filters that can go, and remove them from the network for good."""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import nn
+
+from norton.errors import InputError
+from norton.plan import OPERATIONS, record_step
+from norton.pruning.alignment import aligned_keep, connected
+from norton.pruning.criteria import CRITERIA, is_distance, keep_filters, scores
+from norton.registry import import_submodules
+from norton.wiring import Wiring
+
+import_submodules(__name__)
+
+__all__ = ["CRITERIA", "keep_filters", "prune", "scores"]
+
+
+def prune(
+    net: nn.Module,
+    compress_rate: str | Sequence[float],
+    *,
+    criterion: str = "pabs",
+    dense_criterion: str = "l2",
+    progress: bool = False,
+) -> nn.Module:
+    """A copy of `net` without the filters that `compress_rate` removes, decomposed or not.
+
+    compress_rate: the fraction removed per layer, as published (`[0.6]*6+[0.8]*7`).  criterion: scores the filters; a
+    distance between factors scores decomposed layers only, dense ones (1×1 convolutions above all) then go by
+    `dense_criterion`.  Layers that write to one residual stream keep the same channels, by their mean rank.
+
+    Raises InputError for unknown criteria, bad rates, a layer left without filters, and weights that are not finite.
+    """
+    for name in (criterion, dense_criterion):
+        CRITERIA[name]
+    if not hasattr(net, "wiring"):
+        raise InputError(f"{type(net).__name__} declares no channel wiring, so it cannot be pruned; see norton.wiring")
+    wiring, targets = net.wiring(), net.target_widths(net.check_rates(compress_rate))
+    widths = {wiring.axis_of(layer): width for layer, width in targets.items()}
+    small = copy.deepcopy(net)
+    keep = choose(small, wiring, widths, criterion, dense_criterion, progress)
+    step = {"op": "prune", "keep": {wiring.name(axis): list(map(int, channels)) for axis, channels in keep.items()}}
+    OPERATIONS["prune"](small, step)
+    record_step(small, step)
+    return small
+
+
+@torch.no_grad()
+def choose(
+    net: nn.Module,
+    wiring: Wiring,
+    widths: Mapping[int, int],
+    criterion: str,
+    dense_criterion: str = "l2",
+    progress: bool = False,
+) -> dict[int, list[int]]:
+    """Axis → channels kept, in their new order, for the axes that change.
+
+    widths: axis → channels to keep; axes that are not named keep all.
+    """
+    changed = {axis: width for axis, width in widths.items() if width != wiring.width(axis)}
+    bound = [axes for axes in connected(wiring.shifts) if axes & changed.keys()]
+    axes = sorted(set(changed).union(*bound))
+    ranking = {
+        axis: axis_scores(net, wiring.writers[axis], criterion, dense_criterion)
+        for axis in track(axes, "score filters", disable=not progress, transient=True)
+    }
+    keep = {
+        axis: sorted(np.argsort(-ranking[axis], kind="stable")[:width].tolist())
+        for axis, width in changed.items()
+        if not any(axis in axes for axes in bound)
+    }
+    for axes in bound:
+        now = {axis: wiring.width(axis) for axis in axes}
+        edges = [edge for edge in wiring.shifts if edge[0] in axes]
+        keep |= aligned_keep(now, {a: widths.get(a, now[a]) for a in now}, ranking, edges, wiring.name(min(axes)))
+    return keep
+
+
+def axis_scores(net: nn.Module, writers: Sequence[str], criterion: str, dense_criterion: str) -> np.ndarray:
+    """(channels,) mean over the layers that write an axis of each filter's rank in its layer, in [0, 1], larger = keep.
+
+    Ranks, because the layers' scores differ in scale.
+    """
+    ranks = []
+    for name in writers:
+        score = _layer_scores(name, net.get_submodule(name), criterion, dense_criterion).cpu().numpy()
+        order = np.argsort(score, kind="stable")
+        rank = np.empty(len(score))
+        rank[order] = np.linspace(0, 1, len(score))
+        ranks.append(rank)
+    return np.mean(ranks, axis=0)
+
+
+def _layer_scores(name: str, layer: nn.Module, criterion: str, dense_criterion: str) -> torch.Tensor:
+    if hasattr(layer, "factors"):
+        filters = layer.factors()
+        if is_distance(criterion) and not CRITERIA[criterion](filters).any():
+            # A stem of three channels at rank 7: all subspaces are the whole space, so angles cannot tell them apart.
+            criterion = dense_criterion
+    else:
+        filters, criterion = layer.weight, dense_criterion if is_distance(criterion) else criterion
+    try:
+        return scores(filters, criterion)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None

@@ -1,0 +1,114 @@
+"""Removing channels for good: one slicer per layer type, driven by the network's wiring."""
+
+from collections.abc import Mapping, Sequence
+from functools import singledispatch
+
+import torch
+from torch import Tensor, nn
+
+from norton.decomposition.cp import CPConv2d
+from norton.plan import OPERATIONS
+from norton.wiring import Wiring, positions
+
+
+def cut_(net: nn.Module, wiring: Wiring, keep: Mapping[int, Sequence[int]]) -> None:
+    """Keep only the given channels of each axis, in the given order, in place.
+
+    keep: axis → channels in the network's present coordinates.  All indices are taken before anything is cut, so the
+    order of the layers cannot matter.
+    """
+    device = next(net.parameters()).device
+
+    def index(channels) -> Tensor:
+        return torch.tensor(channels, dtype=torch.long, device="cpu" if device.type == "meta" else device)
+
+    outputs = {layer: index(keep[axis]) for axis in keep for layer in wiring.writers[axis]}
+    inputs = {
+        layer: index(positions(wiring, channels, keep))
+        for layer, channels in [*wiring.passes, *wiring.reads]
+        if any(wiring.axis(span) in keep for span in channels)
+    }
+    for name, channels in inputs.items():
+        cut_inputs_(net.get_submodule(name), channels.to(device))
+    for name, channels in outputs.items():
+        cut_outputs_(net.get_submodule(name), channels.to(device))
+
+
+@OPERATIONS.register("prune")
+def apply_prune_(net: nn.Module, step: dict) -> None:
+    """Cut a network as a recorded step says, in place."""
+    wiring = net.wiring()
+    cut_(net, wiring, {wiring.axis_of(layer): channels for layer, channels in step["keep"].items()})
+
+
+@singledispatch
+def cut_inputs_(layer: nn.Module, kept: Tensor) -> None:
+    """Keep these input channels of a layer (for BatchNorm: these channels), in this order."""
+    raise TypeError(f"no input slicer for {type(layer).__name__}")
+
+
+@singledispatch
+def cut_outputs_(layer: nn.Module, kept: Tensor) -> None:
+    """Keep these filters of a layer, in this order."""
+    raise TypeError(f"no output slicer for {type(layer).__name__}")
+
+
+def _select(parameter: nn.Parameter, kept: Tensor, dim: int) -> nn.Parameter:
+    selected = parameter.detach().index_select(dim, kept)
+    return nn.Parameter(selected, requires_grad=parameter.requires_grad)
+
+
+@cut_inputs_.register
+def _(layer: nn.Conv2d, kept: Tensor) -> None:
+    layer.weight = _select(layer.weight, kept, 1)
+    layer.in_channels = len(kept)
+
+
+@cut_outputs_.register
+def _(layer: nn.Conv2d, kept: Tensor) -> None:
+    layer.weight = _select(layer.weight, kept, 0)
+    layer.out_channels = len(kept)
+    if layer.bias is not None:
+        layer.bias = _select(layer.bias, kept, 0)
+
+
+@cut_inputs_.register
+def _(layer: nn.Linear, kept: Tensor) -> None:
+    layer.weight = _select(layer.weight, kept, 1)
+    layer.in_features = len(kept)
+
+
+@cut_outputs_.register
+def _(layer: nn.Linear, kept: Tensor) -> None:
+    layer.weight = _select(layer.weight, kept, 0)
+    layer.out_features = len(kept)
+    if layer.bias is not None:
+        layer.bias = _select(layer.bias, kept, 0)
+
+
+@cut_inputs_.register(nn.BatchNorm1d)
+@cut_inputs_.register(nn.BatchNorm2d)
+def _(layer: nn.BatchNorm2d, kept: Tensor) -> None:
+    if layer.affine:
+        layer.weight, layer.bias = _select(layer.weight, kept, 0), _select(layer.bias, kept, 0)
+    if layer.track_running_stats:
+        layer.running_mean = layer.running_mean.index_select(0, kept)
+        layer.running_var = layer.running_var.index_select(0, kept)
+    layer.num_features = len(kept)
+
+
+@cut_inputs_.register
+def _(layer: CPConv2d, kept: Tensor) -> None:
+    cut_inputs_(layer.feature.pointwise, kept)
+
+
+@cut_outputs_.register
+def _(layer: CPConv2d, kept: Tensor) -> None:
+    filters = layer.out_channels
+    terms = torch.cat([kept + term * filters for term in range(layer.rank)])
+    cut_outputs_(layer.feature.pointwise, terms)
+    for depthwise in (layer.feature.vertical, layer.feature.horizontal):
+        cut_outputs_(depthwise, terms)
+        depthwise.in_channels = depthwise.groups = len(terms)
+    if layer.bias is not None:
+        layer.bias = _select(layer.bias, kept, 0)
