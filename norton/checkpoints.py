@@ -1,0 +1,205 @@
+"""Checkpoints: plain data and tensors that rebuild their network, and files in the published layout."""
+
+import copy
+import io
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from norton.errors import InputError
+from norton.files import write_whole
+from norton.models import NETWORKS, build, dense_network
+from norton.plan import apply_plan_, plan_of
+from norton.rates import format_rates, parse_rates
+
+FORMAT = 1
+_KEYS = {"format", "arch", "num_classes", "plan", "state_dict", "metrics", "lineage"}
+
+
+def save(
+    net: nn.Module,
+    path: str | Path,
+    *,
+    metrics: Mapping[str, Any] | None = None,
+    lineage: Sequence[Mapping[str, Any]] = (),
+) -> Path:
+    """Write a network that `load` rebuilds: architecture, plan, weights, metrics, lineage.
+
+    metrics: what the file claims, e.g. {"top1": 93.8} in percent.  lineage: where it came from, a record per step.
+    A network from elsewhere than `norton.build` can be saved too; `load` then needs its dense form.
+    """
+    content = {
+        "format": FORMAT,
+        "arch": getattr(net, "arch", None),
+        "num_classes": getattr(net, "num_classes", None),
+        "plan": plan_of(net),
+        "state_dict": {key: value.detach().cpu() for key, value in net.state_dict().items()},
+        "metrics": dict(metrics or {}),
+        "lineage": [dict(step) for step in lineage],
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return write_whole(path, buffer.getvalue())
+
+
+def load(
+    path: str | Path,
+    *,
+    arch: str | None = None,
+    rank: int | None = None,
+    compress_rate: str | Sequence[float] | None = None,
+    net: nn.Module | None = None,
+) -> nn.Module:
+    """The network of a checkpoint, in evaluation mode, on the CPU.
+
+    A file of `norton.save` needs nothing else.  A published one (`{"state_dict", "rank", "compress_rate"}` or less)
+    takes from the arguments what it lacks; its architecture is recognised by its layer names.  net: the dense form of
+    a network that `norton.build` does not know; it is not changed.
+
+    Raises InputError if the file is missing, truncated, holds anything but tensors and plain data, or is of another
+    network, rank or rates than told.
+    """
+    return rebuild(read(path), path, arch=arch, rank=rank, compress_rate=compress_rate, net=net)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The plain content of a checkpoint file, with a `state_dict`; code in it is refused, never run."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {path}; give the path of a file written by norton.save or published")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path}: refused, because it holds code or is no checkpoint ({_first_line(error)})") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+        raise InputError(
+            f"{path}: not a whole checkpoint ({_first_line(error)}); it may be truncated, fetch or write it again"
+        ) from None
+    if isinstance(content, Mapping) and content and all(isinstance(v, Tensor) for v in content.values()):
+        content = {"state_dict": content}
+    if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
+        raise InputError(f"{path}: holds no state_dict, so it is no checkpoint of a network")
+    state = {str(key).removeprefix("module."): value for key, value in content["state_dict"].items()}
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path}: its state_dict is empty or holds something else than tensors")
+    return {**content, "state_dict": state}
+
+
+def rebuild(
+    content: Mapping[str, Any],
+    path: str | Path = "checkpoint",
+    *,
+    arch: str | None = None,
+    rank: int | None = None,
+    compress_rate: str | Sequence[float] | None = None,
+    net: nn.Module | None = None,
+) -> nn.Module:
+    """The network of a checkpoint's content, see `load`; path: for messages."""
+    if "format" in content:
+        rebuilt = _from_plan(content, path, arch, net)
+        _check_told(rebuilt, path, rank, compress_rate)
+    else:
+        rebuilt = _from_published(content, path, arch, rank, compress_rate)
+    _load_strictly(rebuilt, content["state_dict"], path)
+    return rebuilt.eval()
+
+
+def identify(state_dict: Mapping[str, Tensor]) -> str | None:
+    """The architecture whose layers have these names, whatever the rank and rates."""
+    layers = {key.split(".feature.")[0].removesuffix(".weight") for key in state_dict if key.endswith(".weight")}
+    for arch in NETWORKS:
+        with torch.device("meta"):
+            names = dense_network(arch).state_dict()
+        if layers == {key.removesuffix(".weight") for key in names if key.endswith(".weight")}:
+            return arch
+    return None
+
+
+def _from_plan(content: Mapping[str, Any], path, arch: str | None, net: nn.Module | None) -> nn.Module:
+    if content["format"] != FORMAT or not content.keys() >= _KEYS:
+        raise InputError(f"{path}: format {content['format']!r} is not {FORMAT}; use the Norton version that wrote it")
+    if arch is not None and content["arch"] != arch:
+        raise InputError(f"{path}: holds a {content['arch'] or 'network of its own'}, not a {arch} as told")
+    with torch.device("meta"):
+        if content["arch"] is not None:
+            dense = dense_network(content["arch"], content["num_classes"])
+        elif net is None:
+            raise InputError(f"{path}: its network is none of norton.build; pass its dense form as net=")
+        else:
+            dense = copy.deepcopy(net).to("meta")
+        try:
+            return apply_plan_(dense, content["plan"])
+        except (KeyError, AttributeError, IndexError, RuntimeError, TypeError) as error:
+            raise InputError(f"{path}: its plan does not fit the network ({_first_line(error)})") from None
+
+
+def _from_published(content: Mapping[str, Any], path, arch, rank, compress_rate) -> nn.Module:
+    state = content["state_dict"]
+    found = identify(state)
+    if arch is not None and found is not None and arch != found:
+        raise InputError(f"{path}: holds a {found}, not a {arch} as told")
+    arch = arch or found
+    if arch is None:
+        raise InputError(f"{path}: its layers are those of none of {', '.join(NETWORKS)}")
+    rank = _agree(path, "rank", content.get("rank"), rank, 0 if not any(".feature." in key for key in state) else None)
+    compress_rate = _agree(path, "compress_rate", content.get("compress_rate"), compress_rate, None)
+    if rank is None:
+        raise InputError(f"{path}: does not say its rank; tell it, e.g. rank=1")
+    *_, last = (value for key, value in state.items() if key.endswith(".weight") and value.dim() == 2)
+    with torch.device("meta"):
+        return build(arch, rank, compress_rate, num_classes=len(last))
+
+
+def _agree(path, what: str, in_file, told, default):
+    """What the file says; an argument must not contradict it."""
+    if in_file is None:
+        return default if told is None else told
+    same = told is None or (_plain_rates(in_file) == _plain_rates(told) if what == "compress_rate" else in_file == told)
+    if not same:
+        raise InputError(f"{path}: has {what} {in_file}, not {told} as told; leave it out to use the file's")
+    return in_file
+
+
+def _plain_rates(rates) -> str:
+    return format_rates(parse_rates(rates))
+
+
+def _check_told(net: nn.Module, path, rank: int | None, compress_rate) -> None:
+    """Compare what was told with the shapes that the plan gave."""
+    if rank is None and compress_rate is None:
+        return
+    ranks = {layer.rank for layer in net.modules() if hasattr(layer, "composed_weight")} or {0}
+    if rank is not None and ranks != {rank}:
+        raise InputError(f"{path}: has rank {', '.join(map(str, sorted(ranks)))}, not {rank} as told")
+    if compress_rate is not None:
+        with torch.device("meta"):
+            told = build(net.arch, max(ranks) if len(ranks) == 1 else 0, compress_rate, net.num_classes)
+        expected = [told.wiring().width(axis) for axis in sorted(told.wiring().writers)]
+        present = [net.wiring().width(axis) for axis in sorted(net.wiring().writers)]
+        if expected != present:
+            raise InputError(f"{path}: its layers have other widths than compress_rate={compress_rate} gives")
+
+
+def _load_strictly(net: nn.Module, state: Mapping[str, Tensor], path) -> None:
+    expected = net.state_dict()
+    wrong = [key for key in expected if key not in state] + [key for key in state if key not in expected]
+    if wrong:
+        raise InputError(f"{path}: {len(wrong)} names do not match {type(net).__name__}, first {wrong[0]!r}")
+    for key, value in expected.items():
+        if value.shape != state[key].shape:
+            raise InputError(
+                f"{path}: {key} is {tuple(state[key].shape)} in the file and {tuple(value.shape)} for this rank and "
+                "these rates; check rank= and compress_rate="
+            )
+        if state[key].is_floating_point() and not state[key].isfinite().all():
+            raise InputError(f"{path}: {key} holds values that are not finite")
+    net.load_state_dict(dict(state), strict=True, assign=True)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__

@@ -1,0 +1,89 @@
+"""Fit a network to data, keep the best epoch, survive being killed."""
+
+import copy
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from torch import nn
+
+from norton.data.datamodule import ClassificationData
+from norton.decomposition.cp import set_form_
+from norton.errors import InputError
+from norton.training.classifier import Classifier, Recipe
+
+LAST = "last.ckpt"
+
+
+def fit(
+    net: nn.Module,
+    data: ClassificationData,
+    recipe: Recipe,
+    *,
+    folder: str | Path,
+    seed: int = 0,
+    loggers: Sequence = (),
+    resume: bool = True,
+    **trainer_options,
+) -> nn.Module:
+    """A trained copy of `net`: the weights of the epoch that was best on validation (see `Recipe.selection`).
+
+    folder: takes the training state after every epoch; with `resume`, a training found there goes on where it was,
+    with the same batches an uninterrupted one would have seen.  trainer_options: the Lightning Trainer's own.
+
+    Raises InputError if the loss is not finite from the first epoch on, so that no epoch can be kept.
+    """
+    if recipe.epochs == 0:
+        return copy.deepcopy(net)
+    folder = Path(folder)
+    lightning.seed_everything(seed, verbose=False)
+    module = Classifier(set_form_(copy.deepcopy(net), recipe.form), recipe, data.num_classes)
+    best = ModelCheckpoint(
+        folder, filename="best", monitor="val/top1", mode="max", save_last=True, enable_version_counter=False
+    )
+    trainer = lightning.Trainer(
+        max_epochs=recipe.epochs,
+        logger=list(loggers),
+        callbacks=[best, TQDMProgressBar(refresh_rate=10, leave=False)],
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+        **_quiet(trainer_options),
+    )
+    selection = data.test_dataloader() if recipe.selection == "test" else data.val_dataloader()
+    state = folder / LAST
+    trainer.fit(
+        module,
+        data.train_dataloader(),
+        selection,
+        ckpt_path=state if resume and state.exists() else None,
+        weights_only=True,
+    )
+    if not best.best_model_path or not math.isfinite(float(trainer.callback_metrics.get("fit/loss", 0.0))):
+        raise InputError("training diverged: the loss is not finite; use a lower training.learning_rate")
+    state_dict = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+    trained = copy.deepcopy(net)
+    trained.load_state_dict({key[4:]: value for key, value in state_dict.items() if key.startswith("net.")})
+    return trained
+
+
+def evaluate(
+    net: nn.Module, data: ClassificationData, *, split: str = "test", form: str = "composed", **trainer_options
+) -> dict[str, float]:
+    """{"top1", "top5", "loss"} on one split; accuracies in percent.  net: untouched."""
+    module = Classifier(set_form_(copy.deepcopy(net), form), Recipe(epochs=0), data.num_classes)
+    trainer = lightning.Trainer(
+        logger=False, enable_checkpointing=False, enable_model_summary=False, **_quiet(trainer_options)
+    )
+    if split == "test":
+        (result,) = trainer.test(module, data.test_dataloader(), verbose=False)
+    else:
+        (result,) = trainer.validate(module, data.val_dataloader(), verbose=False)
+    measured = {key.split("/")[1]: value for key, value in result.items()}
+    return {"top1": 100 * measured["top1"], "top5": 100 * measured["top5"], "loss": measured["loss"]}
+
+
+def _quiet(options: dict) -> dict:
+    return {"enable_model_summary": False, **options}
