@@ -1,0 +1,130 @@
+"""A dataset as Lightning wants it."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning
+import torch
+from torch import Tensor, distributed
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from norton.data.splits import DEFAULT_ROOT, Splits, generator, load_data
+from norton.errors import InputError
+
+
+class EpochSampler(DistributedSampler):
+    """Shuffles by (seed, epoch) alone, so a resumed training sees the batches an uninterrupted one would have seen.
+
+    Lightning tells a sampler the epoch; this one passes it on to the dataset's augmentation and to `generator`, from
+    which a DataLoader seeds its workers. Each of several devices gets every n-th sample of the same order.
+    """
+
+    # A DistributedSampler because Lightning leaves only those in place on several devices; theirs is told the devices
+    # when it is made, which for a loader handed to `Trainer.fit` is before there are any.
+    def __init__(self, dataset: Dataset, seed: int = 0):
+        super().__init__(dataset, num_replicas=1, rank=0, seed=seed)
+        self.generator = torch.Generator()
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        self.generator.set_state(generator(self.seed, epoch, _devices()[1]).get_state())
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.dataset) / _devices()[0])
+
+    def __iter__(self) -> Iterator[int]:
+        devices, rank = _devices()
+        order = torch.randperm(len(self.dataset), generator=generator(self.seed, self.epoch))
+        filled = torch.arange(len(self) * devices) % len(order)  # devices must get equally many
+        return iter(order[filled][rank::devices].tolist())
+
+
+class LateLoader(DataLoader):
+    """Starts its workers at the first batch: Lightning asks for the iterator before it tells the sampler the epoch."""
+
+    def __iter__(self) -> Iterator:
+        yield from super().__iter__()
+
+
+def _devices() -> tuple[int, int]:
+    """How many devices train together, and which this is."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size(), distributed.get_rank()
+    return 1, 0
+
+
+class ClassificationData(lightning.LightningDataModule):
+    """A dataset's loaders.
+
+    name, root, seed and options: as in `load_data`, which is called at the first use; the seed also decides the order
+    and augmentation of each training epoch.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        batch_size: int,
+        *,
+        root: str | Path | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+        **options,
+    ):
+        super().__init__()
+        if batch_size < 1:
+            raise InputError(f"data {name}: batch_size {batch_size} must be at least 1")
+        self.name = name
+        self.batch_size = batch_size
+        self.root = Path(root) if root is not None else DEFAULT_ROOT
+        self.seed = seed
+        self.num_workers = num_workers
+        self.options = options
+        self._splits: Splits | None = None
+
+    @property
+    def splits(self) -> Splits:
+        if self._splits is None:
+            self._splits = load_data(self.name, root=self.root, seed=self.seed, **self.options)
+        return self._splits
+
+    @property
+    def num_classes(self) -> int:
+        return self.splits.num_classes
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.splits.classes
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        return self.splits.input_size
+
+    def train_dataloader(self) -> DataLoader:
+        sampler = EpochSampler(self.splits.train, self.seed)
+        return self._loader(self.splits.train, sampler=sampler, generator=sampler.generator)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(self.splits.val)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader(self.splits.test)
+
+    def _loader(self, dataset: Dataset, **order) -> DataLoader:
+        # A loader without a generator takes a number from torch's global one at every start of an epoch.
+        order.setdefault("generator", generator(self.seed))
+        return LateLoader(dataset, batch_size=self.batch_size, num_workers=self.num_workers, **order)
+
+    def calibration_images(self, count: int) -> Tensor:
+        """The first `count` training images without augmentation or labels: (count, 3, H, W), e.g. for BatchNorm.
+
+        The seed decides which; in the embedded sets and CIFAR-10 they have the class proportions of the whole.
+        """
+        images = self.splits.calibration
+        if not 1 <= count <= len(images):
+            raise InputError(f"data {self.name}: {count} calibration images asked for; there are 1 to {len(images)}")
+        return torch.stack([images[index][0] for index in range(count)])
