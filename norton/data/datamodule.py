@@ -7,7 +7,7 @@ from pathlib import Path
 import lightning
 import torch
 from torch import Tensor, distributed
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.data.distributed import DistributedSampler
 
 from norton.data.splits import DEFAULT_ROOT, Splits, generator, load_data
@@ -127,4 +127,5 @@ class ClassificationData(lightning.LightningDataModule):
         images = self.splits.calibration
         if not 1 <= count <= len(images):
             raise InputError(f"data {self.name}: {count} calibration images asked for; there are 1 to {len(images)}")
-        return torch.stack([images[index][0] for index in range(count)])
+        first = DataLoader(Subset(images, range(count)), batch_size=count, generator=generator(self.seed))
+        return next(iter(first))[0]

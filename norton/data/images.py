@@ -78,7 +78,7 @@ class ImageTensors(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         """A whole batch's samples, computed together; the DataLoader calls this and collates them as any others."""
         indices = torch.as_tensor(indices)
-        images = self.images[indices]
+        images = self.images.index_select(0, indices)
         if self.augment is not None:
             images = self.augment(images, self.draws[indices])
         images = images.float().mul_(self.scale).sub_(self.shift)

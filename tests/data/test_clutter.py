@@ -32,7 +32,7 @@ def test_patches_stay_in_their_region(monkeypatch):
             image[:, top:bottom, left:right] = 50 * number
     monkeypatch.setattr(clutter, "photographs", lambda: marked)
     for number, split in enumerate(SIZES):
-        seen = clutter.patches(500, split, torch.Generator().manual_seed(0))
+        seen = clutter.patches(300, split, torch.Generator().manual_seed(0))
         torch.testing.assert_close(seen, torch.full_like(seen, 50 * number / 255))
 
 
@@ -41,7 +41,6 @@ def test_default_sizes_and_copies():
     assert [len(part) for part in (splits.train, splits.val, splits.test)] == [10500, 1000, 2000]
     assert torch.equal(splits.train.labels[:3500], splits.train.labels[3500:7000])
     assert not torch.equal(splits.train.images[:3500], splits.train.images[3500:7000])
-    assert len(load_data("clutter", copies=[1, 1, 1]).train) == 3500
 
 
 @pytest.mark.parametrize("copies", [(3, 2), (1, 0, 1)])
