@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from norton.decomposition.cp_als import cp_filters
 from norton.decomposition.methods import DECOMPOSITIONS
-from norton.factors import Factors
+from norton.factors import Factors, reconstruct
 
 Form = Literal["factored", "grouped", "composed"]
 
@@ -129,9 +129,7 @@ class CPConv2d(nn.Module):
 
     def composed_weight(self) -> Tensor:
         """(O, C, kh, kw): the dense weight this layer equals; gradients flow to the factors."""
-        head, body, tail = self.factors()
-        spatial = torch.einsum("iro,jro->orij", body, tail)
-        return torch.einsum("cro,orij->ocij", head, spatial)
+        return reconstruct(self.factors())
 
     # Three ways to compute it
 

@@ -1,0 +1,37 @@
+"""Decompose the convolutions of a network."""
+
+from omegaconf import DictConfig
+
+import norton
+from norton import cli, report, steps
+from norton.files import write_json
+
+
+@cli.script("decompose")
+def run(cfg: DictConfig) -> None:
+    net, origin = steps.open_network(cfg)
+    folder = cli.open_folder(cfg)
+    small = steps.decompose(net, cfg)
+    errors = norton.layer_nmse(net, small)
+    rows = steps.layer_rows(net, small, errors)
+    if cfg.calibration.batchnorm:
+        steps.calibrate_(small, cfg, steps.open_data(cfg))
+
+    before, after = norton.complexity(net), norton.complexity(small)
+    metrics = {"nmse": norton.nmse(net, small), "macs": after.macs, "params": after.params}
+    record = steps.lineage_record("decompose", cfg, ("rank", "decomposition", "calibration"))
+    norton.save(small, folder / "model.pt", metrics=metrics, lineage=[*origin["lineage"], record])
+    write_json(folder / "metrics.json", {**metrics, "nmse_by_layer": errors})
+    report.write_table(folder / "table.md", rows)
+    panels = {"NMSE": errors, "MACs after": {name: after.by_layer[name].macs for name in errors}}
+    report.layer_picture(folder / "picture.png", panels, f"{type(net).__name__}, rank {cfg.rank}")
+
+    report.print_table(rows, f"{type(net).__name__} decomposed at rank {cfg.rank}")
+    total = {"": "network", "NMSE": f"{metrics['nmse']:.4f}", **steps.cost_row(after, before)}
+    report.print_table([total])
+    print(f"written to {folder}/: model.pt, config.yaml, metrics.json, table.md, picture.png")
+    print(f"next: python evaluate.py checkpoint={folder}/model.pt")
+
+
+if __name__ == "__main__":
+    run()

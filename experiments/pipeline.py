@@ -1,0 +1,134 @@
+"""The whole chain: dense network → decompose → prune → fine-tune, each stage measured."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+from torch import nn
+
+import norton
+from norton import cli, report, steps
+from norton.checkpoints import read
+from norton.files import write_json
+from norton.latency import latencies
+
+LABELS = {"train": "dense", "decompose": "decomposed", "prune": "pruned", "finetune": "fine-tuned"}
+
+
+@cli.script("pipeline")
+def run(cfg: DictConfig) -> None:
+    check_steps(cfg)
+    data = steps.open_data(cfg)
+    net, origin = steps.open_network(cfg)
+    steps.check_classes(net, data)
+    folder = cli.open_folder(cfg)
+    stages = {}
+    if "train" not in cfg.steps:
+        stages["dense" if not norton.plan.plan_of(net) else "start"] = stage_file(folder, 0, "start")
+        if not stages_done(folder, 0, "start"):
+            norton.save(net, stage_file(folder, 0, "start"), **origin)
+    for number, step in enumerate(cfg.steps, start=1):
+        net, origin["lineage"] = run_step(net, origin["lineage"], step, number, cfg, data, folder)
+        stages[label(step, stages)] = stage_file(folder, number, step)
+    measure(stages, cfg, data, folder)
+
+
+def check_steps(cfg: DictConfig) -> None:
+    """Raise InputError, before any work, for steps that cannot be run."""
+    for step in cfg.steps:
+        if step not in LABELS:
+            raise norton.InputError(f"unknown step {step!r}; steps are {', '.join(LABELS)}")
+    if not cfg.steps:
+        raise norton.InputError(f"no steps; give e.g. steps=[decompose,prune,finetune] out of {', '.join(LABELS)}")
+
+
+def run_step(
+    net: nn.Module, lineage: list, step: str, number: int, cfg: DictConfig, data, folder: Path
+) -> tuple[nn.Module, list]:
+    """Run one step and save its network, or take the network of a run that was stopped after it."""
+    path = stage_file(folder, number, step)
+    if path.exists():
+        return norton.load(path), read(path)["lineage"]
+    if step == "decompose":
+        net, used = steps.decompose(net, cfg), ("rank", "decomposition", "calibration")
+    elif step == "prune":
+        net, used = steps.prune(net, cfg), ("compress_rate", "pruning", "calibration")
+    else:
+        recipe = "pretraining" if step == "train" else "training"
+        net, used = steps.fit(net, cfg, cfg[recipe], data, folder / f"{number}_{step}"), (recipe, "data", "seed")
+    if step in ("decompose", "prune"):
+        steps.calibrate_(net, cfg, data)
+    lineage = [*lineage, steps.lineage_record(step, cfg, used)]
+    norton.save(net, path, lineage=lineage)
+    return net.eval(), lineage
+
+
+def measure(stages: dict[str, Path], cfg: DictConfig, data, folder: Path) -> None:
+    """Measure every stage, write and show the results."""
+    nets = {name: norton.load(path) for name, path in stages.items()}
+    dense = steps.dense_cost(next(iter(nets.values())))
+    costs = {name: norton.complexity(net) for name, net in nets.items()}
+    accuracies = {name: steps.evaluate(net, cfg, data) for name, net in nets.items()}
+    times = latencies(nets, steps.example_batch(data, cfg.latency_batch))
+    milliseconds = f"ms / {cfg.latency_batch} images"
+    rows, metrics = [], {}
+    for name, path in stages.items():
+        # The final file claims what was measured, once.
+        content = read(path)
+        claims: dict[str, Any] = {**accuracies[name], "macs": costs[name].macs, "params": costs[name].params}
+        if content["metrics"] != claims | {"data": data.name}:
+            norton.save(nets[name], path, metrics={**claims, "data": data.name}, lineage=content["lineage"])
+        rows.append(
+            {
+                "network": name,
+                "test top-1 %": accuracies[name]["top1"],
+                **steps.cost_row(costs[name], dense),
+                "file MB": path.stat().st_size / 1e6,
+                milliseconds: times[name].milliseconds,
+                "computed as": times[name].form,
+            }
+        )
+        metrics[name] = {
+            **claims,
+            "file_bytes": path.stat().st_size,
+            "latency_ms": times[name].milliseconds,
+            "latency_form": times[name].form,
+            "checkpoint": str(path),
+        }
+    write_json(folder / "metrics.json", metrics)
+    report.write_table(folder / "table.md", rows)
+    panels = {
+        "test accuracy (top-1, %)": {row["network"]: row["test top-1 %"] for row in rows},
+        "MACs (millions)": {name: cost.macs / 1e6 for name, cost in costs.items()},
+        "parameters (thousands)": {name: cost.params / 1e3 for name, cost in costs.items()},
+        "file (MB)": {row["network"]: row["file MB"] for row in rows},
+        f"latency ({milliseconds})": {row["network"]: row[milliseconds] for row in rows},
+    }
+    arch = next(iter(nets.values())).arch
+    setting = f"rank {steps.plain(cfg.rank)}, rates {steps.plain(cfg.compress_rate)}"
+    title = f"{arch} on {data.name}" + (f": {setting}" if len(rows) > 1 else "")
+    report.bar_picture(folder / "picture.png", panels, title)
+    report.print_table(rows, title)
+    Console().print(f"written to {folder}/: config.yaml, metrics.json, table.md, picture.png, a checkpoint per stage")
+    print(f"final checkpoint: {path}")
+
+
+def stage_file(folder: Path, number: int, step: str) -> Path:
+    return folder / f"{number}_{step}.pt"
+
+
+def stages_done(folder: Path, number: int, step: str) -> bool:
+    return stage_file(folder, number, step).exists()
+
+
+def label(step: str, taken: dict) -> str:
+    """What a stage is called in the table; a repeated step gets a number."""
+    name, count = LABELS[step], 2
+    while name in taken:
+        name, count = f"{LABELS[step]} {count}", count + 1
+    return name
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,86 @@
+"""Results for people: a table on the screen, the same as Markdown, and a picture."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from norton.files import write_whole
+
+Row = Mapping[str, Any]
+
+
+def print_table(rows: Sequence[Row], title: str = "") -> None:
+    """Print rows of the same keys; numbers are aligned right."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for key, value in rows[0].items():
+        table.add_column(key, justify="left" if isinstance(value, str) and key == next(iter(rows[0])) else "right")
+    for row in rows:
+        table.add_row(*(format_cell(value) for value in row.values()))
+    Console(width=None if Console().is_terminal else 140).print(table)
+
+
+def write_table(path: str | Path, rows: Sequence[Row]) -> Path:
+    """Write rows as a Markdown table."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + " --- |" * len(rows[0])]
+    lines += ["| " + " | ".join(format_cell(value) for value in row.values()) + " |" for row in rows]
+    return write_whole(path, "\n".join(lines) + "\n")
+
+
+def format_cell(value: Any) -> str:
+    """Large counts in millions as papers print them, other floats with two decimals, None as a dash."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return str(value)
+
+
+def millions(count: int) -> str:
+    return f"{count / 1e6:.2f}M"
+
+
+def bar_picture(path: str | Path, panels: Mapping[str, Mapping[str, float]], title: str) -> Path:
+    """A row of bar charts: panel title → bar label → value."""
+    figure, axes = _figure(len(panels), 3.1 * len(panels), 3.4)
+    for axis, (name, bars) in zip(axes, panels.items(), strict=True):
+        drawn = axis.bar(list(bars), list(bars.values()), color=_COLOURS[: len(bars)], width=0.7)
+        axis.bar_label(drawn, fmt=lambda v: f"{v:.3g}" if v < 100 else f"{v:.0f}", padding=2, fontsize=8)
+        axis.set_title(name, fontsize=10)
+        axis.tick_params(axis="x", labelrotation=30, labelsize=8)
+        axis.margins(y=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+    return _save(path, figure, title)
+
+
+def layer_picture(path: str | Path, panels: Mapping[str, Mapping[str, float]], title: str) -> Path:
+    """One panel below the other, each with a bar per layer."""
+    count = max(len(bars) for bars in panels.values())
+    figure, axes = _figure(1, max(6.0, 0.22 * count), 2.6 * len(panels), rows=len(panels))
+    for axis, (name, bars) in zip(axes, panels.items(), strict=True):
+        axis.bar(list(bars), list(bars.values()), color=_COLOURS[0])
+        axis.set_ylabel(name, fontsize=9)
+        axis.tick_params(axis="x", labelrotation=90, labelsize=6)
+        axis.margins(x=0.01)
+        axis.spines[["top", "right"]].set_visible(False)
+    return _save(path, figure, title)
+
+
+_COLOURS = ["#4c72b0", "#dd8452", "#c44e52", "#55a868", "#8172b3", "#937860", "#da8bc3", "#8c8c8c"]
+
+
+def _figure(columns: int, width: float, height: float, rows: int = 1):
+    from matplotlib.figure import Figure  # without pyplot there is no global state, and no backend to choose
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False).flatten()
+
+
+def _save(path: str | Path, figure, title: str) -> Path:
+    figure.suptitle(title, fontsize=11)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return write_whole(path, buffer.getvalue())

@@ -1,0 +1,169 @@
+"""The steps of the chain as the scripts run them: configuration comes in here and is unpacked here."""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import Tensor, nn
+
+import norton
+from norton.calibration import reestimate_batchnorm_
+from norton.checkpoints import read, rebuild
+from norton.counting import Complexity, complexity, percent_removed
+from norton.errors import InputError
+from norton.models import build
+from norton.report import millions
+
+
+def plain(value: Any) -> Any:
+    """A config value as plain data."""
+    return OmegaConf.to_container(value, resolve=True) if isinstance(value, (DictConfig, ListConfig)) else value
+
+
+def open_network(cfg: DictConfig, *, told: bool = False) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of `checkpoint=`, or a fresh one of `model=`, and the checkpoint's metrics and lineage.
+
+    told: rank and rates of the config describe the network in the file, rather than what to do with it.
+    """
+    if cfg.checkpoint is not None:
+        content = read(cfg.checkpoint)
+        description = {"rank": plain(cfg.rank), "compress_rate": plain(cfg.compress_rate)} if told else {}
+        net = rebuild(content, cfg.checkpoint, arch=cfg.model.arch, **description)
+        return net, {"metrics": content.get("metrics", {}), "lineage": list(content.get("lineage", []))}
+    if cfg.model.arch is None:
+        raise InputError("no network: give checkpoint=FILE, or model=NAME for one with random weights")
+    lightning.seed_everything(cfg.seed, verbose=False)
+    return build(cfg.model.arch, num_classes=cfg.model.num_classes), {"metrics": {}, "lineage": []}
+
+
+def open_data(cfg: DictConfig):
+    """The LightningDataModule of `data=`, checked against nothing yet."""
+    from norton.data.datamodule import ClassificationData  # Lightning takes seconds to import
+
+    return ClassificationData(**plain(cfg.data))
+
+
+def check_classes(net: nn.Module, data) -> None:
+    """Raise InputError where the data have other classes than the network."""
+    if getattr(net, "num_classes", data.num_classes) != data.num_classes:
+        raise InputError(
+            f"the network tells {net.num_classes} classes apart, the data {data.name} have {data.num_classes}; "
+            "choose another data= or checkpoint="
+        )
+
+
+def decompose(net: nn.Module, cfg: DictConfig) -> nn.Module:
+    """`norton.decompose` as configured."""
+    if cfg.rank is None:
+        raise InputError("no rank: give rank=N, or a rank per layer pattern such as rank='{layer1.*: 2, layer2.*: 3}'")
+    d = cfg.decomposition
+    options = plain(d.options) or {}
+    return norton.decompose(
+        net, plain(cfg.rank), method=d.method, skip=plain(d.skip), seed=d.seed, progress=True, **options
+    )
+
+
+def prune(net: nn.Module, cfg: DictConfig) -> nn.Module:
+    """`norton.prune` as configured."""
+    if cfg.compress_rate is None:
+        raise InputError("no rates: give compress_rate=RATES, e.g. compress_rate=[0.]+[0.4]*29")
+    return norton.prune(net, plain(cfg.compress_rate), progress=True, **plain(cfg.pruning))
+
+
+def calibrate_(net: nn.Module, cfg: DictConfig, data) -> nn.Module:
+    """Re-estimate BatchNorm as configured, in place."""
+    if cfg.calibration.batchnorm:
+        images = data.calibration_images(cfg.calibration.images)
+        reestimate_batchnorm_(net, images, cfg.calibration.batch_size)
+    return net
+
+
+def fit(net: nn.Module, cfg: DictConfig, recipe: DictConfig, data, folder: Path) -> nn.Module:
+    """Train as configured; state and logs go to `folder`."""
+    from hydra.utils import instantiate
+
+    from norton.training import Recipe
+    from norton.training import fit as train
+
+    loggers = [instantiate(logger) for logger in cfg.logger.values()] if cfg.logger else []
+    return train(
+        net, data, Recipe(**plain(recipe)), folder=folder, seed=cfg.seed, loggers=loggers, **plain(cfg.trainer)
+    )
+
+
+def evaluate(net: nn.Module, cfg: DictConfig, data, split: str = "test") -> dict[str, float]:
+    """Accuracies in percent, on one device."""
+    from norton.training import evaluate as measure
+
+    check_classes(net, data)
+    options = {**plain(cfg.trainer), "devices": 1, "num_nodes": 1, "strategy": "auto"}
+    return measure(net, data, split=split, **options)
+
+
+def lineage_record(step: str, cfg: DictConfig, keys: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What a checkpoint remembers of the step that made it."""
+    settings = {key: plain(cfg[key]) for key in keys}
+    return {"step": step, **settings, "norton": norton.__version__, "torch": str(torch.__version__)}
+
+
+def cost_row(cost: Complexity, dense: Complexity) -> dict[str, Any]:
+    """MACs and parameters as columns of a table, with what was removed against the dense network."""
+    return {
+        "MACs": millions(cost.macs),
+        "MACs removed %": percent_removed(cost.macs, dense.macs),
+        "params": millions(cost.params),
+        "params removed %": percent_removed(cost.params, dense.params),
+    }
+
+
+def dense_cost(net: nn.Module, convention: str = "norton", input_size=None) -> Complexity:
+    """The cost of the dense network that `net` came from."""
+    with torch.device("meta"):
+        dense = build(net.arch, num_classes=net.num_classes)
+    return complexity(_materialised(dense), input_size, convention=convention)
+
+
+def _materialised(net: nn.Module) -> nn.Module:
+    return copy.deepcopy(net).to_empty(device="cpu")
+
+
+def layer_rows(net: nn.Module, small: nn.Module, errors: Mapping[str, float]) -> list[dict[str, Any]]:
+    """A row per decomposed layer: rank, NMSE, MACs before and after."""
+    before, after = complexity(net).by_layer, complexity(small).by_layer
+    rows = []
+    for name, error in errors.items():
+        layer = small.get_submodule(name)
+        rows.append(
+            {
+                "layer": name,
+                "filters": layer.out_channels,
+                "rank": layer.rank,
+                "NMSE": f"{error:.4f}",
+                "MACs before": f"{before[name].macs:,}",
+                "MACs after": f"{after[name].macs:,}",
+            }
+        )
+    return rows
+
+
+def example_batch(data, size: int) -> Tensor:
+    """Images for measuring latency."""
+    return data.calibration_images(size)
+
+
+def width_rows(net: nn.Module, small: nn.Module) -> list[dict[str, Any]]:
+    """A row per channel axis that can be pruned: its layers and the filters before and after."""
+    before, after = net.wiring(), small.wiring()
+    rows = []
+    for axis, writers in before.writers.items():
+        more = f" (+{len(writers) - 1} tied)" if len(writers) > 1 else ""
+        layer = small.get_submodule(writers[0])
+        kind = f"rank {layer.rank}" if hasattr(layer, "composed_weight") else "dense"
+        rows.append(
+            {"layer": writers[0] + more, "kind": kind, "before": before.width(axis), "after": after.width(axis)}
+        )
+    return rows

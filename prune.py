@@ -1,0 +1,35 @@
+"""Prune the filters of a network, decomposed or not."""
+
+from omegaconf import DictConfig
+
+import norton
+from norton import cli, report, steps
+from norton.files import write_json
+
+
+@cli.script("prune")
+def run(cfg: DictConfig) -> None:
+    net, origin = steps.open_network(cfg)
+    folder = cli.open_folder(cfg)
+    small = steps.prune(net, cfg)
+    if cfg.calibration.batchnorm:
+        steps.calibrate_(small, cfg, steps.open_data(cfg))
+
+    before, after = norton.complexity(net), norton.complexity(small)
+    rows = steps.width_rows(net, small)
+    metrics = {"macs": after.macs, "params": after.params, "filters": {row["layer"]: row["after"] for row in rows}}
+    record = steps.lineage_record("prune", cfg, ("compress_rate", "pruning", "calibration"))
+    norton.save(small, folder / "model.pt", metrics=metrics, lineage=[*origin["lineage"], record])
+    write_json(folder / "metrics.json", metrics)
+    report.write_table(folder / "table.md", rows)
+    panels = {f"filters {when}": {row["layer"]: row[when] for row in rows} for when in ("before", "after")}
+    report.layer_picture(folder / "picture.png", panels, f"{type(net).__name__}, {cfg.compress_rate}")
+
+    report.print_table(rows, f"{type(net).__name__} pruned by {cfg.pruning.criterion} at {cfg.compress_rate}")
+    report.print_table([{"": "network", **steps.cost_row(after, before)}])
+    print(f"written to {folder}/: model.pt, config.yaml, metrics.json, table.md, picture.png")
+    print(f"next: python evaluate.py checkpoint={folder}/model.pt")
+
+
+if __name__ == "__main__":
+    run()
