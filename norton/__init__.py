@@ -3,6 +3,7 @@
 from norton.checkpoints import load, save
 from norton.counting import complexity
 from norton.decomposition import decompose, layer_nmse, nmse
+from norton.decomposition.cp import set_form_
 from norton.errors import InputError
 from norton.models import build
 from norton.pruning import prune
@@ -21,4 +22,5 @@ __all__ = [
     "parse_rates",
     "prune",
     "save",
+    "set_form_",
 ]
