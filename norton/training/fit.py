@@ -41,13 +41,13 @@ def fit(
     folder = Path(folder)
     lightning.seed_everything(seed, verbose=False)
     module = Classifier(set_form_(copy.deepcopy(net), recipe.form), recipe, data.num_classes)
-    best = ModelCheckpoint(
-        folder, filename="best", monitor="val/top1", mode="max", save_last=True, enable_version_counter=False
-    )
+    best = ModelCheckpoint(folder, filename="best", monitor="val/top1", mode="max", enable_version_counter=False)
+    # One of its own: `save_last` of the other would be written only when an epoch is the best so far.
+    last = ModelCheckpoint(folder, filename=Path(LAST).stem, enable_version_counter=False)
     trainer = lightning.Trainer(
         max_epochs=recipe.epochs,
         logger=list(loggers),
-        callbacks=[best, TQDMProgressBar(refresh_rate=10, leave=False)],
+        callbacks=[best, last, TQDMProgressBar(refresh_rate=10, leave=False)],
         num_sanity_val_steps=0,
         default_root_dir=folder,
         **_quiet(trainer_options),
