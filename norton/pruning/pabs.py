@@ -4,7 +4,7 @@ from torch import Tensor
 
 from norton.factors import Factors
 from norton.pruning.criteria import distance
-from norton.pruning.subspaces import sines_squared
+from norton.pruning.subspaces import sum_over_modes
 
 
 @distance("pabs")
@@ -15,4 +15,4 @@ def pabs(factors: Factors) -> Tensor:
 
     Source: Pham, Zniyed & Nguyen, IEEE TNNLS 2024; Björck & Golub 1973.
     """
-    return sum(sines_squared(factor).sqrt_().asin_() for factor in factors)
+    return sum_over_modes(factors, lambda sines: sines.sqrt_().asin_())

