@@ -88,7 +88,7 @@ def test_code_is_refused_and_not_run(tmp_path):
     with pytest.raises(norton.InputError, match="refused"):
         norton.load(tmp_path / "code.pt")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Marker()))
-    with pytest.raises(norton.InputError, match="refused|not a whole"):
+    with pytest.raises(norton.InputError, match=r"refused|not a whole"):
         norton.load(tmp_path / "plain.pt")
     torch.save(norton.build("resnet_56"), tmp_path / "module.pt")
     with pytest.raises(norton.InputError, match="refused"):
@@ -99,7 +99,7 @@ def test_code_is_refused_and_not_run(tmp_path):
 def test_truncated(share, tmp_path):
     data = norton.save(compressed(), tmp_path / "a.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(norton.InputError, match="not a whole checkpoint|refused"):
+    with pytest.raises(norton.InputError, match=r"not a whole checkpoint|refused"):
         norton.load(tmp_path / "cut.pt")
 
 

@@ -117,7 +117,6 @@ class CPConv2d(nn.Module):
 
     def factors(self) -> Factors:
         """head (C, R, O), body (kh, R, O), tail (kw, R, O): views of the parameters."""
-        kh, kw = self.kernel_size
         by_term = (self.rank, self.out_channels, -1)
         return Factors(*(layer.weight.reshape(by_term).permute(2, 0, 1) for layer in self.feature))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from norton.data.datamodule import ClassificationData
@@ -47,10 +47,11 @@ def fit(
     trainer = lightning.Trainer(
         max_epochs=recipe.epochs,
         logger=list(loggers),
-        callbacks=[best, last, TQDMProgressBar(refresh_rate=10, leave=False)],
+        callbacks=[best, last],
         num_sanity_val_steps=0,
         default_root_dir=folder,
-        **_quiet(trainer_options),
+        enable_model_summary=False,
+        **trainer_options,
     )
     selection = data.test_dataloader() if recipe.selection == "test" else data.val_dataloader()
     state = folder / LAST
@@ -75,7 +76,7 @@ def evaluate(
     """{"top1", "top5", "loss"} on one split; accuracies in percent.  net: untouched."""
     module = Classifier(set_form_(copy.deepcopy(net), form), Recipe(epochs=0), data.num_classes)
     trainer = lightning.Trainer(
-        logger=False, enable_checkpointing=False, enable_model_summary=False, **_quiet(trainer_options)
+        logger=False, enable_checkpointing=False, enable_model_summary=False, **trainer_options
     )
     if split == "test":
         (result,) = trainer.test(module, data.test_dataloader(), verbose=False)
@@ -83,7 +84,3 @@ def evaluate(
         (result,) = trainer.validate(module, data.val_dataloader(), verbose=False)
     measured = {key.split("/")[1]: value for key, value in result.items()}
     return {"top1": 100 * measured["top1"], "top5": 100 * measured["top5"], "loss": measured["loss"]}
-
-
-def _quiet(options: dict) -> dict:
-    return {"enable_model_summary": False, **options}

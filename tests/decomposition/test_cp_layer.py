@@ -146,9 +146,7 @@ def test_nmse_is_the_literal_mean_over_filters_then_layers():
     for name in ranks(small):
         w, approximation = net.get_submodule(name).weight, literal_weight(small.get_submodule(name))
         errors = [
-            ((w[o] - approximation[o]).square().sum() / w[o].square().sum()).item()
-            for o in range(len(w))
-            if w[o].any()
+            ((w[o] - approximation[o]).square().sum() / w[o].square().sum()).item() for o in range(len(w)) if w[o].any()
         ]
         per_layer.append(sum(errors) / len(errors))
     assert norton.nmse(net, small) == pytest.approx(sum(per_layer) / len(per_layer), rel=1e-4)

@@ -1,0 +1,29 @@
+# `make demo` and `make test` set everything up themselves; a second call does not install again.
+.PHONY: demo test check setup clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Two threads that wait actively for each other waste a small machine.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+demo: setup
+	$(BIN)/python -m experiments.pipeline experiment=demo
+
+test: check
+	$(BIN)/pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+setup: .venv/.installed
+
+# The stamp is written last, so a stopped installation is repeated.
+.venv/.installed: setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+clean:
+	rm -rf .venv outputs build *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,47 @@
+"""Every config composes, and names what exists."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from norton.cli import CONFIGS
+from norton.decomposition import DECOMPOSITIONS
+from norton.models import NETWORKS
+from norton.pruning import CRITERIA
+
+CHOICES = [
+    (path.parent.name, path.stem) for path in sorted(CONFIGS.glob("*/*.yaml")) if path.parent.name != "experiment"
+]
+EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+
+
+def composed(*overrides, name="pipeline"):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose(name, [*overrides, "out=x"])
+
+
+@pytest.mark.parametrize("group, choice", CHOICES)
+def test_choice(group, choice):
+    OmegaConf.to_container(composed(f"{group}={choice}"), resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiment(experiment):
+    OmegaConf.to_container(composed(f"experiment={experiment}"), resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize("name", ["decompose", "prune", "evaluate", "complexity"])
+def test_program(name):
+    assert "checkpoint" in composed(name=name)
+
+
+def test_every_method_has_its_config():
+    named = {(group, choice) for group, choice in CHOICES}
+    assert {("model", name) for name in NETWORKS} <= named
+    assert {("decomposition", name) for name in DECOMPOSITIONS} <= named
+    assert {("pruning", name) for name in CRITERIA} <= named
+
+
+@pytest.mark.parametrize("criterion", list(CRITERIA))
+def test_pruning_configs_name_their_criterion(criterion):
+    assert composed(f"pruning={criterion}").pruning.criterion == criterion

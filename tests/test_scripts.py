@@ -1,0 +1,158 @@
+"""Every script, run as a user types it, on the shipped checkpoint; and every bad input from the command line."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import REPOSITORY
+
+import norton
+from norton.cli import quote
+
+DENSE = "checkpoints/resnet_56_clutter.pt"
+
+
+def run(command, **environment):
+    """Run a command line from the repository's root; `python` is this one."""
+    words = [sys.executable if word == "python" else word for word in shlex.split(command)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(words, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=600)
+
+
+def succeeds(command):
+    done = run(command)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def written(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+RESULTS = {"config.yaml", "metrics.json", "table.md", "picture.png"}
+
+
+def test_complexity_as_published(tmp_path):
+    out = succeeds(f"python complexity.py model=vgg_16_bn rank=1 compress_rate=[0.6]*6+[0.8]*7 out={tmp_path}")
+    assert "MACs    4582498" in out
+    assert "params  150667" in out
+    assert str(tmp_path) in out
+    assert written(tmp_path) == RESULTS
+    assert json.loads((tmp_path / "metrics.json").read_text())["params_printed"] == 149648
+
+
+def test_decompose_prune_evaluate(tmp_path):
+    a, b, c = (tmp_path / name for name in "abc")
+    out = succeeds(f"python decompose.py checkpoint={DENSE} rank={{conv1:2,*:3}} decomposition.options.starts=1 out={a}")
+    assert "layer3.8.conv2" in out
+    assert written(a) == RESULTS | {"model.pt"}
+    assert norton.load(a / "model.pt").conv1.rank == 2
+    rates = "[0.]+[0.3]*29"
+    out = succeeds(f"python prune.py checkpoint={a}/model.pt compress_rate={rates} out={b}")
+    assert written(b) == RESULTS | {"model.pt"}
+    lineage = norton.checkpoints.read(b / "model.pt")["lineage"]
+    assert [record["step"] for record in lineage][-2:] == ["decompose", "prune"]
+    out = succeeds(f"python evaluate.py checkpoint={b}/model.pt out={c}")
+    assert "test top-1" in out
+    metrics = json.loads((c / "metrics.json").read_text())
+    small = norton.load(b / "model.pt")
+    assert metrics["macs"] == norton.complexity(small).macs
+    assert 10 < metrics["top1"] <= metrics["top5"] <= 100
+
+
+def test_a_published_file_name_is_a_value(tmp_path):
+    rates = "[0.6]*6+[0.8]*7"
+    name = f"vgg_16_bn_{rates}_1_90.32.pt"
+    torch.save({"state_dict": norton.build("vgg_16_bn", 1, rates).state_dict(), "rank": 1}, tmp_path / name)
+    out = succeeds(f"python complexity.py checkpoint={tmp_path}/{name} compress_rate={rates} out={tmp_path}/out")
+    assert "MACs    4582498" in out
+
+
+def test_pipeline_stops_and_goes_on(tmp_path):
+    command = (
+        f"python -m experiments.pipeline checkpoint={DENSE} rank=1 compress_rate=[0.]+[0.6]*29 training.epochs=1 "
+        f"decomposition.options.starts=1 data.copies=[1,1,1] out={tmp_path}"
+    )
+    first = succeeds(command)
+    names = {"0_start.pt", "1_decompose.pt", "2_prune.pt", "3_finetune.pt", "3_finetune", "logs"}
+    assert written(tmp_path) == RESULTS | names
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert list(metrics) == ["dense", "decomposed", "pruned", "fine-tuned"]
+    assert "fine-tuned" in first
+    assert metrics["dense"]["macs"] > metrics["decomposed"]["macs"] > metrics["pruned"]["macs"]
+    assert norton.checkpoints.read(tmp_path / "3_finetune.pt")["metrics"]["top1"] == metrics["fine-tuned"]["top1"]
+    (tmp_path / "2_prune.pt").unlink()  # as if stopped before
+    (tmp_path / "metrics.json").unlink()
+    succeeds(command)
+    again = json.loads((tmp_path / "metrics.json").read_text())
+    assert [stage["top1"] for stage in again.values()] == [stage["top1"] for stage in metrics.values()]
+    other = run(command.replace("rank=1", "rank=2"))
+    assert other.returncode == 2
+    assert "holds a run with other settings" in other.stderr
+
+
+@pytest.mark.parametrize("script", ["decompose.py", "prune.py", "evaluate.py", "complexity.py", "-m experiments.pipeline"])
+def test_help(script):
+    out = succeeds(f"python {script} --help")
+    assert "Examples:" in out
+    assert "checkpoint:" in out
+    assert "$" not in out.split("All settings")[0]
+
+
+BAD = [
+    ("complexity.py model=vgg", "unknown model 'vgg'"),
+    ("complexity.py model=resnet_56 ranks=1", "no setting 'ranks'"),
+    ("complexity.py model=resnet_56 rank=10", "exceeds 9"),
+    ("complexity.py model=vgg_16_bn compress_rate=[0.5]*3", "needs 13 rates, got 3"),
+    ("complexity.py model=vgg_16_bn compress_rate=[a]*13", "cannot read '[a]*13'"),
+    ("complexity.py model=vgg_16_bn compress_rate=[1.0]*13", "below 1"),
+    ("decompose.py checkpoint={dense}", "no rank"),
+    ("decompose.py checkpoint={dense} rank=0", "rank 0"),
+    ("decompose.py checkpoint={dense} rank={{layr1.*:2}}", "pattern 'layr1.*' matches no"),
+    ("decompose.py checkpoint={dense} rank=2 decomposition.method=nix", "unknown decomposition 'nix'"),
+    ("prune.py checkpoint={dense} compress_rate=[0.1]*30 pruning=nix", "unknown pruning 'nix'"),
+    ("prune.py checkpoint={dense} compress_rate=[0.1]*30 pruning.criterion=nix", "unknown criterion 'nix'"),
+    ("evaluate.py checkpoint=nix.pt", "no checkpoint at nix.pt"),
+    ("evaluate.py checkpoint={tmp}/cut.pt", "truncated"),
+    ("evaluate.py checkpoint={tmp}/code.pt", "refused"),
+    ("evaluate.py checkpoint={dense} model=resnet_110", "holds a resnet_56"),
+    ("evaluate.py checkpoint={dense} rank=2", "has rank 0, not 2"),
+    ("evaluate.py checkpoint={dense} data=cifar10 data.root={tmp}", "cifar"),
+    ("evaluate.py checkpoint={dense} out={tmp}/cut.pt/x", "cannot write"),
+    ("-m experiments.pipeline checkpoint={dense} steps=[melt]", "unknown step 'melt'"),
+]
+
+
+@pytest.mark.parametrize("command, message", BAD, ids=[f"{c.split()[0]}-{m}" for c, m in BAD])
+def test_bad_input_is_one_line(command, message, tmp_path):
+    (tmp_path / "cut.pt").write_bytes((REPOSITORY / DENSE).read_bytes()[:5000])
+    torch.save({"state_dict": {}, "run": print}, tmp_path / "code.pt")
+    before = written(tmp_path)
+    done = run("python " + command.format(dense=DENSE, tmp=tmp_path))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
+    assert written(tmp_path) == before
+
+
+def test_a_traceback_can_be_asked_for():
+    assert "Traceback" in run("python evaluate.py checkpoint=nix.pt", HYDRA_FULL_ERROR="1").stderr
+
+
+@pytest.mark.parametrize("typed, quoted", [
+    ("compress_rate=[0.6]*6+[0.8]*7", "compress_rate='[0.6]*6+[0.8]*7'"),
+    ("compress_rate=[0.1,0.2]", "compress_rate=[0.1,0.2]"),
+    ("compress_rate=[0.1]*3,[0.2,0.3]*3", "compress_rate='[0.1]*3','[0.2,0.3]*3'"),
+    ("checkpoint=a/vgg_16_bn_[0.6]*6+[0.8]*7_1_90.32.pt", "checkpoint='a/vgg_16_bn_[0.6]*6+[0.8]*7_1_90.32.pt'"),
+    ("rank={layer1.*:2}", "rank={layer1.*:2}"),
+    ("model=vgg_16_bn", "model=vgg_16_bn"),
+    ("--help", "--help"),
+    ("compress_rate='[0.6]*6'", "compress_rate='[0.6]*6'"),
+])  # fmt: skip
+def test_quoting(typed, quoted):
+    assert quote(typed) == quoted

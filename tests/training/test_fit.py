@@ -1,0 +1,150 @@
+"""Training: it learns, it keeps the best epoch, and being killed does not change what comes out."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+import norton
+from norton.data.datamodule import ClassificationData
+from norton.decomposition.cp import CPConv2d
+from norton.training import Classifier, Recipe, evaluate, fit
+
+QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
+
+
+def tiny():
+    torch.manual_seed(0)
+    layers = [CPConv2d(3, 8, (3, 3), 2, stride=(2, 2)), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 10))
+
+
+def digits():
+    return ClassificationData("mnist5k", batch_size=100)
+
+
+def same(a, b):
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    return fit(tiny(), digits(), Recipe(epochs=5, learning_rate=0.2, warmup_epochs=1), folder=folder, **QUIET), folder
+
+
+def test_it_learns(trained):
+    before = evaluate(tiny(), digits(), **QUIET)
+    after = evaluate(trained[0], digits(), **QUIET)
+    assert before["top1"] < 35 < 80 < after["top1"] <= after["top5"] <= 100
+
+
+def test_evaluate_is_the_literal_accuracy(trained):
+    data = digits()
+    hits = total = 0
+    with torch.no_grad():
+        for images, labels in data.test_dataloader():
+            hits += (trained[0].eval()(images).argmax(1) == labels).sum().item()
+            total += len(labels)
+    assert evaluate(trained[0], data, **QUIET)["top1"] == pytest.approx(100 * hits / total, abs=1e-4)
+
+
+def test_the_input_is_untouched_and_zero_epochs_change_nothing(tmp_path):
+    net = tiny()
+    copy = fit(net, digits(), Recipe(epochs=0), folder=tmp_path, **QUIET)
+    assert copy is not net
+    assert same(copy.state_dict(), tiny().state_dict())
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_best_epoch_on_validation_is_kept(trained):
+    scores = {
+        name: torch.load(trained[1] / f"{name}.ckpt", weights_only=True)["callbacks"] for name in ("best", "last")
+    }
+    best = next(state for state in scores["last"].values() if state.get("monitor") == "val/top1")
+    measured = evaluate(trained[0], digits(), split="val", **QUIET)["top1"]
+    assert measured == pytest.approx(100 * float(best["best_model_score"]), abs=1e-3)
+
+
+def test_warm_up_then_cosine(tmp_path):
+    rates = []
+
+    class Spy(Classifier):
+        def on_train_batch_end(self, *_):
+            rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    recipe = Recipe(epochs=4, learning_rate=0.4, warmup_epochs=1)
+    import lightning
+
+    trainer = lightning.Trainer(
+        max_epochs=4, logger=False, enable_checkpointing=False, enable_model_summary=False, **QUIET
+    )
+    trainer.fit(Spy(tiny(), recipe, 10), digits().train_dataloader())
+    steps = 35  # 3500 images in batches of 100
+    assert rates[0] < 0.02
+    assert max(rates) == pytest.approx(0.4, rel=0.01)
+    assert abs(rates.index(max(rates)) - steps) <= 1
+    assert rates[-1] < 1e-3
+    assert rates[steps + 3 * steps // 2] == pytest.approx(0.2, rel=0.1)
+
+
+SCRIPT = """
+import sys; sys.path.insert(0, sys.argv[2])
+import torch
+torch.set_num_threads(1)
+from test_fit import tiny, digits, QUIET
+from norton.training import Recipe, fit
+net = fit(tiny(), digits(), Recipe(epochs=6, learning_rate=0.2, warmup_epochs=1), folder=sys.argv[1], **QUIET)
+torch.save(net.state_dict(), sys.argv[1] + "/done.pt")
+"""
+
+
+def train(folder):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), os.path.dirname(__file__)], env=environment)
+
+
+def test_killed_and_resumed_training_gives_the_same_weights(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir(), killed.mkdir()
+    assert train(whole).wait() == 0
+    moments = random.Random(0)
+    for kills in range(2):
+        process, state = train(killed), killed / "last.ckpt"
+        before = state.stat().st_mtime if state.exists() else 0
+        while process.poll() is None and not (state.exists() and state.stat().st_mtime > before):
+            time.sleep(0.01)
+        time.sleep(moments.random() * 0.3)  # somewhere in an epoch, or while a file is written
+        assert process.poll() is None, f"finished before kill {kills}"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    epoch = torch.load(killed / "last.ckpt", weights_only=True)["epoch"]
+    assert 1 <= epoch < 5
+    assert train(killed).wait() == 0
+    a, b = (torch.load(folder / "done.pt") for folder in (whole, killed))
+    assert same(a, b)
+
+
+def test_a_diverging_training_says_so(tmp_path):
+    net = tiny()
+    net[0].feature.pointwise.weight.data.fill_(float("inf"))
+    with pytest.raises(norton.InputError, match=r"lower training\.learning_rate"):
+        fit(net, digits(), Recipe(epochs=1), folder=tmp_path, **QUIET)
+
+
+@pytest.mark.parametrize("setting, message", [
+    ({"epochs": -1}, r"training\.epochs"),
+    ({"epochs": 1, "learning_rate": "fast"}, r"training\.learning_rate is 'fast'"),
+    ({"epochs": 1, "selection": "train"}, "choose one of validation, test"),
+    ({"epochs": 1, "form": "dense"}, r"training\.form"),
+    ({"epochs": 1, "label_smoothing": 1.0}, "label_smoothing"),
+])  # fmt: skip
+def test_bad_recipes(setting, message):
+    with pytest.raises(norton.InputError, match=message):
+        Recipe(**setting)
