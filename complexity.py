@@ -13,7 +13,9 @@ def run(cfg: DictConfig) -> None:
     if cfg.checkpoint is not None:
         net, _ = steps.open_network(cfg, told=True)
     elif cfg.model.arch is not None:
-        net = norton.build(cfg.model.arch, steps.plain(cfg.rank) or 0, steps.plain(cfg.compress_rate), cfg.model.num_classes)
+        net = norton.build(
+            cfg.model.arch, steps.plain(cfg.rank) or 0, steps.plain(cfg.compress_rate), cfg.model.num_classes
+        )
     else:
         raise norton.InputError("no network: give model=NAME, or checkpoint=FILE")
     folder = cli.open_folder(cfg)
@@ -22,7 +24,12 @@ def run(cfg: DictConfig) -> None:
     dense = steps.dense_cost(net, cfg.convention, size)
 
     rows = [
-        {"layer": name, "type": type(net.get_submodule(name)).__name__, "MACs": f"{c.macs:,}", "params": f"{c.params:,}"}
+        {
+            "layer": name,
+            "type": type(net.get_submodule(name)).__name__,
+            "MACs": f"{c.macs:,}",
+            "params": f"{c.params:,}",
+        }
         for name, c in cost.by_layer.items()
         if c.macs or c.params
     ]

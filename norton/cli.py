@@ -124,5 +124,9 @@ def _quiet_libraries() -> None:
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-    for message in (".*does not have many workers.*", ".*lower value for log_every_n_steps.*", ".*exists and is not empty.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*lower value for log_every_n_steps.*",
+        ".*exists and is not empty.*",
+    ):
         warnings.filterwarnings("ignore", message)

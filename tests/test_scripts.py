@@ -47,7 +47,8 @@ def test_complexity_as_published(tmp_path):
 
 def test_decompose_prune_evaluate(tmp_path):
     a, b, c = (tmp_path / name for name in "abc")
-    out = succeeds(f"python decompose.py checkpoint={DENSE} rank={{conv1:2,*:3}} decomposition.options.starts=1 out={a}")
+    fast = "decomposition.options.starts=1"
+    out = succeeds(f"python decompose.py checkpoint={DENSE} rank={{conv1:2,*:3}} {fast} out={a}")
     assert "layer3.8.conv2" in out
     assert written(a) == RESULTS | {"model.pt"}
     assert norton.load(a / "model.pt").conv1.rank == 2
@@ -95,7 +96,10 @@ def test_pipeline_stops_and_goes_on(tmp_path):
     assert "holds a run with other settings" in other.stderr
 
 
-@pytest.mark.parametrize("script", ["decompose.py", "prune.py", "evaluate.py", "complexity.py", "-m experiments.pipeline"])
+PROGRAMS = ["decompose.py", "prune.py", "evaluate.py", "complexity.py", "-m experiments.pipeline"]
+
+
+@pytest.mark.parametrize("script", PROGRAMS)
 def test_help(script):
     out = succeeds(f"python {script} --help")
     assert "Examples:" in out

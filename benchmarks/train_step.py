@@ -1,0 +1,80 @@
+"""A training step of a decomposed network: each way to compute its layers against the plain one.
+
+The baseline is the published layer as it is: three convolutions, a view and a sum over ranks (`factored`).  Forward,
+backward and SGD update; the ways take turns; medians.  Exit code 1 if training as configured (`composed`) is slower
+than the baseline.
+"""
+
+import argparse
+import copy
+import json
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+
+import norton
+
+FORMS = ["factored", "grouped", "composed"]
+
+
+def step_time(net, optimizer, images, labels):
+    start = time.perf_counter()
+    optimizer.zero_grad()
+    F.cross_entropy(net(images), labels).backward()
+    optimizer.step()
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def measure(arch, rank, rates, args):
+    """Form → median seconds of a step."""
+    net = norton.build(arch, rank, rates, num_classes=10).to(args.device).train()
+    images = torch.randn(args.batch, *net.input_size, device=args.device)
+    labels = torch.randint(0, 10, (args.batch,), device=args.device)
+    nets = {form: norton.set_form_(copy.deepcopy(net), form) for form in FORMS}
+    if args.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+        nets = {form: each.to(memory_format=torch.channels_last) for form, each in nets.items()}
+    optimizers = {form: torch.optim.SGD(each.parameters(), 1e-3, 0.9) for form, each in nets.items()}
+    times = {form: [] for form in FORMS}
+    for turn in range(args.repeats + 1):
+        for form in FORMS:
+            elapsed = step_time(nets[form], optimizers[form], images, labels)
+            if turn:  # the first one warms up
+                times[form].append(elapsed)
+    return {form: median(values) for form, values in times.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    args = parser.parse_args()
+
+    cases = [("resnet_56", 1, None), ("resnet_56", 3, "[0.]+[0.2]*29"), ("vgg_16_bn", 1, None), ("vgg_16_bn", 3, None)]
+    table = Table("network", "rank", "rates", *(f"{form} ms" for form in FORMS), "composed / factored")
+    results, slower = [], False
+    for arch, rank, rates in cases:
+        times = measure(arch, rank, rates, args)
+        ratio = times["composed"] / times["factored"]
+        slower |= ratio > 1
+        table.add_row(arch, str(rank), rates or "-", *(f"{1000 * times[f]:.0f}" for f in FORMS), f"{ratio:.2f}")
+        results.append({"arch": arch, "rank": rank, "rates": rates, "seconds": times, "ratio": ratio})
+    Console().print(table)
+    print("FAIL: slower than the plain layer" if slower else "PASS: never slower than the plain layer")
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=2))
+    raise SystemExit(int(slower))
+
+
+if __name__ == "__main__":
+    main()
