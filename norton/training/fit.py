@@ -75,9 +75,7 @@ def evaluate(
 ) -> dict[str, float]:
     """{"top1", "top5", "loss"} on one split; accuracies in percent.  net: untouched."""
     module = Classifier(set_form_(copy.deepcopy(net), form), Recipe(epochs=0), data.num_classes)
-    trainer = lightning.Trainer(
-        logger=False, enable_checkpointing=False, enable_model_summary=False, **trainer_options
-    )
+    trainer = lightning.Trainer(logger=False, enable_checkpointing=False, enable_model_summary=False, **trainer_options)
     if split == "test":
         (result,) = trainer.test(module, data.test_dataloader(), verbose=False)
     else:
