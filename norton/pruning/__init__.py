@@ -100,7 +100,8 @@ def axis_scores(net: nn.Module, writers: Sequence[str], criterion: str, dense_cr
 def _layer_scores(name: str, layer: nn.Module, criterion: str, dense_criterion: str) -> torch.Tensor:
     if hasattr(layer, "factors"):
         filters = layer.factors()
-        if is_distance(criterion) and not CRITERIA[criterion](filters).any():
+        channels, rank = filters.head.shape[:2]
+        if is_distance(criterion) and rank >= channels and not CRITERIA[criterion](filters).any():
             # A stem of three channels at rank 7: all subspaces are the whole space, so angles cannot tell them apart.
             criterion = dense_criterion
     else:

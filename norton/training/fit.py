@@ -7,7 +7,7 @@ from pathlib import Path
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from torch import nn
 
 from norton.data.datamodule import ClassificationData
@@ -44,10 +44,12 @@ def fit(
     best = ModelCheckpoint(folder, filename="best", monitor="val/top1", mode="max", enable_version_counter=False)
     # One of its own: `save_last` of the other would be written only when an epoch is the best so far.
     last = ModelCheckpoint(folder, filename=Path(LAST).stem, enable_version_counter=False)
+    # tqdm, because Lightning's default shows nothing where the output is not a terminal.
+    bar = [TQDMProgressBar(refresh_rate=10)] if trainer_options.get("enable_progress_bar", True) else []
     trainer = lightning.Trainer(
         max_epochs=recipe.epochs,
         logger=list(loggers),
-        callbacks=[best, last],
+        callbacks=[best, last, *bar],
         num_sanity_val_steps=0,
         default_root_dir=folder,
         enable_model_summary=False,
