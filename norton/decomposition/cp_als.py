@@ -35,14 +35,14 @@ def cp_filters(
     seed: int = 0,
     starts: int = 3,
     iterations: int = 300,
-    tolerance: float = 1e-4,
+    tolerance: float = 5e-5,
     name: str = "weight",
 ) -> Factors:
     """Approximate each filter weight[o] by a sum of `rank` rank-one terms, head ∘ body ∘ tail.
 
     weight: (O, C, kh, kw), on any device.  starts: how many starting points to try, of which each filter keeps its
     best; the first comes from an SVD, the others are random.  iterations: passes per start at most.  tolerance:
-    relative decrease of the squared error per pass below which a filter is finished.  name: for error messages.
+    decrease of ‖W[o] - Ŵ[o]‖ / ‖W[o]‖ per pass below which a filter is finished.  name: for error messages.
 
     Returns factors in the weight's dtype, terms from large to small, the three columns of a term of equal norm.  They
     depend on the filter and the seed, not on the other filters of the layer.  Rank kh·kw is exact.
@@ -71,7 +71,7 @@ def cp_filters(
     for _ in range(starts - 1):
         # The same start for every filter: a filter's result must not depend on how many there are.
         start = _random_start(rank, kernel, generator).to(gram)
-        left = (error > bound * (1 + tolerance) + _noise(error)).nonzero().flatten()
+        left = (error > _floor(bound, tolerance)).nonzero().flatten()
         again, error_again = _alternate(
             gram[..., left], start[..., None].repeat(1, 1, len(left)), bound[left], kernel, iterations, tolerance
         )
@@ -91,6 +91,11 @@ def _normalised(weight: Tensor, name: str) -> tuple[Tensor, Tensor]:
         filters = filters.float()
     scale = filters.abs().amax((1, 2))
     return filters / torch.where(scale > 0, scale, 1)[:, None, None], scale
+
+
+def _floor(bound: Tensor, tolerance: float) -> Tensor:
+    """The squared error at which a filter has nothing left to gain."""
+    return bound * (1 + tolerance) + _noise(bound)
 
 
 def _noise(like: Tensor) -> float:
@@ -141,11 +146,11 @@ def _alternate_chunk(
     gram = gram.contiguous()
     result = spatial.clone()
     active = torch.arange(len(bound), device=bound.device)
-    floor = bound * (1 + tolerance) + _noise(bound)  # nothing is left to gain below
+    floor = _floor(bound, tolerance)
     columns, x = gram, spatial.contiguous()
     y, momentum = x, torch.full_like(bound, _FIRST_MOMENTUM)
     accepted = torch.full_like(bound, torch.inf)  # error at the last point that was no step back
-    checked = accepted  # least error until the last check
+    checked = accepted  # least error until the last check, as a norm
     for passed in range(1, iterations + 1):
         error, new = _one_pass(columns, y, kernel)
         # Where extrapolation went uphill, go back to the point before it and be less bold.
@@ -157,9 +162,9 @@ def _alternate_chunk(
         accepted = torch.where(worse, torch.inf, error)
         if passed % _PASSES_PER_CHECK:
             continue
-        error = torch.minimum(error, checked)
-        going = (checked - error > tolerance * _PASSES_PER_CHECK * error) & (error > floor)
-        checked = error
+        norm = torch.minimum(error.clamp_min(0).sqrt(), checked)
+        going = (checked - norm > tolerance * _PASSES_PER_CHECK) & (error > floor)
+        checked = norm
         if not going.all():  # at once, so that no filter's result depends on when others finish
             result[..., active] = x
             keep = going.nonzero().flatten()
@@ -168,7 +173,8 @@ def _alternate_chunk(
         if not len(active):
             break
     result[..., active] = x
-    return result, _one_pass(gram, result, kernel)[0]
+    # float64, for there the ridge is too small to matter when two starts are compared.
+    return result, _one_pass(gram.double(), result.double(), kernel)[0]
 
 
 def _one_pass(gram: Tensor, spatial: Tensor, kernel: torch.Size) -> tuple[Tensor, Tensor]:
