@@ -17,7 +17,8 @@ class Recipe:
     """How to train.
 
     epochs: 0 trains nothing.  learning_rate: after warm-up, before cosine annealing to zero.  warmup_epochs: of linear
-    warm-up from `warmup_factor` times the learning rate.  selection: `validation` keeps the epoch with the best
+    warm-up from `warmup_factor` times the learning rate.  gradient_clip: largest norm of the gradient, 0 for any; terms
+    of a decomposed filter that nearly cancel have large gradients.  selection: `validation` keeps the epoch with the best
     validation accuracy; `test` is the published protocol, which picks it on the test set and so reports too much.
     form: how decomposed layers compute while training, see `CPConv2d`.
     """
@@ -28,13 +29,14 @@ class Recipe:
     weight_decay: float = 5e-4
     nesterov: bool = False
     label_smoothing: float = 0.0
+    gradient_clip: float = 0.0
     warmup_epochs: int = 0
     warmup_factor: float = 0.01
     selection: str = "validation"
     form: str = "composed"
 
     def __post_init__(self):
-        for field in ("epochs", "warmup_epochs", "learning_rate", "momentum", "weight_decay"):
+        for field in ("epochs", "warmup_epochs", "learning_rate", "momentum", "weight_decay", "gradient_clip"):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
                 raise InputError(f"training.{field} is {value!r}; it must be a number of at least 0")
@@ -70,6 +72,13 @@ class Classifier(lightning.LightningModule):
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         self._log("fit", logits, labels, loss, names=("top1",))
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        if not self.trainer.callback_metrics["fit/loss"].isfinite():
+            raise InputError(
+                f"training diverged in epoch {self.current_epoch}: the loss is not finite; use a lower "
+                "training.learning_rate or a training.gradient_clip"
+            )
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int, dataloader_idx: int = 0) -> None:
         self._evaluate("val", batch)

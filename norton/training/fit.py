@@ -1,7 +1,6 @@
 """Fit a network to data, keep the best epoch, survive being killed."""
 
 import copy
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from torch import nn
 
 from norton.data.datamodule import ClassificationData
 from norton.decomposition.cp import set_form_
-from norton.errors import InputError
 from norton.training.classifier import Classifier, Recipe
 
 LAST = "last.ckpt"
@@ -34,7 +32,7 @@ def fit(
     folder: takes the training state after every epoch; with `resume`, a training found there goes on where it was,
     with the same batches an uninterrupted one would have seen.  trainer_options: the Lightning Trainer's own.
 
-    Raises InputError if the loss is not finite from the first epoch on, so that no epoch can be kept.
+    Raises InputError at the end of an epoch whose loss is not finite.
     """
     if recipe.epochs == 0:
         return copy.deepcopy(net)
@@ -52,6 +50,7 @@ def fit(
         callbacks=[best, last, *bar],
         num_sanity_val_steps=0,
         default_root_dir=folder,
+        gradient_clip_val=recipe.gradient_clip or None,
         enable_model_summary=False,
         **trainer_options,
     )
@@ -64,8 +63,6 @@ def fit(
         ckpt_path=state if resume and state.exists() else None,
         weights_only=True,
     )
-    if not best.best_model_path or not math.isfinite(float(trainer.callback_metrics.get("fit/loss", 0.0))):
-        raise InputError("training diverged: the loss is not finite; use a lower training.learning_rate")
     state_dict = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
     trained = copy.deepcopy(net)
     trained.load_state_dict({key[4:]: value for key, value in state_dict.items() if key.startswith("net.")})
