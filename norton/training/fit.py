@@ -27,7 +27,7 @@ def fit(
     resume: bool = True,
     **trainer_options,
 ) -> nn.Module:
-    """A trained copy of `net`: the weights of the epoch that was best on validation (see `Recipe.selection`).
+    """A trained copy of `net`, in evaluation mode: the weights of the epoch that was best on validation (see `Recipe.selection`).
 
     folder: takes the training state after every epoch; with `resume`, a training found there goes on where it was,
     with the same batches an uninterrupted one would have seen.  trainer_options: the Lightning Trainer's own.
@@ -38,7 +38,8 @@ def fit(
         return copy.deepcopy(net)
     folder = Path(folder)
     lightning.seed_everything(seed, verbose=False)
-    module = Classifier(set_form_(copy.deepcopy(net), recipe.form), recipe, data.num_classes)
+    # A loaded network is in evaluation mode, and Lightning would train it in that.
+    module = Classifier(set_form_(copy.deepcopy(net), recipe.form), recipe, data.num_classes).train()
     best = ModelCheckpoint(folder, filename="best", monitor="val/top1", mode="max", enable_version_counter=False)
     # One of its own: `save_last` of the other would be written only when an epoch is the best so far.
     last = ModelCheckpoint(folder, filename=Path(LAST).stem, enable_version_counter=False)
@@ -64,7 +65,7 @@ def fit(
         weights_only=True,
     )
     state_dict = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
-    trained = copy.deepcopy(net)
+    trained = copy.deepcopy(net).eval()
     trained.load_state_dict({key[4:]: value for key, value in state_dict.items() if key.startswith("net.")})
     return trained
 

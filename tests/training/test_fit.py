@@ -72,6 +72,14 @@ def test_the_best_epoch_on_validation_is_kept(trained):
     assert measured == pytest.approx(100 * float(best["best_model_score"]), abs=1e-3)
 
 
+def test_batchnorm_learns_also_in_a_loaded_network(tmp_path):
+    net = tiny().eval()
+    after = fit(net, digits(), Recipe(epochs=1), folder=tmp_path, **QUIET)
+    assert not torch.equal(after[1].running_mean, net[1].running_mean)
+    assert after[1].num_batches_tracked == 35
+    assert not after.training
+
+
 def test_warm_up_then_cosine(tmp_path):
     rates = []
 
