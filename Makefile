@@ -9,8 +9,9 @@ export OMP_WAIT_POLICY ?= PASSIVE
 demo: setup
 	$(BIN)/python -m experiments.pipeline experiment=demo
 
+# A process per core with one thread each: the tensors of the tests are too small to share.
 test: check
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
 check: setup
 	$(BIN)/ruff check .

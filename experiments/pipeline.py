@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from rich.console import Console
 from torch import nn
 
 import norton
@@ -12,6 +11,7 @@ from norton import cli, report, steps
 from norton.checkpoints import read
 from norton.files import write_json
 from norton.latency import latencies
+from norton.plan import plan_of
 
 LABELS = {"train": "dense", "decompose": "decomposed", "prune": "pruned", "finetune": "fine-tuned"}
 
@@ -25,9 +25,10 @@ def run(cfg: DictConfig) -> None:
     folder = cli.open_folder(cfg)
     stages = {}
     if "train" not in cfg.steps:
-        stages["dense" if not norton.plan.plan_of(net) else "start"] = stage_file(folder, 0, "start")
-        if not stages_done(folder, 0, "start"):
-            norton.save(net, stage_file(folder, 0, "start"), **origin)
+        start = stage_file(folder, 0, "start")
+        stages["start" if plan_of(net) else "dense"] = start
+        if not start.exists():
+            norton.save(net, start, **origin)
     for number, step in enumerate(cfg.steps, start=1):
         net, origin["lineage"] = run_step(net, origin["lineage"], step, number, cfg, data, folder)
         stages[label(step, stages)] = stage_file(folder, number, step)
@@ -110,16 +111,15 @@ def measure(stages: dict[str, Path], cfg: DictConfig, data, folder: Path) -> Non
     title = f"{arch} on {data.name}" + (f": {setting}" if len(rows) > 1 else "")
     report.bar_picture(folder / "picture.png", panels, title)
     report.print_table(rows, title)
-    Console().print(f"written to {folder}/: config.yaml, metrics.json, table.md, picture.png, a checkpoint per stage")
+    first, *_, final = times
+    if costs[final].macs < costs[first].macs and times[final].milliseconds >= times[first].milliseconds:
+        print(f"note: {final} has fewer MACs than {first}, but is not faster on this machine")
+    print(f"written to {folder}/: config.yaml, metrics.json, table.md, picture.png, a checkpoint per stage")
     print(f"final checkpoint: {path}")
 
 
 def stage_file(folder: Path, number: int, step: str) -> Path:
     return folder / f"{number}_{step}.pt"
-
-
-def stages_done(folder: Path, number: int, step: str) -> bool:
-    return stage_file(folder, number, step).exists()
 
 
 def label(step: str, taken: dict) -> str:

@@ -17,10 +17,10 @@ class Recipe:
     """How to train.
 
     epochs: 0 trains nothing.  learning_rate: after warm-up, before cosine annealing to zero.  warmup_epochs: of linear
-    warm-up from `warmup_factor` times the learning rate.  gradient_clip: largest norm of the gradient, 0 for any; terms
-    of a decomposed filter that nearly cancel have large gradients.  selection: `validation` keeps the epoch with the best
-    validation accuracy; `test` is the published protocol, which picks it on the test set and so reports too much.
-    form: how decomposed layers compute while training, see `CPConv2d`.
+    warm-up from `warmup_factor` times the learning rate.  gradient_clip: largest norm of the gradient, 0 for any;
+    terms of a decomposed filter that nearly cancel have large gradients.  selection: `validation` keeps the epoch with
+    the best validation accuracy; `test` is the published protocol, which picks it on the test set and so reports too
+    much.  form: how decomposed layers compute while training, see `CPConv2d`.
     """
 
     epochs: int

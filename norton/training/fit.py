@@ -27,7 +27,7 @@ def fit(
     resume: bool = True,
     **trainer_options,
 ) -> nn.Module:
-    """A trained copy of `net`, in evaluation mode: the weights of the epoch that was best on validation (see `Recipe.selection`).
+    """A trained copy of `net`, in evaluation mode, with the weights of the best epoch (see `Recipe.selection`).
 
     folder: takes the training state after every epoch; with `resume`, a training found there goes on where it was,
     with the same batches an uninterrupted one would have seen.  trainer_options: the Lightning Trainer's own.
