@@ -53,7 +53,7 @@ def test_parity_with_the_dense_convolution(geometry, bias, form):
     torch.testing.assert_close(layer(x), conv(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", DECOMPOSITIONS)
+@pytest.mark.parametrize("method", list(DECOMPOSITIONS))
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_full_rank_is_exact(method, geometry):
     conv = nn.Conv2d(5, 6, **geometry)
