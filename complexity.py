@@ -18,11 +18,11 @@ def run(cfg: DictConfig) -> None:
         )
     else:
         raise norton.InputError("no network: give model=NAME, or checkpoint=FILE")
-    folder = cli.open_folder(cfg)
     size = tuple(cfg.input_size) if cfg.input_size else None
     cost = norton.complexity(net, size, convention=cfg.convention)
     dense = steps.dense_cost(net, cfg.convention, size)
 
+    folder = cli.open_folder(cfg)
     rows = [
         {
             "layer": name,

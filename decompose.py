@@ -9,17 +9,17 @@ from norton.files import write_json
 
 @cli.script("decompose")
 def run(cfg: DictConfig) -> None:
+    steps.check_settings(cfg)
     net, origin = steps.open_network(cfg)
-    folder = cli.open_folder(cfg)
     small = steps.decompose(net, cfg)
     errors = norton.layer_nmse(net, small)
     rows = steps.layer_rows(net, small, errors)
-    if cfg.calibration.batchnorm:
-        steps.calibrate_(small, cfg, steps.open_data(cfg))
+    steps.calibrate_(small, cfg)
 
     before, after = norton.complexity(net), norton.complexity(small)
     metrics = {"nmse": norton.nmse(net, small), "macs": after.macs, "params": after.params}
     record = steps.lineage_record("decompose", cfg, ("rank", "decomposition", "calibration"))
+    folder = cli.open_folder(cfg)  # only now: bad input must not leave a folder behind
     norton.save(small, folder / "model.pt", metrics=metrics, lineage=[*origin["lineage"], record])
     write_json(folder / "metrics.json", {**metrics, "nmse_by_layer": errors})
     report.write_table(folder / "table.md", rows)

@@ -14,13 +14,16 @@ from norton.latency import latencies
 def run(cfg: DictConfig) -> None:
     if cfg.checkpoint is None:
         raise norton.InputError("no checkpoint: give checkpoint=FILE")
+    if cfg.split not in ("test", "val"):
+        raise norton.InputError(f"split is {cfg.split!r}; choose one of test, val")
+    steps.check_settings(cfg)
     net, origin = steps.open_network(cfg, told=True)
     data = steps.open_data(cfg)
-    folder = cli.open_folder(cfg)
     accuracy = steps.evaluate(net, cfg, data, cfg.split)
     cost, dense = norton.complexity(net), steps.dense_cost(net)
-    latency = latencies({"net": net}, steps.example_batch(data, cfg.latency_batch))["net"]
-    claimed = origin["metrics"].get("top1")
+    latency = latencies({"net": net}, data.calibration_images(cfg.latency_batch))["net"]
+    comparable = cfg.split == "test" and origin["metrics"].get("data", data.name) == data.name
+    claimed = origin["metrics"].get("top1") if comparable else None
 
     row = {
         "network": f"{net.arch}",
@@ -32,6 +35,7 @@ def run(cfg: DictConfig) -> None:
         f"ms / {cfg.latency_batch} images": latency.milliseconds,
     }
     metrics = {**accuracy, "claimed_top1": claimed, "macs": cost.macs, "params": cost.params}
+    folder = cli.open_folder(cfg)
     write_json(folder / "metrics.json", {**metrics, "latency_ms": latency.milliseconds, "latency_form": latency.form})
     report.write_table(folder / "table.md", [row])
     panels = {"MACs": {name: c.macs for name, c in cost.by_layer.items() if c.macs}}

@@ -9,16 +9,16 @@ from norton.files import write_json
 
 @cli.script("prune")
 def run(cfg: DictConfig) -> None:
+    steps.check_settings(cfg)
     net, origin = steps.open_network(cfg)
-    folder = cli.open_folder(cfg)
     small = steps.prune(net, cfg)
-    if cfg.calibration.batchnorm:
-        steps.calibrate_(small, cfg, steps.open_data(cfg))
+    steps.calibrate_(small, cfg)
 
     before, after = norton.complexity(net), norton.complexity(small)
     rows = steps.width_rows(net, small)
     metrics = {"macs": after.macs, "params": after.params, "filters": {row["layer"]: row["after"] for row in rows}}
     record = steps.lineage_record("prune", cfg, ("compress_rate", "pruning", "calibration"))
+    folder = cli.open_folder(cfg)  # only now: bad input must not leave a folder behind
     norton.save(small, folder / "model.pt", metrics=metrics, lineage=[*origin["lineage"], record])
     write_json(folder / "metrics.json", metrics)
     report.write_table(folder / "table.md", rows)

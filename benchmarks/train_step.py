@@ -1,7 +1,7 @@
 """A training step of a decomposed network: each way to compute its layers against the plain one.
 
 The baseline is the published layer as it is: three convolutions, a view and a sum over ranks (`factored`).  Forward,
-backward and SGD update; the ways take turns; medians.  Exit code 1 if training as configured (`composed`) is slower
+backward and SGD update; the ways take turns; medians.  Exit code 1 if training as configured (`fast`: grouped at rank 1, else composed) is slower
 than the baseline.
 """
 
@@ -19,7 +19,7 @@ from rich.table import Table
 
 import norton
 
-FORMS = ["factored", "grouped", "composed"]
+FORMS = ["factored", "grouped", "composed", "fast"]
 
 
 def step_time(net, optimizer, images, labels):
@@ -60,12 +60,16 @@ def main():
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
 
-    cases = [("resnet_56", 1, None), ("resnet_56", 3, "[0.]+[0.2]*29"), ("vgg_16_bn", 1, None), ("vgg_16_bn", 3, None)]
-    table = Table("network", "rank", "rates", *(f"{form} ms" for form in FORMS), "composed / factored")
+    cases = [
+        ("resnet_56", 1, None),
+        ("resnet_56", 3, "[0.]+[0.2]*29"),
+        *(("vgg_16_bn", rank, None) for rank in (1, 2, 3)),
+    ]
+    table = Table("network", "rank", "rates", *(f"{form} ms" for form in FORMS), "fast / factored")
     results, slower = [], False
     for arch, rank, rates in cases:
         times = measure(arch, rank, rates, args)
-        ratio = times["composed"] / times["factored"]
+        ratio = times["fast"] / times["factored"]
         slower |= ratio > 1
         table.add_row(arch, str(rank), rates or "-", *(f"{1000 * times[f]:.0f}" for f in FORMS), f"{ratio:.2f}")
         results.append({"arch": arch, "rank": rank, "rates": rates, "seconds": times, "ratio": ratio})

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch import nn
 
@@ -19,6 +20,7 @@ LABELS = {"train": "dense", "decompose": "decomposed", "prune": "pruned", "finet
 @cli.script("pipeline")
 def run(cfg: DictConfig) -> None:
     check_steps(cfg)
+    steps.check_settings(cfg)
     data = steps.open_data(cfg)
     net, origin = steps.open_network(cfg)
     steps.check_classes(net, data)
@@ -32,7 +34,8 @@ def run(cfg: DictConfig) -> None:
     for number, step in enumerate(cfg.steps, start=1):
         net, origin["lineage"] = run_step(net, origin["lineage"], step, number, cfg, data, folder)
         stages[label(step, stages)] = stage_file(folder, number, step)
-    measure(stages, cfg, data, folder)
+    if rank_zero_only.rank == 0:  # on several devices every process runs the chain; one reports
+        measure(stages, cfg, data, folder)
 
 
 def check_steps(cfg: DictConfig) -> None:
@@ -40,6 +43,8 @@ def check_steps(cfg: DictConfig) -> None:
     for step in cfg.steps:
         if step not in LABELS:
             raise norton.InputError(f"unknown step {step!r}; steps are {', '.join(LABELS)}")
+        if step in ("decompose", "prune"):
+            steps.require(cfg, step)
     if not cfg.steps:
         raise norton.InputError(f"no steps; give e.g. steps=[decompose,prune,finetune] out of {', '.join(LABELS)}")
 
@@ -57,7 +62,7 @@ def run_step(
         net, used = steps.prune(net, cfg), ("compress_rate", "pruning", "calibration")
     else:
         recipe = "pretraining" if step == "train" else "training"
-        net, used = steps.fit(net, cfg, cfg[recipe], data, folder / f"{number}_{step}"), (recipe, "data", "seed")
+        net, used = steps.fit(net, cfg, recipe, data, folder / f"{number}_{step}"), (recipe, "data", "seed")
     if step in ("decompose", "prune"):
         steps.calibrate_(net, cfg, data)
     lineage = [*lineage, steps.lineage_record(step, cfg, used)]
@@ -71,7 +76,7 @@ def measure(stages: dict[str, Path], cfg: DictConfig, data, folder: Path) -> Non
     dense = steps.dense_cost(next(iter(nets.values())))
     costs = {name: norton.complexity(net) for name, net in nets.items()}
     accuracies = {name: steps.evaluate(net, cfg, data) for name, net in nets.items()}
-    times = latencies(nets, steps.example_batch(data, cfg.latency_batch))
+    times = latencies(nets, data.calibration_images(cfg.latency_batch))
     milliseconds = f"ms / {cfg.latency_batch} images"
     rows, metrics = [], {}
     for name, path in stages.items():
@@ -111,7 +116,7 @@ def measure(stages: dict[str, Path], cfg: DictConfig, data, folder: Path) -> Non
     title = f"{arch} on {data.name}" + (f": {setting}" if len(rows) > 1 else "")
     report.bar_picture(folder / "picture.png", panels, title)
     report.print_table(rows, title)
-    first, *_, final = times
+    first, final = next(iter(times)), name
     if costs[final].macs < costs[first].macs and times[final].milliseconds >= times[first].milliseconds:
         print(f"note: {final} has fewer MACs than {first}, but is not faster on this machine")
     print(f"written to {folder}/: config.yaml, metrics.json, table.md, picture.png, a checkpoint per stage")

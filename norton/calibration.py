@@ -20,7 +20,7 @@ def reestimate_batchnorm_(net: nn.Module, images: Tensor, batch_size: int = 128)
         return net
     if len(images) < 2:
         raise InputError(f"BatchNorm cannot be re-estimated from {len(images)} images; use a few hundred")
-    device, batch_size = next(net.parameters()).device, max(2, min(batch_size, len(images)))
+    device, batch_size = norms[0].running_mean.device, max(2, min(batch_size, len(images)))
     before = [(layer.momentum, layer.training) for layer in norms]
     training = net.training
     net.eval()
@@ -28,11 +28,13 @@ def reestimate_batchnorm_(net: nn.Module, images: Tensor, batch_size: int = 128)
         layer.reset_running_stats()
         layer.momentum = None  # a cumulative average
         layer.train()
-    for batch in images.split(batch_size):
-        if len(batch) == batch_size:
-            net(batch.to(device))
-    net.train(training)
-    for layer, (momentum, was_training) in zip(norms, before, strict=True):
-        layer.momentum = momentum
-        layer.train(was_training)
+    try:
+        for batch in images.split(batch_size):
+            if len(batch) == batch_size:
+                net(batch.to(device))
+    finally:
+        net.train(training)
+        for layer, (momentum, was_training) in zip(norms, before, strict=True):
+            layer.momentum = momentum
+            layer.train(was_training)
     return net

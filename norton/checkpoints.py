@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from norton.decomposition.methods import is_decomposed
 from norton.errors import InputError
 from norton.files import write_whole
 from norton.models import NETWORKS, build, dense_network
@@ -17,7 +18,6 @@ from norton.plan import apply_plan_, plan_of
 from norton.rates import format_rates, parse_rates
 
 FORMAT = 1
-_KEYS = {"format", "arch", "num_classes", "plan", "state_dict", "metrics", "lineage"}
 
 
 def save(
@@ -120,8 +120,12 @@ def identify(state_dict: Mapping[str, Tensor]) -> str | None:
 
 
 def _from_plan(content: Mapping[str, Any], path, arch: str | None, net: nn.Module | None) -> nn.Module:
-    if content["format"] != FORMAT or not content.keys() >= _KEYS:
+    if not isinstance(content["format"], int) or content["format"] != FORMAT:
         raise InputError(f"{path}: format {content['format']!r} is not {FORMAT}; use the Norton version that wrote it")
+    types = {"plan": list, "metrics": dict, "lineage": list, "arch": str | None, "num_classes": int | None}
+    wrong = [key for key, kind in types.items() if key not in content or not isinstance(content[key], kind)]
+    if wrong:
+        raise InputError(f"{path}: its {', '.join(wrong)} are missing or of the wrong type; write the file again")
     if arch is not None and content["arch"] != arch:
         raise InputError(f"{path}: holds a {content['arch'] or 'network of its own'}, not a {arch} as told")
     with torch.device("meta"):
@@ -133,7 +137,7 @@ def _from_plan(content: Mapping[str, Any], path, arch: str | None, net: nn.Modul
             dense = copy.deepcopy(net).to("meta")
         try:
             return apply_plan_(dense, content["plan"])
-        except (KeyError, AttributeError, IndexError, RuntimeError, TypeError) as error:
+        except (LookupError, AttributeError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
             raise InputError(f"{path}: its plan does not fit the network ({_first_line(error)})") from None
 
 
@@ -149,13 +153,17 @@ def _from_published(content: Mapping[str, Any], path, arch, rank, compress_rate)
     compress_rate = _agree(path, "compress_rate", content.get("compress_rate"), compress_rate, None)
     if rank is None:
         raise InputError(f"{path}: does not say its rank; tell it, e.g. rank=1")
-    *_, last = (value for key, value in state.items() if key.endswith(".weight") and value.dim() == 2)
+    linear = [value for key, value in state.items() if key.endswith(".weight") and value.dim() == 2]
+    if not linear:
+        raise InputError(f"{path}: holds no linear layer, so it is no {arch}")
     with torch.device("meta"):
-        return build(arch, rank, compress_rate, num_classes=len(last))
+        return build(arch, rank, compress_rate, num_classes=len(linear[-1]))
 
 
 def _agree(path, what: str, in_file, told, default):
     """What the file says; an argument must not contradict it."""
+    if what == "rank" and not isinstance(in_file, int | None):
+        raise InputError(f"{path}: its rank is {in_file!r}, not a whole number")
     if in_file is None:
         return default if told is None else told
     same = told is None or (_plain_rates(in_file) == _plain_rates(told) if what == "compress_rate" else in_file == told)
@@ -172,7 +180,9 @@ def _check_told(net: nn.Module, path, rank: int | None, compress_rate) -> None:
     """Compare what was told with the shapes that the plan gave."""
     if rank is None and compress_rate is None:
         return
-    ranks = {layer.rank for layer in net.modules() if hasattr(layer, "composed_weight")} or {0}
+    if rank is not None and not isinstance(rank, int):
+        raise InputError(f"{path}: knows its ranks itself; leave rank={rank} out")
+    ranks = {layer.rank for layer in net.modules() if is_decomposed(layer)} or {0}
     if rank is not None and ranks != {rank}:
         raise InputError(f"{path}: has rank {', '.join(map(str, sorted(ranks)))}, not {rank} as told")
     if compress_rate is not None:
@@ -195,8 +205,14 @@ def _load_strictly(net: nn.Module, state: Mapping[str, Tensor], path) -> None:
                 f"{path}: {key} is {tuple(state[key].shape)} in the file and {tuple(value.shape)} for this rank and "
                 "these rates; check rank= and compress_rate="
             )
+        if state[key].layout != torch.strided or state[key].is_floating_point() != value.is_floating_point():
+            raise InputError(
+                f"{path}: {key} is {state[key].dtype}, {state[key].layout}; expected {value.dtype}, strided"
+            )
         if state[key].is_floating_point() and not state[key].isfinite().all():
             raise InputError(f"{path}: {key} holds values that are not finite")
+    if len({value.dtype for value in state.values() if value.is_floating_point()}) > 1:
+        raise InputError(f"{path}: mixes precisions; convert all of its tensors to one")
     net.load_state_dict(dict(state), strict=True, assign=True)
 
 

@@ -1,6 +1,7 @@
 """What every script shares: arguments as people type them, one line for an error, one folder for the results."""
 
 import functools
+import logging
 import os
 import re
 import sys
@@ -81,9 +82,7 @@ def open_folder(cfg: DictConfig) -> Path:
 
     A folder that holds a run of another config is refused, so that results are never mixed or lost.
     """
-    folder, text = Path(cfg.out), OmegaConf.to_yaml(cfg, resolve=True)
-    if not isinstance(cfg.out, str):
-        raise InputError(f"out={cfg.out!r} is no folder name")
+    folder, text = Path(str(cfg.out)), OmegaConf.to_yaml(cfg, resolve=True)
     config = folder / "config.yaml"
     if config.exists() and config.read_text() != text:
         raise InputError(f"{folder} holds a run with other settings (config.yaml); choose another out= or remove it")
@@ -120,13 +119,13 @@ def _one_line(error: Exception) -> str:
 
 def _quiet_libraries() -> None:
     """Silence remarks of Lightning that no user of these scripts can act on; warnings of other kinds stay."""
-    import logging
-
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",
         ".*lower value for log_every_n_steps.*",
         ".*exists and is not empty.*",
+        ".*LeafSpec.*",
+        ".*recommended to use `self.log.*",
     ):
         warnings.filterwarnings("ignore", message)

@@ -8,7 +8,8 @@ import thop
 import torch
 from torch import nn
 
-from norton.decomposition.cp import CPConv2d, set_form_
+from norton.decomposition.cp import set_form_
+from norton.decomposition.methods import is_decomposed
 from norton.errors import InputError
 from norton.registry import Registry
 
@@ -56,14 +57,17 @@ def complexity(
     # thop leaves buffers behind, and sees the published form of a decomposed layer alone.
     counted = set_form_(copy.deepcopy(net), "factored").float().cpu()
     image = torch.zeros(1, *size)
-    macs, _, tree = thop.profile(counted, (image,), custom_ops=hooks, verbose=False, ret_layer_info=True)
+    try:
+        macs, _, tree = thop.profile(counted, (image,), custom_ops=hooks, verbose=False, ret_layer_info=True)
+    except RuntimeError as error:
+        raise InputError(f"{type(net).__name__} cannot take an input of size {tuple(size)}: {error}") from None
     by_layer = {
         name: LayerCost(round(_macs_at(tree, name)), sum(p.numel() for p in layer.parameters()))
         for name, layer in net.named_modules()
         if _is_unit(net, name, layer)
     }
     params = sum(p.numel() for p in net.parameters())
-    biases = sum(m.bias.numel() for m in net.modules() if isinstance(m, CPConv2d) and m.bias is not None)
+    biases = sum(m.bias.numel() for m in net.modules() if is_decomposed(m) and m.bias is not None)
     return Complexity(round(macs), params, params - biases, by_layer, convention)
 
 
@@ -75,8 +79,8 @@ def percent_removed(part: float, whole: float) -> float:
 def _is_unit(net: nn.Module, name: str, layer: nn.Module) -> bool:
     """A row of the table: a decomposed layer as a whole, or a layer without children outside of one."""
     parents = [name.rsplit(".", i)[0] for i in range(1, name.count(".") + 1)]
-    inside = any(isinstance(net.get_submodule(parent), CPConv2d) for parent in parents)
-    return bool(name) and not inside and (isinstance(layer, CPConv2d) or not any(layer.children()))
+    inside = any(is_decomposed(net.get_submodule(parent)) for parent in parents)
+    return bool(name) and not inside and (is_decomposed(layer) or not any(layer.children()))
 
 
 def _macs_at(tree: dict, name: str) -> float:

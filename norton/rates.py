@@ -7,6 +7,7 @@ from itertools import groupby
 
 from norton.errors import InputError
 
+MOST_RATES = 10_000
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _TERM = re.compile(rf"\[({_NUMBER}(?:,{_NUMBER})*),?\](?:\*(\d+))?")
 
@@ -16,9 +17,13 @@ def parse_rates(rates: str | float | Iterable[float]) -> list[float]:
 
     Raises InputError naming the part that is not a rate, or the rate outside [0, 1).
     """
+    if rates is None:
+        raise InputError("compress_rate: no rates given; write e.g. [0.6]*6+[0.8]*7")
     if isinstance(rates, str):
         rates = _parse_text(rates)
-    elif isinstance(rates, (int, float)):
+    elif hasattr(rates, "tolist"):  # arrays and tensors
+        rates = rates.tolist()
+    if isinstance(rates, (int, float)):
         rates = [rates]
     values = []
     for position, rate in enumerate(rates):
@@ -42,6 +47,10 @@ def _parse_text(text: str) -> list[float]:
             raise InputError(
                 f"compress_rate: cannot read {compact[position:] or 'the end'!r} in {text!r}; write lists of numbers "
                 "joined by +, as in [0.6]*6+[0.8]*7"
+            )
+        if int(term[2] or 1) > MOST_RATES:
+            raise InputError(
+                f"compress_rate: {term[2]} repetitions in {text!r}; no network has over {MOST_RATES} layers"
             )
         values += [float(number) for number in term[1].split(",")] * int(term[2] or 1)
         position = term.end()

@@ -2,20 +2,23 @@
 
 import copy
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from torch import Tensor, nn
+from torch import nn
 
 import norton
 from norton.calibration import reestimate_batchnorm_
 from norton.checkpoints import read, rebuild
 from norton.counting import Complexity, complexity, percent_removed
+from norton.decomposition.methods import is_decomposed
 from norton.errors import InputError
 from norton.models import build
+from norton.rates import parse_rates
 from norton.report import millions
 
 
@@ -41,10 +44,13 @@ def open_network(cfg: DictConfig, *, told: bool = False) -> tuple[nn.Module, dic
 
 
 def open_data(cfg: DictConfig):
-    """The LightningDataModule of `data=`, checked against nothing yet."""
+    """The LightningDataModule of `data=`; its files are looked for at the first use."""
     from norton.data.datamodule import ClassificationData  # Lightning takes seconds to import
 
-    return ClassificationData(**plain(cfg.data))
+    try:
+        return ClassificationData(**plain(cfg.data))
+    except TypeError as error:
+        raise InputError(f"data={cfg.data.get('name')}: {error}") from None
 
 
 def check_classes(net: nn.Module, data) -> None:
@@ -56,10 +62,47 @@ def check_classes(net: nn.Module, data) -> None:
         )
 
 
+def check_settings(cfg: DictConfig) -> None:
+    """Raise InputError for settings that would be found bad only after hours of work."""
+    _whole(cfg, "seed", 0)
+    for name, least in (("latency_batch", 1), ("calibration.images", 2), ("calibration.batch_size", 2)):
+        if OmegaConf.select(cfg, name) is not None:
+            _whole(cfg, name, least)
+    for name in ("pretraining", "training"):
+        if OmegaConf.select(cfg, name) is not None:
+            recipe(cfg[name], name)
+
+
+def require(cfg: DictConfig, step: str) -> None:
+    """Raise InputError where a step lacks what it is about."""
+    if step == "decompose" and cfg.rank is None:
+        raise InputError("no rank: give rank=N, or a rank per layer pattern such as 'rank={layer1.*: 2, layer2.*: 3}'")
+    if step == "prune":
+        if cfg.compress_rate is None:
+            raise InputError("no rates: give compress_rate=RATES, e.g. compress_rate=[0.]+[0.4]*29")
+        parse_rates(plain(cfg.compress_rate))
+
+
+def recipe(settings: DictConfig, name: str = "training"):
+    """The `Recipe` of a config group."""
+    from norton.training import Recipe
+
+    try:
+        return Recipe(**plain(settings))
+    except TypeError as error:
+        known = ", ".join(field.name for field in fields(Recipe))
+        raise InputError(f"{name}: not a recipe ({error}); its settings are {known}") from None
+
+
+def _whole(cfg: DictConfig, name: str, least: int) -> None:
+    value = OmegaConf.select(cfg, name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+
+
 def decompose(net: nn.Module, cfg: DictConfig) -> nn.Module:
     """`norton.decompose` as configured."""
-    if cfg.rank is None:
-        raise InputError("no rank: give rank=N, or a rank per layer pattern such as rank='{layer1.*: 2, layer2.*: 3}'")
+    require(cfg, "decompose")
     d = cfg.decomposition
     options = plain(d.options) or {}
     return norton.decompose(
@@ -69,29 +112,28 @@ def decompose(net: nn.Module, cfg: DictConfig) -> nn.Module:
 
 def prune(net: nn.Module, cfg: DictConfig) -> nn.Module:
     """`norton.prune` as configured."""
-    if cfg.compress_rate is None:
-        raise InputError("no rates: give compress_rate=RATES, e.g. compress_rate=[0.]+[0.4]*29")
+    require(cfg, "prune")
     return norton.prune(net, plain(cfg.compress_rate), progress=True, **plain(cfg.pruning))
 
 
-def calibrate_(net: nn.Module, cfg: DictConfig, data) -> nn.Module:
+def calibrate_(net: nn.Module, cfg: DictConfig, data=None) -> nn.Module:
     """Re-estimate BatchNorm as configured, in place."""
     if cfg.calibration.batchnorm:
+        data = open_data(cfg) if data is None else data
         images = data.calibration_images(cfg.calibration.images)
         reestimate_batchnorm_(net, images, cfg.calibration.batch_size)
     return net
 
 
-def fit(net: nn.Module, cfg: DictConfig, recipe: DictConfig, data, folder: Path) -> nn.Module:
-    """Train as configured; state and logs go to `folder`."""
+def fit(net: nn.Module, cfg: DictConfig, group: str, data, folder: Path) -> nn.Module:
+    """Train by the recipe of a config group; state and logs go to `folder`."""
     from hydra.utils import instantiate
 
-    from norton.training import Recipe
     from norton.training import fit as train
 
     loggers = [instantiate(logger) for logger in cfg.logger.values()] if cfg.logger else []
     return train(
-        net, data, Recipe(**plain(recipe)), folder=folder, seed=cfg.seed, loggers=loggers, **plain(cfg.trainer)
+        net, data, recipe(cfg[group], group), folder=folder, seed=cfg.seed, loggers=loggers, **plain(cfg.trainer)
     )
 
 
@@ -150,11 +192,6 @@ def layer_rows(net: nn.Module, small: nn.Module, errors: Mapping[str, float]) ->
     return rows
 
 
-def example_batch(data, size: int) -> Tensor:
-    """Images for measuring latency."""
-    return data.calibration_images(size)
-
-
 def width_rows(net: nn.Module, small: nn.Module) -> list[dict[str, Any]]:
     """A row per channel axis that can be pruned: its layers and the filters before and after."""
     before, after = net.wiring(), small.wiring()
@@ -162,7 +199,7 @@ def width_rows(net: nn.Module, small: nn.Module) -> list[dict[str, Any]]:
     for axis, writers in before.writers.items():
         more = f" (+{len(writers) - 1} tied)" if len(writers) > 1 else ""
         layer = small.get_submodule(writers[0])
-        kind = f"rank {layer.rank}" if hasattr(layer, "composed_weight") else "dense"
+        kind = f"rank {layer.rank}" if is_decomposed(layer) else "dense"
         rows.append(
             {"layer": writers[0] + more, "kind": kind, "before": before.width(axis), "after": after.width(axis)}
         )

@@ -71,7 +71,8 @@ class Wiring:
         """A sum over a parameter-free shortcut that moves channels by position, as CIFAR ResNets have it.
 
         Channel i of x meets channel i + (width(y) - width(x)) // 2 of y; where there is none, x is cropped or y gets
-        zero.  The two axes may keep different numbers of channels, but their order is bound: see `selection_order`.
+        zero.  The two axes may keep different numbers of channels, but their order is bound, see
+        `norton.pruning.alignment`.
         """
         self._shifts.append((self._only_axis(x), self._only_axis(y)))
         return y

@@ -149,6 +149,31 @@ def test_values_that_are_not_finite(tmp_path):
         norton.load(norton.save(net, tmp_path / "a.pt"))
 
 
+@pytest.mark.parametrize("change, message", [
+    ({"format": 9}, "format 9 is not 1"),
+    ({"format": torch.tensor([1, 2])}, "is not 1"),
+    ({"metrics": [1]}, "metrics are missing or of the wrong type"),
+    ({"lineage": None}, "lineage"),
+    ({"arch": ["a"]}, "arch"),
+    ({"plan": [{"op": "decompose", "method": "cp", "ranks": {"conv1": 0}}]}, "its plan does not fit"),
+    ({"plan": [{"op": "prune", "keep": {"nix": [0]}}]}, "its plan does not fit"),
+    ({"plan": ["melt"]}, "its plan does not fit"),
+])  # fmt: skip
+def test_strange_content(change, message, tmp_path):
+    content = read(norton.save(compressed(), tmp_path / "a.pt"))
+    torch.save({**content, **change}, tmp_path / "b.pt")
+    with pytest.raises(norton.InputError, match=message):
+        norton.load(tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize("convert", [torch.Tensor.int, torch.Tensor.to_sparse, lambda t: t.to(torch.complex64)])
+def test_strange_tensors(convert, tmp_path):
+    state = norton.build("resnet_56").state_dict()
+    torch.save({"state_dict": {**state, "fc.weight": convert(state["fc.weight"])}}, tmp_path / "a.pt")
+    with pytest.raises(norton.InputError, match=r"fc\.weight is"):
+        norton.load(tmp_path / "a.pt")
+
+
 def test_missing_and_unwritable(tmp_path):
     with pytest.raises(norton.InputError, match="no checkpoint at"):
         norton.load(tmp_path / "nix.pt")

@@ -99,6 +99,22 @@ def test_pipeline_stops_and_goes_on(tmp_path):
 PROGRAMS = ["decompose.py", "prune.py", "evaluate.py", "complexity.py", "-m experiments.pipeline"]
 
 
+def test_pipeline_of_training_alone(tmp_path):
+    none = "training@pretraining=none data=mnist5k latency_batch=2"
+    out = succeeds(f"python -m experiments.pipeline experiment=train_dense {none} out={tmp_path}")
+    assert f"final checkpoint: {tmp_path}/1_train.pt" in out
+    assert list(json.loads((tmp_path / "metrics.json").read_text())) == ["dense"]
+
+
+def test_rank_per_pattern_as_the_readme_has_it(tmp_path):
+    readme = (REPOSITORY / "README.md").read_text()
+    typed = "'rank={conv1: null, layer1.*: 2, *: 3}'"
+    assert typed in readme
+    out = succeeds(f"python complexity.py model=resnet_56 {typed} out={tmp_path}")
+    expected = norton.complexity(norton.build("resnet_56", {"conv1": None, "layer1.*": 2, "*": 3}))
+    assert f"MACs    {expected.macs}" in out
+
+
 @pytest.mark.parametrize("script", PROGRAMS)
 def test_help(script):
     out = succeeds(f"python {script} --help")
@@ -127,7 +143,21 @@ BAD = [
     ("evaluate.py checkpoint={dense} rank=2", "has rank 0, not 2"),
     ("evaluate.py checkpoint={dense} data=cifar10 data.root={tmp}", "cifar"),
     ("evaluate.py checkpoint={dense} out={tmp}/cut.pt/x", "cannot write"),
-    ("-m experiments.pipeline checkpoint={dense} steps=[melt]", "unknown step 'melt'"),
+    ("evaluate.py checkpoint={dense} split=nosuch", "choose one of test, val"),
+    ("evaluate.py checkpoint={dense} latency_batch=0", "latency_batch is 0"),
+    ("evaluate.py checkpoint={dense} trainer.precision=foo", "trainer: "),
+    (
+        "prune.py checkpoint={dense} compress_rate=[0.1]*30 calibration.images=99999999 out={tmp}/x",
+        "calibration images",
+    ),
+    ("prune.py checkpoint={dense} compress_rate=[0.1]*30 data.batch_size=abc out={tmp}/x", "batch_size 'abc'"),
+    ("prune.py checkpoint={dense} compress_rate=[0.5]*1000000000 out={tmp}/x", "1000000000 repetitions"),
+    ("decompose.py checkpoint={dense} rank=2 +decomposition.options.foo=3 out={tmp}/x", "has no option foo"),
+    ("decompose.py checkpoint={dense} rank=2 decomposition.options.starts=0 out={tmp}/x", "starts is 0"),
+    ("-m experiments.pipeline checkpoint={dense} steps=[melt] out={tmp}/x", "unknown step 'melt'"),
+    ("-m experiments.pipeline checkpoint={dense} rank=2 steps=[decompose,prune] out={tmp}/x", "no rates"),
+    ("-m experiments.pipeline experiment=demo training.epochs=abc out={tmp}/x", "training.epochs is 'abc'"),
+    ("-m experiments.pipeline experiment=demo pretraining=none out={tmp}/x", "pretraining"),
 ]
 
 

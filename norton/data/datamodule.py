@@ -76,8 +76,13 @@ class ClassificationData(lightning.LightningDataModule):
         **options,
     ):
         super().__init__()
-        if batch_size < 1:
-            raise InputError(f"data {name}: batch_size {batch_size} must be at least 1")
+        for setting, value, least in (
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("seed", seed, 0),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"data {name}: {setting} {value!r} must be a whole number of at least {least}")
         self.name = name
         self.batch_size = batch_size
         self.root = Path(root) if root is not None else DEFAULT_ROOT

@@ -1,7 +1,8 @@
 """Decomposition: replace convolutions by layers of less parameters that approximate them."""
 
 import copy
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean
 
 import torch
@@ -9,7 +10,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from norton.decomposition.cp_als import cp_filters
-from norton.decomposition.methods import DECOMPOSITIONS, decomposable, layer_ranks
+from norton.decomposition.methods import DECOMPOSITIONS, decomposable, is_decomposed, layer_ranks
 from norton.errors import InputError
 from norton.plan import OPERATIONS, record_step
 from norton.registry import import_submodules
@@ -38,13 +39,27 @@ def decompose(
     """
     layer_class = DECOMPOSITIONS[method]
     ranks = layer_ranks(net, rank, skip)
+    _check_options(layer_class.from_conv, options, method)
     small = copy.deepcopy(net)
+    made = {}  # a convolution shared under several names stays shared
     for name, value in track(ranks.items(), "decompose", disable=not progress, transient=True):
-        conv = small.get_submodule(name)
-        layer = layer_class.from_conv(conv, value, name=name, seed=seed, **options)
-        small.set_submodule(name, layer.train(conv.training))
+        conv = net.get_submodule(name)
+        if (conv, value) not in made:
+            layer = layer_class.from_conv(conv, value, name=name or "conv", seed=seed, **options)
+            made[conv, value] = layer.train(conv.training)
+        if name:
+            small.set_submodule(name, made[conv, value])
+        else:  # the network is that convolution
+            small = made[conv, value]
     record_step(small, {"op": "decompose", "method": method, "ranks": ranks})
     return small
+
+
+def _check_options(decomposition: Callable, options: Mapping, method: str) -> None:
+    known = [name for name, p in inspect.signature(decomposition).parameters.items() if p.kind == p.KEYWORD_ONLY]
+    known = [name for name in known if name not in ("name", "seed")]
+    if unknown := sorted(set(options) - set(known)):
+        raise InputError(f"decomposition {method!r} has no option {', '.join(unknown)}; it has {', '.join(known)}")
 
 
 @OPERATIONS.register("decompose")
@@ -64,7 +79,7 @@ def layer_nmse(net: nn.Module, small: nn.Module) -> dict[str, float]:
     errors = {}
     dense = dict(net.named_modules())
     for name, layer in small.named_modules():
-        if hasattr(layer, "composed_weight"):
+        if is_decomposed(layer):
             errors[name] = _nmse(_weight(name, dense.get(name)), layer.composed_weight(), name)
     if not errors:
         raise InputError(f"NMSE: {type(small).__name__} has no decomposed layer to compare")

@@ -1,7 +1,7 @@
 """Filter-wise CP: each filter a sum of R rank-one terms, run as 1×1, depthwise k×1 and depthwise 1×k convolutions."""
 
 from collections import OrderedDict
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from norton.decomposition.cp_als import cp_filters
 from norton.decomposition.methods import DECOMPOSITIONS
+from norton.errors import InputError
 from norton.factors import Factors, reconstruct
 
 Form = Literal["factored", "grouped", "composed"]
+FORMS = (*get_args(Form), "fast")
 
 
 @DECOMPOSITIONS.register("cp")
@@ -107,8 +109,19 @@ class CPConv2d(nn.Module):
         )
 
     @classmethod
-    def from_conv(cls, conv: nn.Conv2d, rank: int, *, name: str = "conv", seed: int = 0, **options) -> Self:
-        """Decompose a convolution; options go to `cp_filters`."""
+    def from_conv(
+        cls,
+        conv: nn.Conv2d,
+        rank: int,
+        *,
+        name: str = "conv",
+        seed: int = 0,
+        starts: int = 3,
+        iterations: int = 300,
+        tolerance: float = 5e-5,
+    ) -> Self:
+        """Decompose a convolution; the options are those of `cp_filters`."""
+        options = {"starts": starts, "iterations": iterations, "tolerance": tolerance}
         layer = cls.shaped_like(conv, rank)
         layer.set_factors_(cp_filters(conv.weight.detach(), rank, seed=seed, name=name, **options))
         if conv.bias is not None:
@@ -173,9 +186,15 @@ class CPConv2d(nn.Module):
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, rank={self.rank}"
 
 
-def set_form_(net: nn.Module, form: Form) -> nn.Module:
-    """Choose how all decomposed layers of a network compute, in place."""
+def set_form_(net: nn.Module, form: Form | Literal["fast"]) -> nn.Module:
+    """Choose how all decomposed layers of a network compute, in place.
+
+    `fast` is a rule that depends on the rank alone, so that a training repeats: see `benchmarks/train_step.py`.
+    Raises InputError for an unknown form.
+    """
+    if form not in FORMS:
+        raise InputError(f"form is {form!r}; choose one of {', '.join(FORMS)}")
     for layer in net.modules():
         if isinstance(layer, CPConv2d):
-            layer.form = form
+            layer.form = form if form != "fast" else ("grouped" if layer.rank == 1 else "composed")
     return net

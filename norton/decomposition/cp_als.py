@@ -49,6 +49,9 @@ def cp_filters(
 
     Raises InputError for a weight that is not finite and a rank out of range.
     """
+    for setting, value in (("starts", starts), ("iterations", iterations)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name}: {setting} is {value!r}; it must be a whole number of at least 1")
     filters, scale = _normalised(weight, name)
     kernel = weight.shape[2:]
     rank = check_rank(name, rank, tuple(kernel))

@@ -15,10 +15,14 @@ DECOMPOSITIONS = Registry("decomposition")
 class DecomposedLayer(Protocol):
     """A layer that takes a convolution's place.
 
-    Beside these it needs its slicers (`norton.pruning.surgery`), so that it can be pruned.
+    One whose filters can be compared also has `factors() -> Factors`.  Its slicers (`norton.pruning.surgery`) let it
+    be pruned.
     """
 
     rank: int
+    in_channels: int
+    out_channels: int
+    bias: Tensor | None
 
     @classmethod
     def shaped_like(cls, conv: nn.Conv2d, rank: int) -> Self:
@@ -34,11 +38,20 @@ class DecomposedLayer(Protocol):
 
 def decomposable(net: nn.Module) -> dict[str, nn.Conv2d]:
     """Name → convolution, for every k×k convolution (k > 1 in one direction at least) that is not grouped."""
+    inside = tuple(f"{name}." for name, layer in net.named_modules() if is_decomposed(layer))
     return {
         name: layer
-        for name, layer in net.named_modules()
-        if type(layer) is nn.Conv2d and layer.groups == 1 and layer.kernel_size != (1, 1)
+        for name, layer in net.named_modules(remove_duplicate=False)
+        if type(layer) is nn.Conv2d
+        and layer.groups == 1
+        and layer.kernel_size != (1, 1)
+        and not name.startswith(inside)
     }
+
+
+def is_decomposed(layer: nn.Module) -> bool:
+    """Whether a layer came out of a decomposition."""
+    return hasattr(layer, "composed_weight")
 
 
 def layer_ranks(
@@ -81,7 +94,7 @@ def check_rank(name: str, rank: int, kernel: tuple[int, int]) -> int:
 
 
 def _check_patterns(patterns: Iterable[str], layers: Mapping[str, nn.Module], net: nn.Module) -> None:
-    names = list(layers) or [name for name, layer in net.named_modules() if hasattr(layer, "composed_weight")]
+    names = list(layers) or [name for name, layer in net.named_modules() if is_decomposed(layer)]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             some = ", ".join(names[:4]) or "none at all"

@@ -1,5 +1,6 @@
 """Classification as a LightningModule: loss, metrics, and the published optimiser and schedule."""
 
+import math
 from dataclasses import dataclass
 
 import lightning
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torchmetrics.classification import MulticlassAccuracy
 
+from norton.decomposition.cp import FORMS
 from norton.errors import InputError
 
 
@@ -20,7 +22,7 @@ class Recipe:
     warm-up from `warmup_factor` times the learning rate.  gradient_clip: largest norm of the gradient, 0 for any;
     terms of a decomposed filter that nearly cancel have large gradients.  selection: `validation` keeps the epoch with
     the best validation accuracy; `test` is the published protocol, which picks it on the test set and so reports too
-    much.  form: how decomposed layers compute while training, see `CPConv2d`.
+    much.  form: how decomposed layers compute while training, see `set_form_`.
     """
 
     epochs: int
@@ -30,20 +32,33 @@ class Recipe:
     nesterov: bool = False
     label_smoothing: float = 0.0
     gradient_clip: float = 0.0
-    warmup_epochs: int = 0
+    warmup_epochs: float = 0
     warmup_factor: float = 0.01
     selection: str = "validation"
-    form: str = "composed"
+    form: str = "fast"
 
     def __post_init__(self):
-        for field in ("epochs", "warmup_epochs", "learning_rate", "momentum", "weight_decay", "gradient_clip"):
+        if isinstance(self.epochs, bool) or not isinstance(self.epochs, int):
+            raise InputError(f"training.epochs is {self.epochs!r}; it must be a whole number of at least 0")
+        for field in (
+            "epochs",
+            "warmup_epochs",
+            "learning_rate",
+            "momentum",
+            "weight_decay",
+            "gradient_clip",
+            "label_smoothing",
+            "warmup_factor",
+        ):
             value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
                 raise InputError(f"training.{field} is {value!r}; it must be a number of at least 0")
         if self.selection not in ("validation", "test"):
             raise InputError(f"training.selection is {self.selection!r}; choose one of validation, test")
-        if self.form not in ("factored", "grouped", "composed"):
-            raise InputError(f"training.form is {self.form!r}; choose one of composed, factored, grouped")
+        if self.form not in FORMS:
+            raise InputError(f"training.form is {self.form!r}; choose one of {', '.join(FORMS)}")
+        if not 0 < self.warmup_factor <= 1:
+            raise InputError(f"training.warmup_factor is {self.warmup_factor}; it must be above 0 and at most 1")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"training.label_smoothing is {self.label_smoothing}; it must be in [0, 1)")
 

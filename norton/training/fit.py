@@ -6,11 +6,13 @@ from pathlib import Path
 
 import lightning
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from torch import nn
 
 from norton.data.datamodule import ClassificationData
 from norton.decomposition.cp import set_form_
+from norton.errors import InputError
 from norton.training.classifier import Classifier, Recipe
 
 LAST = "last.ckpt"
@@ -45,7 +47,7 @@ def fit(
     last = ModelCheckpoint(folder, filename=Path(LAST).stem, enable_version_counter=False)
     # tqdm, because Lightning's default shows nothing where the output is not a terminal.
     bar = [TQDMProgressBar(refresh_rate=10)] if trainer_options.get("enable_progress_bar", True) else []
-    trainer = lightning.Trainer(
+    trainer = _trainer(
         max_epochs=recipe.epochs,
         logger=list(loggers),
         callbacks=[best, last, *bar],
@@ -71,14 +73,23 @@ def fit(
 
 
 def evaluate(
-    net: nn.Module, data: ClassificationData, *, split: str = "test", form: str = "composed", **trainer_options
+    net: nn.Module, data: ClassificationData, *, split: str = "test", form: str = "fast", **trainer_options
 ) -> dict[str, float]:
     """{"top1", "top5", "loss"} on one split; accuracies in percent.  net: untouched."""
+    if split not in ("test", "val"):
+        raise InputError(f"split is {split!r}; choose one of test, val")
     module = Classifier(set_form_(copy.deepcopy(net), form), Recipe(epochs=0), data.num_classes)
-    trainer = lightning.Trainer(logger=False, enable_checkpointing=False, enable_model_summary=False, **trainer_options)
+    trainer = _trainer(logger=False, enable_checkpointing=False, enable_model_summary=False, **trainer_options)
     if split == "test":
         (result,) = trainer.test(module, data.test_dataloader(), verbose=False)
     else:
         (result,) = trainer.validate(module, data.val_dataloader(), verbose=False)
     measured = {key.split("/")[1]: value for key, value in result.items()}
     return {"top1": 100 * measured["top1"], "top5": 100 * measured["top5"], "loss": measured["loss"]}
+
+
+def _trainer(**options) -> lightning.Trainer:
+    try:
+        return lightning.Trainer(**options)
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise InputError(f"trainer: {error}") from None

@@ -105,6 +105,36 @@ def test_any_module_and_which_layers():
     assert ranks(norton.decompose(net, {"head*": 3})) == {"head.0": 3}
 
 
+def test_decomposed_layers_are_left_alone():
+    net = nn.Sequential(nn.Conv2d(3, 1, 3), nn.Conv2d(1, 4, 3))  # one filter at rank 1: its parts are not grouped
+    once = norton.decompose(net, {"0": 1})
+    twice = norton.decompose(once, {"*": 1})
+    assert ranks(twice) == {"0": 1, "1": 1}
+    with pytest.raises(norton.InputError, match="no layer of"):
+        norton.decompose(twice, 1)
+
+
+def test_a_shared_convolution_stays_shared():
+    conv = nn.Conv2d(4, 4, 3, padding=1)
+    net = nn.Sequential(conv, nn.ReLU(), conv)
+    small = norton.decompose(net, 9)
+    assert small[0] is small[2]
+    assert isinstance(small[0], CPConv2d)
+    x = torch.randn(1, 4, 6, 6)
+    torch.testing.assert_close(small(x), net(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_bare_convolution():
+    conv = nn.Conv2d(4, 4, 3)
+    x = torch.randn(1, 4, 6, 6)
+    torch.testing.assert_close(norton.decompose(conv, 9)(x), conv(x), rtol=1e-4, atol=1e-4)
+
+
+def test_forms_are_checked():
+    with pytest.raises(norton.InputError, match="choose one of factored, grouped, composed, fast"):
+        norton.set_form_(norton.build("resnet_56", 1), "dense")
+
+
 def test_resnet_50_spares_its_stem():
     net = norton.build("resnet_50")
     with torch.device("meta"):
@@ -124,6 +154,8 @@ def test_resnet_50_spares_its_stem():
     ({"rank": 1, "skip": ["layer*"]}, r"pattern 'layer\*' matches no convolution.*stem"),
     ({"rank": {"nix": 1}}, "pattern 'nix'"),
     ({"rank": 1, "method": "nix"}, "unknown decomposition 'nix'"),
+    ({"rank": 1, "starts": 0}, "starts is 0"),
+    ({"rank": 1, "begins": 2}, "has no option begins; it has starts"),
     ({"rank": 1, "skip": ["*"]}, "no layer of Odd is left"),
 ])  # fmt: skip
 def test_bad_input(arguments, message):
