@@ -1,8 +1,8 @@
 """A training step of a decomposed network: each way to compute its layers against the plain one.
 
 The baseline is the published layer as it is: three convolutions, a view and a sum over ranks (`factored`).  Forward,
-backward and SGD update; the ways take turns; medians.  Exit code 1 if training as configured (`fast`: grouped at rank 1, else composed) is slower
-than the baseline.
+backward and SGD update; the ways take turns; medians.  Exit code 1 if training as configured (`fast`: grouped at rank
+1, else composed) is slower than the baseline.
 """
 
 import argparse
