@@ -24,6 +24,8 @@ def run(cfg: DictConfig) -> None:
     data = steps.open_data(cfg)
     net, origin = steps.open_network(cfg)
     steps.check_classes(net, data)
+    for step in cfg.steps:
+        steps.check_fit(net, cfg, step)
     folder = cli.open_folder(cfg)
     stages = {}
     if "train" not in cfg.steps:
@@ -43,8 +45,7 @@ def check_steps(cfg: DictConfig) -> None:
     for step in cfg.steps:
         if step not in LABELS:
             raise norton.InputError(f"unknown step {step!r}; steps are {', '.join(LABELS)}")
-        if step in ("decompose", "prune"):
-            steps.require(cfg, step)
+        steps.require(cfg, step)
     if not cfg.steps:
         raise norton.InputError(f"no steps; give e.g. steps=[decompose,prune,finetune] out of {', '.join(LABELS)}")
 

@@ -15,7 +15,7 @@ import norton
 from norton.calibration import reestimate_batchnorm_
 from norton.checkpoints import read, rebuild
 from norton.counting import Complexity, complexity, percent_removed
-from norton.decomposition.methods import is_decomposed
+from norton.decomposition.methods import is_decomposed, layer_ranks
 from norton.errors import InputError
 from norton.models import build
 from norton.rates import parse_rates
@@ -81,6 +81,15 @@ def require(cfg: DictConfig, step: str) -> None:
         if cfg.compress_rate is None:
             raise InputError("no rates: give compress_rate=RATES, e.g. compress_rate=[0.]+[0.4]*29")
         parse_rates(plain(cfg.compress_rate))
+
+
+def check_fit(net: nn.Module, cfg: DictConfig, step: str) -> None:
+    """Raise InputError where ranks or rates do not fit the network, before anything is written."""
+    require(cfg, step)
+    if step == "decompose":
+        layer_ranks(net, plain(cfg.rank), plain(cfg.decomposition.skip))
+    if step == "prune":
+        net.target_widths(net.check_rates(plain(cfg.compress_rate)))
 
 
 def recipe(settings: DictConfig, name: str = "training"):

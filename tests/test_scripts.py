@@ -156,6 +156,8 @@ BAD = [
     ("decompose.py checkpoint={dense} rank=2 decomposition.options.starts=0 out={tmp}/x", "starts is 0"),
     ("-m experiments.pipeline checkpoint={dense} steps=[melt] out={tmp}/x", "unknown step 'melt'"),
     ("-m experiments.pipeline checkpoint={dense} rank=2 steps=[decompose,prune] out={tmp}/x", "no rates"),
+    ("-m experiments.pipeline experiment=demo rank=10 out={tmp}/x", "exceeds 9"),
+    ("-m experiments.pipeline experiment=demo compress_rate=[0.1]*3 out={tmp}/x", "needs 30"),
     ("-m experiments.pipeline experiment=demo training.epochs=abc out={tmp}/x", "training.epochs is 'abc'"),
     ("-m experiments.pipeline experiment=demo pretraining=none out={tmp}/x", "pretraining"),
 ]
