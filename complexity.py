@@ -39,8 +39,9 @@ def run(cfg: DictConfig) -> None:
     }
     write_json(folder / "metrics.json", {**cost.as_dict(), **removed})
     report.write_table(folder / "table.md", rows)
-    panels = {"MACs": {name: c.macs for name, c in cost.by_layer.items() if c.macs}}
-    report.layer_picture(folder / "picture.png", panels, f"{type(net).__name__}: {cost.macs:,} MACs")
+    report.layer_picture(
+        folder / "picture.png", steps.macs_panel(net, cost), f"{type(net).__name__}: {cost.macs:,} MACs"
+    )
 
     if cfg.by_layer:
         report.print_table(rows, type(net).__name__)

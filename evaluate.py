@@ -38,8 +38,9 @@ def run(cfg: DictConfig) -> None:
     folder = cli.open_folder(cfg)
     write_json(folder / "metrics.json", {**metrics, "latency_ms": latency.milliseconds, "latency_form": latency.form})
     report.write_table(folder / "table.md", [row])
-    panels = {"MACs": {name: c.macs for name, c in cost.by_layer.items() if c.macs}}
-    report.layer_picture(folder / "picture.png", panels, f"{net.arch}: {accuracy['top1']:.2f}% top-1 on {data.name}")
+    report.layer_picture(
+        folder / "picture.png", steps.macs_panel(net, cost), f"{net.arch}: {accuracy['top1']:.2f}% top-1 on {data.name}"
+    )
     report.print_table([row], f"{cfg.checkpoint} on {data.name}")
     print(f"written to {folder}/: config.yaml, metrics.json, table.md, picture.png")
 

@@ -182,6 +182,13 @@ def _materialised(net: nn.Module) -> nn.Module:
     return copy.deepcopy(net).to_empty(device="cpu")
 
 
+def macs_panel(net: nn.Module, cost: Complexity) -> dict[str, dict[str, int]]:
+    """A panel for `layer_picture`: the MACs of convolutions and linear layers; the others are many and small."""
+    layers = {name: net.get_submodule(name) for name in cost.by_layer}
+    shown = [name for name, layer in layers.items() if is_decomposed(layer) or isinstance(layer, nn.Conv2d | nn.Linear)]
+    return {"MACs": {name: cost.by_layer[name].macs for name in shown}}
+
+
 def layer_rows(net: nn.Module, small: nn.Module, errors: Mapping[str, float]) -> list[dict[str, Any]]:
     """A row per decomposed layer: rank, NMSE, MACs before and after."""
     before, after = complexity(net).by_layer, complexity(small).by_layer
