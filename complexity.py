@@ -1,14 +1,18 @@
 """Count the MACs and parameters of a network."""
 
+from functools import partial
+
 from omegaconf import DictConfig
+from torch import nn
 
 import norton
 from norton import cli, report, steps
-from norton.counting import percent_removed
+from norton.counting import Complexity, LayerCost, percent_removed
 from norton.files import write_json
+from norton.flags import ABOUT_DATA, translate
 
 
-@cli.script("complexity")
+@cli.script("complexity", partial(translate, ignored=ABOUT_DATA))
 def run(cfg: DictConfig) -> None:
     if cfg.checkpoint is not None:
         net, _ = steps.open_network(cfg, told=True)
@@ -23,21 +27,12 @@ def run(cfg: DictConfig) -> None:
     dense = steps.dense_cost(net, cfg.convention, size)
 
     folder = cli.open_folder(cfg)
-    rows = [
-        {
-            "layer": name,
-            "type": type(net.get_submodule(name)).__name__,
-            "MACs": f"{c.macs:,}",
-            "params": f"{c.params:,}",
-        }
-        for name, c in cost.by_layer.items()
-        if c.macs or c.params
-    ]
     removed = {
         "macs_removed_percent": percent_removed(cost.macs, dense.macs),
         "params_removed_percent": percent_removed(cost.params, dense.params),
     }
-    write_json(folder / "metrics.json", {**cost.as_dict(), **removed})
+    rows = layer_rows(net, cost, dense)
+    write_json(folder / "metrics.json", {"arch": net.arch, **cost.as_dict(), **removed, "dense": dense.as_dict()})
     report.write_table(folder / "table.md", rows)
     report.layer_picture(
         folder / "picture.png", steps.macs_panel(net, cost), f"{type(net).__name__}: {cost.macs:,} MACs"
@@ -50,6 +45,32 @@ def run(cfg: DictConfig) -> None:
     if cost.params != cost.params_printed:
         print(f"        {cost.params_printed} without the biases of decomposed layers, as the published tables count")
     print(f"written to {folder}/: config.yaml, metrics.json, table.md, picture.png")
+
+
+def layer_rows(net: nn.Module, cost: Complexity, dense: Complexity) -> list[dict[str, str]]:
+    """A row per layer that costs something, and one for all, with what was removed against the dense network."""
+    rows = [
+        row(name, type(net.get_submodule(name)).__name__, layer, dense.by_layer[name])
+        for name, layer in cost.by_layer.items()
+        if layer.macs or layer.params
+    ]
+    return [*rows, row("total", type(net).__name__, cost, dense)]
+
+
+def row(name: str, kind: str, cost: Complexity | LayerCost, dense: Complexity | LayerCost) -> dict[str, str]:
+    """MACs and parameters of a layer or network, and percent removed; a dash where the dense one has none."""
+
+    def removed(part: int, whole: int) -> float | None:
+        return percent_removed(part, whole) if whole else None
+
+    return {
+        "layer": name,
+        "type": kind,
+        "MACs": f"{cost.macs:,}",
+        "removed %": removed(cost.macs, dense.macs),
+        "params": f"{cost.params:,}",
+        "params removed %": removed(cost.params, dense.params),
+    }
 
 
 if __name__ == "__main__":

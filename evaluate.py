@@ -1,4 +1,4 @@
-"""Measure a checkpoint: accuracy, MACs, parameters, file size, latency."""
+"""Measure a checkpoint and verify what it claims: accuracy, MACs, parameters; file size and latency beside them."""
 
 from pathlib import Path
 
@@ -6,43 +6,54 @@ from omegaconf import DictConfig
 
 import norton
 from norton import cli, report, steps
+from norton.claims import FAILS
 from norton.files import write_json
+from norton.flags import translate
 from norton.latency import latencies
 
 
-@cli.script("evaluate")
-def run(cfg: DictConfig) -> None:
+@cli.script("evaluate", translate)
+def run(cfg: DictConfig) -> int:
     if cfg.checkpoint is None:
         raise norton.InputError("no checkpoint: give checkpoint=FILE")
     if cfg.split not in ("test", "val"):
         raise norton.InputError(f"split is {cfg.split!r}; choose one of test, val")
     steps.check_settings(cfg)
-    net, origin = steps.open_network(cfg, told=True)
-    data = steps.open_data(cfg)
-    accuracy = steps.evaluate(net, cfg, data, cfg.split)
-    cost, dense = norton.complexity(net), steps.dense_cost(net)
-    latency = latencies({"net": net}, data.calibration_images(cfg.latency_batch))["net"]
-    comparable = cfg.split == "test" and origin["metrics"].get("data", data.name) == data.name
-    claimed = origin["metrics"].get("top1") if comparable else None
-
+    found = steps.verify(cfg)
+    if found.accuracy is None:
+        show_claims(cfg, found)
+        if found.verdict.code == FAILS:
+            return FAILS
+        raise norton.InputError(f"the claim {found.verdict.text}")
+    latency = latencies({"net": found.net}, found.data.calibration_images(cfg.latency_batch))["net"]
     row = {
-        "network": f"{net.arch}",
-        f"{cfg.split} top-1 %": accuracy["top1"],
-        "claimed %": claimed,
-        "top-5 %": accuracy["top5"],
-        **steps.cost_row(cost, dense),
+        "network": found.net.arch,
+        "data": f"{found.data.name}, {cfg.split}",
+        **steps.cost_row(found.cost, steps.dense_cost(found.net)),
         "file MB": Path(cfg.checkpoint).stat().st_size / 1e6,
         f"ms / {cfg.latency_batch} images": latency.milliseconds,
     }
-    metrics = {**accuracy, "claimed_top1": claimed, "macs": cost.macs, "params": cost.params}
+    metrics = {**found.as_dict(), "split": cfg.split, "latency_ms": latency.milliseconds, "latency_form": latency.form}
+
     folder = cli.open_folder(cfg)
-    write_json(folder / "metrics.json", {**metrics, "latency_ms": latency.milliseconds, "latency_form": latency.form})
-    report.write_table(folder / "table.md", [row])
-    report.layer_picture(
-        folder / "picture.png", steps.macs_panel(net, cost), f"{net.arch}: {accuracy['top1']:.2f}% top-1 on {data.name}"
-    )
-    report.print_table([row], f"{cfg.checkpoint} on {data.name}")
+    write_json(folder / "metrics.json", metrics)
+    report.write_table(folder / "table.md", found.verdict.rows)
+    title = f"{found.net.arch}: {found.accuracy['top1']:.2f}% top-1 on {found.data.name}"
+    report.layer_picture(folder / "picture.png", steps.macs_panel(found.net, found.cost), title)
+    report.print_table([row], cfg.checkpoint)
+    show_claims(cfg, found)
     print(f"written to {folder}/: config.yaml, metrics.json, table.md, picture.png")
+    print(f" * Acc@1 {found.accuracy['top1']:.3f} Acc@5 {found.accuracy['top5']:.3f}")  # the published last line
+    return found.verdict.code
+
+
+def show_claims(cfg: DictConfig, found: steps.Verification) -> None:
+    """Print what is claimed beside what was measured, and the verdict."""
+    report.print_table(found.verdict.rows, f"{Path(cfg.checkpoint).name}: claimed and measured")
+    for note in found.notes:
+        print(f"note: {note}")
+    if found.accuracy is not None or found.verdict.code == FAILS:
+        print(f"the claim {found.verdict.text}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import copy
 import io
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from norton.errors import InputError
 from norton.files import write_whole
 from norton.models import NETWORKS, build, dense_network
 from norton.plan import apply_plan_, plan_of
-from norton.rates import format_rates, parse_rates
 
 FORMAT = 1
 
@@ -56,9 +55,9 @@ def load(
 ) -> nn.Module:
     """The network of a checkpoint, in evaluation mode, on the CPU.
 
-    A file of `norton.save` needs nothing else.  A published one (`{"state_dict", "rank", "compress_rate"}` or less)
-    takes from the arguments what it lacks; its architecture is recognised by its layer names.  net: the dense form of
-    a network that `norton.build` does not know; it is not changed.
+    Nothing else is needed: a published file (`{"state_dict", "rank", "compress_rate"}` or less) is recognised by its
+    layer names, and its rank and widths by the shapes of its weights.  arch, rank, compress_rate: what it is expected
+    to be.  net: the dense form of a network that `norton.build` does not know; it is not changed.
 
     Raises InputError if the file is missing, truncated, holds anything but tensors and plain data, or is of another
     network, rank or rates than told.
@@ -99,12 +98,12 @@ def rebuild(
     net: nn.Module | None = None,
 ) -> nn.Module:
     """The network of a checkpoint's content, see `load`; path: for messages."""
-    if "format" in content:
-        rebuilt = _from_plan(content, path, arch, net)
-        _check_told(rebuilt, path, rank, compress_rate)
-    else:
-        rebuilt = _from_published(content, path, arch, rank, compress_rate)
+    published = "format" not in content
+    rebuilt = _from_published(content, path, arch) if published else _from_plan(content, path, arch, net)
     _load_strictly(rebuilt, content["state_dict"], path)
+    if published:
+        _check_stated(rebuilt, path, content.get("rank"), content.get("compress_rate"), "the file says")
+    _check_stated(rebuilt, path, rank, compress_rate, "told")
     return rebuilt.eval()
 
 
@@ -141,7 +140,7 @@ def _from_plan(content: Mapping[str, Any], path, arch: str | None, net: nn.Modul
             raise InputError(f"{path}: its plan does not fit the network ({_first_line(error)})") from None
 
 
-def _from_published(content: Mapping[str, Any], path, arch, rank, compress_rate) -> nn.Module:
+def _from_published(content: Mapping[str, Any], path, arch: str | None) -> nn.Module:
     state = content["state_dict"]
     found = identify(state)
     if arch is not None and found is not None and arch != found:
@@ -149,49 +148,73 @@ def _from_published(content: Mapping[str, Any], path, arch, rank, compress_rate)
     arch = arch or found
     if arch is None:
         raise InputError(f"{path}: its layers are those of none of {', '.join(NETWORKS)}")
-    rank = _agree(path, "rank", content.get("rank"), rank, 0 if not any(".feature." in key for key in state) else None)
-    compress_rate = _agree(path, "compress_rate", content.get("compress_rate"), compress_rate, None)
-    if rank is None:
-        raise InputError(f"{path}: does not say its rank; tell it, e.g. rank=1")
     linear = [value for key, value in state.items() if key.endswith(".weight") and value.dim() == 2]
     if not linear:
         raise InputError(f"{path}: holds no linear layer, so it is no {arch}")
+    classes, nearest, fewest = len(linear[-1]), None, len(state) + 1
     with torch.device("meta"):
-        return build(arch, rank, compress_rate, num_classes=len(linear[-1]))
+        if found is None:
+            return dense_network(arch, classes)  # the strict loading names what is missing
+        for plan in _possible_plans(dense_network(arch, classes), state):
+            try:
+                net = apply_plan_(dense_network(arch, classes), plan)
+            except (RuntimeError, ValueError, ZeroDivisionError):  # no network has these widths
+                continue
+            wrong = sum(key not in state or state[key].shape != v.shape for key, v in net.state_dict().items())
+            if wrong < fewest:
+                nearest, fewest = net, wrong
+            if not wrong:
+                break
+    if nearest is None:
+        raise InputError(f"{path}: the shapes of its weights are those of no {arch}, whatever the rank and rates")
+    return nearest
 
 
-def _agree(path, what: str, in_file, told, default):
-    """What the file says; an argument must not contradict it."""
-    if what == "rank" and not isinstance(in_file, int | None):
-        raise InputError(f"{path}: its rank is {in_file!r}, not a whole number")
-    if in_file is None:
-        return default if told is None else told
-    same = told is None or (_plain_rates(in_file) == _plain_rates(told) if what == "compress_rate" else in_file == told)
-    if not same:
-        raise InputError(f"{path}: has {what} {in_file}, not {told} as told; leave it out to use the file's")
-    return in_file
+def _possible_plans(dense: nn.Module, state: Mapping[str, Tensor]) -> Iterator[list[dict]]:
+    """The plans that the shapes of a published file allow: one per rank that divides its factors.
+
+    Widths follow from the rank, and all other shapes from both, so that one plan at most fits them all.
+    """
+    wiring, head = dense.wiring(), ".feature.pointwise.weight"
+    layers = [name for names in wiring.writers.values() for name in names]
+    decomposed = [name for name in layers if f"{name}{head}" in state]
+    weights = {name: state[f"{name}{head if name in decomposed else '.weight'}"] for name in layers}
+    rows = {name: weight.shape[0] if weight.dim() else 0 for name, weight in weights.items()}
+    most = max((dense.get_submodule(name).weight[0, 0].numel() for name in decomposed), default=1)
+    for rank in range(1, most + 1):
+        if any(rows[name] % rank for name in decomposed):
+            continue
+        widths = {axis: rows[w[0]] // (rank if w[0] in decomposed else 1) for axis, w in wiring.writers.items()}
+        keep = {wiring.name(axis): list(range(width)) for axis, width in widths.items() if width < wiring.width(axis)}
+        plan = [{"op": "decompose", "method": "cp", "ranks": dict.fromkeys(decomposed, rank)}] if decomposed else []
+        yield plan + ([{"op": "prune", "keep": keep}] if keep else [])
 
 
-def _plain_rates(rates) -> str:
-    return format_rates(parse_rates(rates))
-
-
-def _check_told(net: nn.Module, path, rank: int | None, compress_rate) -> None:
-    """Compare what was told with the shapes that the plan gave."""
+def _check_stated(net: nn.Module, path, rank, compress_rate, by: str) -> None:
+    """Compare rank and rates that somebody states with what the weights are."""
     if rank is None and compress_rate is None:
         return
     if rank is not None and not isinstance(rank, int):
-        raise InputError(f"{path}: knows its ranks itself; leave rank={rank} out")
-    ranks = {layer.rank for layer in net.modules() if is_decomposed(layer)} or {0}
+        raise InputError(f"{path}: its weights tell its ranks; leave rank={rank!r} out")
+    ranks = ranks_of(net)
     if rank is not None and ranks != {rank}:
-        raise InputError(f"{path}: has rank {', '.join(map(str, sorted(ranks)))}, not {rank} as told")
+        raise InputError(f"{path}: has rank {', '.join(map(str, sorted(ranks)))}, not {rank} as {by}")
     if compress_rate is not None:
         with torch.device("meta"):
-            told = build(net.arch, max(ranks) if len(ranks) == 1 else 0, compress_rate, net.num_classes)
-        expected = [told.wiring().width(axis) for axis in sorted(told.wiring().writers)]
-        present = [net.wiring().width(axis) for axis in sorted(net.wiring().writers)]
-        if expected != present:
-            raise InputError(f"{path}: its layers have other widths than compress_rate={compress_rate} gives")
+            stated = build(net.arch, max(ranks) if len(ranks) == 1 else 0, compress_rate, net.num_classes)
+        if widths_of(stated) != widths_of(net):
+            raise InputError(f"{path}: its layers have other widths than compress_rate={compress_rate} gives, as {by}")
+
+
+def ranks_of(net: nn.Module) -> set[int]:
+    """The ranks of the decomposed layers, {0} for none."""
+    return {layer.rank for layer in net.modules() if is_decomposed(layer)} or {0}
+
+
+def widths_of(net: nn.Module) -> dict[str, int]:
+    """First writer of each channel axis → its filters."""
+    wiring = net.wiring()
+    return {wiring.name(axis): wiring.width(axis) for axis in wiring.writers}
 
 
 def _load_strictly(net: nn.Module, state: Mapping[str, Tensor], path) -> None:
@@ -202,8 +225,8 @@ def _load_strictly(net: nn.Module, state: Mapping[str, Tensor], path) -> None:
     for key, value in expected.items():
         if value.shape != state[key].shape:
             raise InputError(
-                f"{path}: {key} is {tuple(state[key].shape)} in the file and {tuple(value.shape)} for this rank and "
-                "these rates; check rank= and compress_rate="
+                f"{path}: {key} is {tuple(state[key].shape)} in the file, where {tuple(value.shape)} would fit "
+                "its other layers; write or fetch it again"
             )
         if state[key].layout != torch.strided or state[key].is_floating_point() != value.is_floating_point():
             raise InputError(

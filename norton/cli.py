@@ -27,11 +27,13 @@ BAD_INPUT = (InputError, OSError, HydraException, OmegaConfBaseException)
 _TRACEBACK_WANTED = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
-def script(config_name: str) -> Callable[[Callable[[DictConfig], int | None]], Callable[[], None]]:
+def script(
+    config_name: str, translate: Callable[[list[str]], list[str]] = list
+) -> Callable[[Callable[[DictConfig], int | None]], Callable[[], None]]:
     """Turn `run(cfg)` into a Hydra program on `configs/<config_name>.yaml`.
 
-    Bad input ends with one line on stderr and exit code 2; HYDRA_FULL_ERROR=1 asks for the traceback.  What `run`
-    returns is the exit code.
+    translate: rewrites the command line's arguments before Hydra sees them.  Bad input ends with one line on stderr and
+    exit code 2; HYDRA_FULL_ERROR=1 asks for the traceback.  What `run` returns is the exit code.
     """
 
     def decorate(run: Callable[[DictConfig], int | None]) -> Callable[[], None]:
@@ -50,9 +52,9 @@ def script(config_name: str) -> Callable[[Callable[[DictConfig], int | None]], C
         @functools.wraps(run)
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra would print errors itself, in many lines
-            sys.argv[1:] = [quote(argument) for argument in sys.argv[1:]]
             sys.path.insert(0, str(CONFIGS.parent))
             try:
+                sys.argv[1:] = [quote(argument) for argument in translate(sys.argv[1:])]
                 hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
             except BAD_INPUT as error:
                 _report(error)
@@ -119,8 +121,7 @@ def _one_line(error: Exception) -> str:
 
 def _quiet_libraries() -> None:
     """Silence remarks of Lightning that no user of these scripts can act on; warnings of other kinds stay."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    logging.disable(logging.INFO)  # Lightning sets its own loggers' levels when it is imported, which is later
     for message in (
         ".*does not have many workers.*",
         ".*lower value for log_every_n_steps.*",

@@ -69,6 +69,23 @@ def layer_picture(path: str | Path, panels: Mapping[str, Mapping[str, float]], t
     return _save(path, figure, title)
 
 
+def series_picture(
+    path: str | Path, panels: Mapping[str, Mapping[str, Sequence[tuple]]], title: str, *, x: str, y: str
+) -> Path:
+    """Panels side by side, each with lines: panel title → line label → points (x, y, error bar)."""
+    figure, axes = _figure(len(panels), 4.6 * len(panels), 3.6)
+    for axis, (name, lines) in zip(axes, panels.items(), strict=True):
+        for colour, (label, points) in zip(_COLOURS, lines.items(), strict=False):
+            xs, ys, errors = zip(*points, strict=True)
+            axis.errorbar(xs, ys, yerr=errors, label=label, color=colour, marker="o", capsize=3)
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel(x, fontsize=9)
+        axis.set_ylabel(y, fontsize=9)
+        axis.legend(fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    return _save(path, figure, title)
+
+
 _COLOURS = ["#4c72b0", "#dd8452", "#c44e52", "#55a868", "#8172b3", "#937860", "#da8bc3", "#8c8c8c"]
 
 

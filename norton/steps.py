@@ -1,19 +1,20 @@
 """The steps of the chain as the scripts run them: configuration comes in here and is unpacked here."""
 
-import copy
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 import norton
+from norton import claims
 from norton.calibration import reestimate_batchnorm_
 from norton.checkpoints import read, rebuild
+from norton.claims import Verdict
+from norton.cli import CONFIGS
 from norton.counting import Complexity, complexity, percent_removed
 from norton.decomposition.methods import is_decomposed, layer_ranks
 from norton.errors import InputError
@@ -39,7 +40,7 @@ def open_network(cfg: DictConfig, *, told: bool = False) -> tuple[nn.Module, dic
         return net, {"metrics": content.get("metrics", {}), "lineage": list(content.get("lineage", []))}
     if cfg.model.arch is None:
         raise InputError("no network: give checkpoint=FILE, or model=NAME for one with random weights")
-    lightning.seed_everything(cfg.seed, verbose=False)
+    torch.manual_seed(cfg.seed)
     return build(cfg.model.arch, num_classes=cfg.model.num_classes), {"metrics": {}, "lineage": []}
 
 
@@ -53,12 +54,27 @@ def open_data(cfg: DictConfig):
         raise InputError(f"data={cfg.data.get('name')}: {error}") from None
 
 
+def choose_data(cfg: DictConfig, name: str) -> None:
+    """Put the dataset `name` in the place of `data=auto`, in the config itself; other choices of a user stay."""
+    if cfg.data.name != "auto":
+        return
+    path = CONFIGS / "data" / f"{name}.yaml"
+    if name == "auto" or not path.exists():
+        known = ", ".join(sorted(path.stem for path in path.parent.glob("*.yaml") if path.stem != "auto"))
+        raise InputError(
+            f"its accuracy was measured on {name!r}, which is none of the data here: {known}; choose data="
+        )
+    told = {key: value for key, value in cfg.data.items() if value is not None and key != "name"}
+    cfg.data = OmegaConf.merge(OmegaConf.load(path), told)
+
+
 def check_classes(net: nn.Module, data) -> None:
     """Raise InputError where the data have other classes than the network."""
     if getattr(net, "num_classes", data.num_classes) != data.num_classes:
+        number = f"only {data.num_classes}" if data.num_classes < net.num_classes else f"{data.num_classes}"
         raise InputError(
-            f"the network tells {net.num_classes} classes apart, the data {data.name} have {data.num_classes}; "
-            "choose another data= or checkpoint="
+            f"the network tells {net.num_classes} classes apart, the data {data.name} have {number}; "
+            "choose another data= or data.root=, or another checkpoint="
         )
 
 
@@ -155,6 +171,70 @@ def evaluate(net: nn.Module, cfg: DictConfig, data, split: str = "test") -> dict
     return measure(net, data, split=split, **options)
 
 
+@dataclass(frozen=True)
+class Verification:
+    """A checkpoint with what it claims and what was measured.
+
+    data, accuracy: None where `problem` says why there are none.  notes: where its name and its file disagree.
+    """
+
+    net: nn.Module
+    cost: Complexity
+    data: Any
+    accuracy: dict[str, float] | None
+    claims: dict[str, Any]
+    notes: list[str]
+    verdict: Verdict
+    problem: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "arch": self.net.arch,
+            "data": self.data and self.data.name,
+            **(self.accuracy or {}),
+            "macs": self.cost.macs,
+            "params": self.cost.params,
+            "claims": self.claims,
+            "notes": self.notes,
+            "verdict": self.verdict.text,
+            "verdict_code": self.verdict.code,
+        }
+
+
+def verify(cfg: DictConfig) -> Verification:
+    """Measure `checkpoint=` on `data=` and judge what it claims.
+
+    With data=auto, on the data that the claim is about; where those cannot be had, the counts alone are judged.
+    """
+    content = read(cfg.checkpoint)
+    told = {"arch": cfg.model.arch, "rank": plain(cfg.rank), "compress_rate": plain(cfg.compress_rate)}
+    net = rebuild(content, cfg.checkpoint, **told)
+    claimed, name, unread = claims.collect(cfg.checkpoint, content)
+    lies = claims.disagreements(name, net) if name else []
+    notes = [f"{lie}; the file counts" for lie in lies]
+    if name and "top1" in claimed.get("file", {}) and abs(claimed["file"]["top1"] - name.top1) > claims.TOLERANCE:
+        notes.append("the file and its name claim different accuracies; both are held against what is measured")
+    cost = complexity(net)
+    counts = {"macs": cost.macs, "params": cost.params}
+    about = next((claim["data"] for claim in claimed.values() if "data" in claim), net.dataset)
+    automatic = cfg.data.name == "auto"
+    try:
+        choose_data(cfg, about)
+        data = open_data(cfg)
+        accuracy = evaluate(net, cfg, data, cfg.split)
+    except InputError as error:
+        if not automatic:
+            raise
+        verdict = claims.judge(claimed, counts, lies=lies, missing=str(error))
+        return Verification(net, cost, None, None, claimed, notes, verdict, str(error))
+    measured, missing = {**counts, **accuracy}, unread
+    if data.name != about or cfg.split != "test":
+        measured = counts
+        missing = f"the claim is about {about}, test; this is {data.name}, {cfg.split}"
+    verdict = claims.judge(claimed, measured, lies=lies, missing=missing)
+    return Verification(net, cost, data, accuracy, claimed, notes, verdict)
+
+
 def lineage_record(step: str, cfg: DictConfig, keys: tuple[str, ...] = ()) -> dict[str, Any]:
     """What a checkpoint remembers of the step that made it."""
     settings = {key: plain(cfg[key]) for key in keys}
@@ -173,13 +253,7 @@ def cost_row(cost: Complexity, dense: Complexity) -> dict[str, Any]:
 
 def dense_cost(net: nn.Module, convention: str = "norton", input_size=None) -> Complexity:
     """The cost of the dense network that `net` came from."""
-    with torch.device("meta"):
-        dense = build(net.arch, num_classes=net.num_classes)
-    return complexity(_materialised(dense), input_size, convention=convention)
-
-
-def _materialised(net: nn.Module) -> nn.Module:
-    return copy.deepcopy(net).to_empty(device="cpu")
+    return complexity(build(net.arch, num_classes=net.num_classes), input_size, convention=convention)
 
 
 def macs_panel(net: nn.Module, cost: Complexity) -> dict[str, dict[str, int]]:

@@ -10,7 +10,7 @@ from conftest import ARCHITECTURES, randomise_
 from torch import nn
 
 import norton
-from norton.checkpoints import identify, read
+from norton.checkpoints import identify, ranks_of, read, widths_of
 
 
 def compressed(arch="resnet_56"):
@@ -64,8 +64,7 @@ def test_published_files(content, tmp_path, images):
         "parallel": {"state_dict": {f"module.{key}": value for key, value in state.items()}, "rank": 2},
     }[content]
     torch.save(file, tmp_path / "published.pt")
-    told = {} if content == "all" else {"rank": 2, "compress_rate": rates}
-    again = norton.load(tmp_path / "published.pt", **told)
+    again = norton.load(tmp_path / "published.pt")
     with torch.no_grad():
         assert torch.equal(again(images()), net(images()))
     assert again.arch == "resnet_56"
@@ -117,7 +116,7 @@ def test_contradictions(tmp_path):
     for told, message in [
         ({"arch": "resnet_110"}, "holds a resnet_56"),
         ({"rank": 3}, "has rank 2, not 3"),
-        ({"compress_rate": "[0.]+[0.3]*29"}, "check rank= and compress_rate="),
+        ({"compress_rate": "[0.]+[0.3]*29"}, "other widths than"),
     ]:
         with pytest.raises(norton.InputError, match=message):
             norton.load(tmp_path / "b.pt", **told)
@@ -136,9 +135,38 @@ def test_other_files(content, message, tmp_path):
         norton.load(tmp_path / "a.pt")
 
 
-def test_rank_must_be_told_where_the_file_is_silent(tmp_path):
-    torch.save({"state_dict": norton.build("resnet_56", 2).state_dict()}, tmp_path / "a.pt")
-    with pytest.raises(norton.InputError, match="does not say its rank"):
+@pytest.mark.parametrize("arch, rates", [
+    ("vgg_16_bn", "[0.21]*7+[0.75]*5"),
+    ("resnet_110", "[0.]+[0.4]*2+[0.5]*18+[0.65]*36"),
+    ("densenet_40", "[0.]+[0.2]*12+[0.]+[0.3]*12+[0.1]+[0.2]*12"),
+    ("resnet_50", "[0.]+[0.1]*2+[0.4]*5+[0.75]*12"),
+])  # fmt: skip
+@pytest.mark.parametrize("rank", [0, 1, 4])
+def test_shapes_tell_rank_and_rates(arch, rates, rank, tmp_path):
+    net = norton.build(arch, rank, rates)
+    torch.save({"state_dict": net.state_dict()}, tmp_path / "a.pt")
+    again = norton.load(tmp_path / "a.pt", rank=rank, compress_rate=rates)
+    assert ranks_of(again) == {rank}
+    assert widths_of(again) == widths_of(net)
+
+
+@pytest.mark.parametrize("stated, message", [
+    ({"rank": 3}, "has rank 2, not 3 as the file says"),
+    ({"rank": "2"}, "leave rank='2' out"),
+    ({"compress_rate": "[0.1]*30"}, "as the file says"),
+    ({"compress_rate": "nix"}, "cannot read 'nix'"),
+])  # fmt: skip
+def test_a_file_that_contradicts_its_weights(stated, message, tmp_path):
+    torch.save({"state_dict": norton.build("resnet_56", 2).state_dict(), **stated}, tmp_path / "a.pt")
+    with pytest.raises(norton.InputError, match=message):
+        norton.load(tmp_path / "a.pt")
+
+
+def test_one_weight_of_another_shape(tmp_path):
+    state = norton.build("resnet_56", 2).state_dict()
+    state["layer2.3.bn2.weight"] = torch.ones(31)
+    torch.save({"state_dict": state}, tmp_path / "a.pt")
+    with pytest.raises(norton.InputError, match=r"layer2\.3\.bn2\.weight is \(31,\) in the file"):
         norton.load(tmp_path / "a.pt")
 
 

@@ -29,6 +29,15 @@ def succeeds(command):
     return done.stdout
 
 
+def run_in(folder, command, code=0):
+    """Run a command elsewhere, so that its default outputs/ lie there."""
+    words = [sys.executable if word == "python" else word for word in shlex.split(command)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == code, done.stderr[-2000:]
+    return done.stdout
+
+
 def written(folder):
     return {path.name for path in folder.iterdir()}
 
@@ -57,8 +66,9 @@ def test_decompose_prune_evaluate(tmp_path):
     assert written(b) == RESULTS | {"model.pt"}
     lineage = norton.checkpoints.read(b / "model.pt")["lineage"]
     assert [record["step"] for record in lineage][-2:] == ["decompose", "prune"]
-    out = succeeds(f"python evaluate.py checkpoint={b}/model.pt out={c}")
-    assert "test top-1" in out
+    done = run(f"python evaluate.py checkpoint={b}/model.pt out={c}")
+    assert done.returncode == 2, done.stderr[-2000:]  # pruning claims no accuracy
+    assert "cannot be judged: no accuracy is claimed" in done.stdout
     metrics = json.loads((c / "metrics.json").read_text())
     small = norton.load(b / "model.pt")
     assert metrics["macs"] == norton.complexity(small).macs
@@ -71,6 +81,71 @@ def test_a_published_file_name_is_a_value(tmp_path):
     torch.save({"state_dict": norton.build("vgg_16_bn", 1, rates).state_dict(), "rank": 1}, tmp_path / name)
     out = succeeds(f"python complexity.py checkpoint={tmp_path}/{name} compress_rate={rates} out={tmp_path}/out")
     assert "MACs    4582498" in out
+    done = run(f"python evaluate.py checkpoint={tmp_path}/{name} data.root={tmp_path}")
+    assert done.returncode == 2
+    assert "4,582,498" in done.stdout  # the counts are judged even without data
+    assert "cannot be judged: cifar10: looked for" in done.stderr
+
+
+def test_complexity_of_the_published_command_line(tmp_path):
+    line = "--dataset imagenet --arch resnet_50 -r 1 -cpr [0.]+[0.1]*2+[0.4]*5+[0.75]*12"
+    out = run_in(tmp_path, f"python {REPOSITORY}/complexity.py {line}")
+    assert "MACs    923650408  (77.59% removed" in out
+    assert "params  5885736  (76.97% removed)" in out
+    (metrics,) = (json.loads(path.read_text()) for path in tmp_path.rglob("metrics.json"))
+    assert round(metrics["macs_removed_percent"], 2) == 77.59
+    assert metrics["dense"]["macs"] == 4121925096
+    (table,) = (path.read_text() for path in tmp_path.rglob("table.md"))
+    assert "| total | ResNet50 | 923,650,408 | 77.59 | 5,885,736 | 76.97 |" in table
+
+
+RANK3 = "checkpoints/resnet_56_clutter_rank3.pt"
+
+
+@pytest.mark.parametrize("name, code, said", [
+    ("resnet_56_[0.]+[0.2]*29_3_96.50.pt", 0, "the claim holds"),
+    ("resnet_56_.0.+.0.2.29_3_96.50.pt", 0, "the claim holds"),
+    ("resnet_56_pabs_[0.]+[0.2]*29_3_99.00.pt", 1, "the name claims top-1 99.00, measured 96.50"),
+    ("vgg_16_bn_[0.6]*6+[0.8]*7_1_90.32.pt", 1, "the name says vgg_16_bn, the file holds a resnet_56; the file counts"),
+])  # fmt: skip
+def test_names_are_verified(name, code, said, tmp_path):
+    (tmp_path / name).write_bytes((REPOSITORY / RANK3).read_bytes())
+    done = run(f"python evaluate.py checkpoint={tmp_path}/{name} out={tmp_path}/out")
+    assert done.returncode == code, done.stderr[-2000:]
+    assert said in done.stdout
+    assert done.stdout.splitlines()[-1] == " * Acc@1 96.500 Acc@5 99.700"
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["verdict_code"] == code
+    assert metrics["macs"] == 37862922
+
+
+def test_a_file_without_its_own_claims_is_judged_by_its_name(tmp_path):
+    """The published command line, on a file as published: a bare state_dict."""
+    path = tmp_path / "resnet_56_[0.]+[0.2]*29_3_90.00.pt"
+    torch.save({"state_dict": norton.load(REPOSITORY / RANK3).state_dict()}, path)
+    flags = f"--arch resnet_56 --ckpt {path} -r 3 -cpr [0.]+[0.2]*29 --batch_size 256 --gpu 0 --dataset clutter"
+    out = run_in(tmp_path, f"python {REPOSITORY}/evaluate.py {flags}", code=2)
+    assert "the claim is about cifar10, test; this is clutter, test" in out
+    assert out.splitlines()[-1] == " * Acc@1 96.500 Acc@5 99.700"
+
+
+def test_verify(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for name in ("registry.yaml", "resnet_56_clutter_rank3.pt"):
+        (folder / name).write_bytes((REPOSITORY / "checkpoints" / name).read_bytes())
+    out = succeeds(f"python -m experiments.verify registry={folder}/registry.yaml out={tmp_path}/a")
+    assert "96.50 / 96.50" in out
+    table = (tmp_path / "a" / "table.md").read_text()
+    assert [line.split("|")[-2].strip() for line in table.splitlines()[2:]] == ["absent", "holds", *["absent"] * 3]
+    file = folder / "resnet_56_clutter_rank3.pt"
+    file.write_bytes((REPOSITORY / DENSE).read_bytes())
+    done = run(f"python -m experiments.verify registry={folder}/registry.yaml out={tmp_path}/b")
+    assert done.returncode == 1
+    assert "SHA-256" in done.stdout
+    done = run(f"python evaluate.py checkpoint={file}")
+    assert done.returncode == 2
+    assert "SHA-256" in done.stderr
 
 
 def test_pipeline_stops_and_goes_on(tmp_path):
@@ -96,7 +171,8 @@ def test_pipeline_stops_and_goes_on(tmp_path):
     assert "holds a run with other settings" in other.stderr
 
 
-PROGRAMS = ["decompose.py", "prune.py", "evaluate.py", "complexity.py", "-m experiments.pipeline"]
+EXPERIMENTS = ["pipeline", "selection", "verify", "paper_tables", "nmse", "features"]
+PROGRAMS = ["decompose.py", "prune.py", "evaluate.py", "complexity.py", *(f"-m experiments.{e}" for e in EXPERIMENTS)]
 
 
 def test_pipeline_of_training_alone(tmp_path):
@@ -143,6 +219,12 @@ BAD = [
     ("evaluate.py checkpoint={dense} rank=2", "has rank 0, not 2"),
     ("evaluate.py checkpoint={dense} data=cifar10 data.root={tmp}", "cifar"),
     ("evaluate.py checkpoint={dense} out={tmp}/cut.pt/x", "cannot write"),
+    ("evaluate.py --ckpt {dense} rank=0", "published flags and settings are mixed: --ckpt and rank=0"),
+    ("complexity.py --arch resnet_56 -r", "expected one argument"),
+    ("complexity.py --arch resnet_57", "unknown model 'resnet_57'"),
+    ("-m experiments.verify registry={tmp}/nix.yaml", "no registry at"),
+    ("-m experiments.selection selections=[nix] out={tmp}/x", "unknown selection 'nix'"),
+    ("prune.py checkpoint={dense} compress_rate=[0.1]*30 pruning.selection=nix", "unknown selection 'nix'"),
     ("evaluate.py checkpoint={dense} split=nosuch", "choose one of test, val"),
     ("evaluate.py checkpoint={dense} latency_batch=0", "latency_batch is 0"),
     ("evaluate.py checkpoint={dense} trainer.precision=foo", "trainer: "),

@@ -13,12 +13,14 @@ NETWORKS = Registry("network")
 class Network:
     """What a network declares beside its layers; the dense network is all that is ever written by hand.
 
-    input_size: (channels, height, width) it was published for.  spare: patterns of layers that a single rank leaves
-    dense.  rated_layers(): for each published rate, the layers whose filters it prunes; none where the published
-    network ignores it.  optional_rates: how many rates at the end may be left out (they are then 0).
+    input_size: (channels, height, width) it was published for.  dataset: the data it was published for.
+    spare: patterns of layers that a single rank leaves dense.  rated_layers(): for each published rate, the layers
+    whose filters it prunes; none where the published network ignores it.  optional_rates: how many rates at the end may
+    be left out (they are then 0).
     """
 
     input_size: tuple[int, int, int] = (3, 32, 32)
+    dataset: str = "cifar10"
     default_classes: int = 10
     spare: tuple[str, ...] = ()
     optional_rates: int = 0

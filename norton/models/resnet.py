@@ -1,21 +1,31 @@
 """ResNet-50 for ImageNet: torchvision's network, with its channel axes declared."""
 
-from torchvision.models.resnet import Bottleneck, ResNet
+from torch import Tensor, nn
 
 from norton.models.base import NETWORKS, Network
 from norton.wiring import Wiring
 
 
 @NETWORKS.register("resnet_50")
-class ResNet50(ResNet, Network):
+class ResNet50(nn.Module, Network):
     """He et al. 2016, with the stride on the 3×3 convolutions, as torchvision has it."""
 
     input_size = (3, 224, 224)
+    dataset = "imagenet"
     default_classes = 1000
     spare = ("conv1",)  # only the 3×3 convolutions are decomposed, as published
 
     def __init__(self, num_classes: int = 1000):
-        super().__init__(Bottleneck, [3, 4, 6, 3], num_classes=num_classes)
+        super().__init__()
+        from torchvision.models import resnet50  # over a second to import, which the CIFAR networks need not wait for
+
+        for name, child in resnet50(num_classes=num_classes).named_children():
+            self.add_module(name, child)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(self.avgpool(x).flatten(1))
 
     def wiring(self) -> Wiring:
         w = Wiring(self)

@@ -12,12 +12,15 @@ from norton.errors import InputError
 from norton.plan import OPERATIONS, record_step
 from norton.pruning.alignment import aligned_keep, connected
 from norton.pruning.criteria import CRITERIA, is_distance, keep_filters, scores
+from norton.pruning.published import published_scores
 from norton.registry import import_submodules
 from norton.wiring import Wiring
 
 import_submodules(__name__)
 
-__all__ = ["CRITERIA", "keep_filters", "prune", "scores"]
+__all__ = ["CRITERIA", "SELECTIONS", "keep_filters", "prune", "scores"]
+
+SELECTIONS = {"exact": scores, "published": published_scores}  # how distances between filters become scores
 
 
 def prune(
@@ -26,6 +29,7 @@ def prune(
     *,
     criterion: str = "pabs",
     dense_criterion: str = "l2",
+    selection: str = "exact",
     progress: bool = False,
 ) -> nn.Module:
     """A copy of `net` without the filters that `compress_rate` removes, decomposed or not.
@@ -33,17 +37,21 @@ def prune(
     compress_rate: the fraction removed per layer, as published (`[0.6]*6+[0.8]*7`).  criterion: scores the filters; a
     distance between factors scores decomposed layers only, dense ones (1×1 convolutions above all) then go by
     `dense_criterion`.  Layers that write to one residual stream keep the same channels, by their mean rank.
+    selection: `published` repeats two mistakes of the paper's public code, see `norton.pruning.published`.
 
-    Raises InputError for unknown criteria, bad rates, a layer left without filters, and weights that are not finite.
+    Raises InputError for unknown criteria or selections, bad rates, a layer left without filters, and weights that are
+    not finite.
     """
     for name in (criterion, dense_criterion):
         CRITERIA[name]
+    if selection not in SELECTIONS:
+        raise InputError(f"unknown selection {selection!r}; choose one of {', '.join(SELECTIONS)}")
     if not hasattr(net, "wiring"):
         raise InputError(f"{type(net).__name__} declares no channel wiring, so it cannot be pruned; see norton.wiring")
     wiring, targets = net.wiring(), net.target_widths(net.check_rates(compress_rate))
     widths = {wiring.axis_of(layer): width for layer, width in targets.items()}
     small = copy.deepcopy(net)
-    keep = choose(small, wiring, widths, criterion, dense_criterion, progress)
+    keep = choose(small, wiring, widths, criterion, dense_criterion, selection, progress)
     step = {"op": "prune", "keep": {wiring.name(axis): list(map(int, channels)) for axis, channels in keep.items()}}
     OPERATIONS["prune"](small, step)
     record_step(small, step)
@@ -57,6 +65,7 @@ def choose(
     widths: Mapping[int, int],
     criterion: str,
     dense_criterion: str = "l2",
+    selection: str = "exact",
     progress: bool = False,
 ) -> dict[int, list[int]]:
     """Axis → channels kept, in their new order, for the axes that change.
@@ -67,7 +76,7 @@ def choose(
     bound = [axes for axes in connected(wiring.shifts) if axes & changed.keys()]
     axes = sorted(set(changed).union(*bound))
     ranking = {
-        axis: axis_scores(net, wiring.writers[axis], criterion, dense_criterion)
+        axis: axis_scores(net, wiring.writers[axis], criterion, dense_criterion, selection)
         for axis in track(axes, "score filters", disable=not progress, transient=True)
     }
     keep = {
@@ -82,14 +91,16 @@ def choose(
     return keep
 
 
-def axis_scores(net: nn.Module, writers: Sequence[str], criterion: str, dense_criterion: str) -> np.ndarray:
+def axis_scores(
+    net: nn.Module, writers: Sequence[str], criterion: str, dense_criterion: str, selection: str = "exact"
+) -> np.ndarray:
     """(channels,) mean over the layers that write an axis of each filter's rank in its layer, in [0, 1], larger = keep.
 
     Ranks, because the layers' scores differ in scale.
     """
     ranks = []
     for name in writers:
-        score = _layer_scores(name, net.get_submodule(name), criterion, dense_criterion).cpu().numpy()
+        score = _layer_scores(name, net.get_submodule(name), criterion, dense_criterion, selection).cpu().numpy()
         order = np.argsort(score, kind="stable")
         rank = np.empty(len(score))
         rank[order] = np.linspace(0, 1, len(score))
@@ -97,7 +108,7 @@ def axis_scores(net: nn.Module, writers: Sequence[str], criterion: str, dense_cr
     return np.mean(ranks, axis=0)
 
 
-def _layer_scores(name: str, layer: nn.Module, criterion: str, dense_criterion: str) -> torch.Tensor:
+def _layer_scores(name: str, layer: nn.Module, criterion: str, dense_criterion: str, selection: str) -> torch.Tensor:
     if hasattr(layer, "factors"):
         filters = layer.factors()
         channels, rank = filters.head.shape[:2]
@@ -107,6 +118,6 @@ def _layer_scores(name: str, layer: nn.Module, criterion: str, dense_criterion: 
     else:
         filters, criterion = layer.weight, dense_criterion if is_distance(criterion) else criterion
     try:
-        return scores(filters, criterion)
+        return SELECTIONS[selection if is_distance(criterion) else "exact"](filters, criterion)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None

@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from norton.errors import InputError
 
@@ -70,6 +69,8 @@ def _lanes(widths: Mapping[int, int], edges: Sequence[Edge]) -> list[Lane]:
 
 def _assign(kinds, counts, lanes, scores, edges, name) -> dict[frozenset, list[Lane]]:
     """For each kind of slot, the lanes that fill its slots, in lane order (scipy's MILP solver, HiGHS)."""
+    from scipy.optimize import Bounds, LinearConstraint, milp  # half a second to import, and few networks need it
+
     pairs = [(k, i) for k, kind in enumerate(kinds) for i, lane in enumerate(lanes) if kind <= lane.keys()]
     gains = np.array([sum(scores[axis][lanes[i][axis]] for axis in kinds[k]) for k, i in pairs])
     rows, lower, upper = [], [], []

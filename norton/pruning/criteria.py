@@ -47,7 +47,7 @@ def scores(filters: Factors | Tensor, criterion: str = "pabs") -> Tensor:
 
     Raises InputError for an unknown criterion, a distance asked of a dense weight, and values that are not finite.
     """
-    filters = _checked(filters, criterion)
+    filters = checked(filters, criterion)
     if not is_distance(criterion):
         return CRITERIA[criterion](filters).double().cpu()
     order = _removed(filters, criterion, None)
@@ -65,7 +65,7 @@ def keep_filters(factors: Factors | Tensor, keep: int, criterion: str = "pabs") 
 
     Raises InputError as `scores` does, and unless 1 <= keep <= O.
     """
-    filters = _checked(factors, criterion)
+    filters = checked(factors, criterion)
     count = _count(filters)
     if isinstance(keep, bool) or not isinstance(keep, int | np.integer):
         raise InputError(f"keep is {keep!r}; give the number of filters kept, an integer from 1 to {count}")
@@ -99,7 +99,7 @@ def _nonzero(factors: Factors) -> Tensor:
     return torch.stack([(factor != 0).any(0) for factor in factors]).all(0).any(0)
 
 
-def _checked(filters: Factors | Tensor, criterion: str) -> Factors | Tensor:
+def checked(filters: Factors | Tensor, criterion: str) -> Factors | Tensor:
     """Filters detached and of a consistent, finite form, or an InputError that says what to do."""
     if isinstance(filters, Tensor):
         if is_distance(criterion):

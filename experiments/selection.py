@@ -1,0 +1,148 @@
+"""What the selection of the paper's public code costs: the same networks pruned both ways, then fine-tuned alike."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import NamedTuple
+
+from omegaconf import DictConfig
+from torch import nn
+
+import norton
+from norton import cli, report, steps
+from norton.counting import percent_removed
+from norton.files import write_json
+from norton.pruning import SELECTIONS
+from norton.rates import parse_rates
+
+
+class Point(NamedTuple):
+    """One network of the comparison."""
+
+    budget: int  # number of the rates in `budgets`
+    selection: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"budget{self.budget}_{self.selection}_seed{self.seed}"
+
+
+@cli.script("selection")
+def run(cfg: DictConfig) -> None:
+    check(cfg)
+    data = steps.open_data(cfg)
+    dense, _ = steps.open_network(cfg)
+    steps.check_classes(dense, data)
+    for rates in cfg.budgets:
+        dense.target_widths(dense.check_rates(rates))
+    folder = cli.open_folder(cfg)
+    points = list(all_points(cfg))
+    for number, point in enumerate(points, start=1):
+        path = folder / "points" / f"{point.name}.json"
+        if not path.exists():
+            print(f"{number} of {len(points)}: rates {cfg.budgets[point.budget]}, {point.selection}, seed {point.seed}")
+            write_json(path, measure(dense, point, cfg, data, folder))
+    results = {point: json.loads((folder / "points" / f"{point.name}.json").read_text()) for point in points}
+    rows = [row(results, budget, cfg) for budget in range(len(cfg.budgets))]
+    write_json(folder / "metrics.json", rows)
+    report.write_table(folder / "table.md", rows)
+    title = f"{dense.arch} on {data.name}, rank {cfg.rank}, {cfg.pruning.criterion}: top-1 %, mean ± spread of seeds"
+    report.series_picture(folder / "picture.png", panels(results, cfg), title, x="MACs removed %", y="test top-1 %")
+    report.print_table(rows, title)
+    print(f"written to {folder}/: config.yaml, metrics.json, table.md, picture.png, points/")
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise InputError for settings that a long run would stumble over later."""
+    steps.check_settings(cfg)
+    steps.require(cfg, "decompose")
+    for name in ("budgets", "selections", "seeds"):
+        if not isinstance(steps.plain(cfg[name]), list) or not cfg[name]:
+            raise norton.InputError(f"{name} is {cfg[name]!r}; give a list of at least one")
+    for rates in cfg.budgets:
+        parse_rates(steps.plain(rates))
+    for selection in cfg.selections:
+        if selection not in SELECTIONS:
+            raise norton.InputError(f"unknown selection {selection!r}; choose among {', '.join(SELECTIONS)}")
+    for seed in cfg.seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise norton.InputError(f"seeds has {seed!r}; seeds are whole numbers of at least 0")
+
+
+def all_points(cfg: DictConfig) -> Iterator[Point]:
+    """Every point; those of one seed follow each other, for they share a decomposed network."""
+    for seed in cfg.seeds:
+        for budget in range(len(cfg.budgets)):
+            for selection in cfg.selections:
+                yield Point(budget, selection, seed)
+
+
+def measure(dense: nn.Module, point: Point, cfg: DictConfig, data, folder: Path) -> dict[str, float]:
+    """Accuracy before and after fine-tuning, and what was removed."""
+    cfg = cfg.copy()
+    cfg.seed = cfg.decomposition.seed = point.seed
+    cfg.compress_rate, cfg.pruning.selection = cfg.budgets[point.budget], point.selection
+    data.splits  # noqa: B018  made by data.seed: all points see the same pictures, in an order of their own
+    data.seed = point.seed
+    pruned = steps.calibrate_(steps.prune(decomposed(dense, cfg, folder), cfg), cfg, data)
+    tuned = steps.fit(pruned, cfg, "training", data, folder / "training" / point.name)
+    cost, whole = norton.complexity(tuned), norton.complexity(dense)
+    return {
+        "top1_before": steps.evaluate(pruned, cfg, data)["top1"],
+        "top1": steps.evaluate(tuned, cfg, data)["top1"],
+        "macs_removed_percent": percent_removed(cost.macs, whole.macs),
+    }
+
+
+def decomposed(dense: nn.Module, cfg: DictConfig, folder: Path) -> nn.Module:
+    """The network of a seed, decomposed once and kept."""
+    path = folder / f"decomposed_seed{cfg.seed}.pt"
+    if not path.exists():
+        norton.save(steps.decompose(dense, cfg), path)
+    return norton.load(path)
+
+
+def row(results: dict[Point, dict], budget: int, cfg: DictConfig) -> dict:
+    """A budget's row: each selection before and after fine-tuning, and the last one's loss against the first's."""
+
+    def of(selection: str, key: str) -> list[float]:
+        return [results[Point(budget, selection, seed)][key] for seed in cfg.seeds]
+
+    cells = {"rates": cfg.budgets[budget], "MACs removed %": of(cfg.selections[0], "macs_removed_percent")[0]}
+    for selection in cfg.selections:
+        cells[f"{selection}, before"] = spread(of(selection, "top1_before"))
+        cells[f"{selection}, fine-tuned"] = spread(of(selection, "top1"))
+    first, last = cfg.selections[0], cfg.selections[-1]
+    for label, key in (("before", "top1_before"), ("fine-tuned", "top1")):
+        lost = [a - b for a, b in zip(of(first, key), of(last, key), strict=True)]
+        cells[f"{first} − {last}, {label}"] = spread(lost)
+    return cells
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation."""
+    return f"{mean(values):.2f} ± {stdev(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
+
+
+def panels(results: dict[Point, dict], cfg: DictConfig) -> dict:
+    """Panel → selection → (x, mean, standard deviation) per budget."""
+    drawn = {"before fine-tuning": "top1_before", "after fine-tuning": "top1"}
+    found = {}
+    for title, key in drawn.items():
+        found[title] = {}
+        for selection in cfg.selections:
+            lines = []
+            for budget in range(len(cfg.budgets)):
+                points = [results[Point(budget, selection, seed)] for seed in cfg.seeds]
+                values = [point[key] for point in points]
+                lines.append(
+                    (points[0]["macs_removed_percent"], mean(values), stdev(values) if len(values) > 1 else 0.0)
+                )
+            found[title][selection] = lines
+    return found
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,71 @@
+"""Verify every checkpoint of a registry that is present, in one table."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+import norton
+from norton import claims, cli, report, steps
+from norton.claims import CANNOT_BE_JUDGED, FAILS, HOLDS
+from norton.files import write_json
+
+WORDS = {HOLDS: "holds", FAILS: "does not hold", CANNOT_BE_JUDGED: "cannot be judged"}
+
+
+@cli.script("verify")
+def run(cfg: DictConfig) -> int:
+    steps.check_settings(cfg)
+    registry = Path(cfg.registry)
+    entries = claims.read_registry(registry)
+    folder = cli.open_folder(cfg)
+    results = {name: verify(claims.locate(registry.parent, name), entry, cfg) for name, entry in entries.items()}
+    rows = [row(name, entries[name], result) for name, result in results.items()]
+    write_json(folder / "metrics.json", results)
+    report.write_table(folder / "table.md", rows)
+    report.print_table(rows, f"{registry}: claimed and measured (accuracy to {claims.TOLERANCE} points)")
+    for name, result in results.items():
+        if result and result["verdict_code"] != HOLDS:
+            print(f"{name}: {result['verdict']}")
+    print(f"written to {folder}/: config.yaml, metrics.json, table.md")
+    codes = {result["verdict_code"] for result in results.values() if result}
+    return FAILS if FAILS in codes else CANNOT_BE_JUDGED if CANNOT_BE_JUDGED in codes or not codes else HOLDS
+
+
+def verify(path: Path | None, entry: dict[str, Any], cfg: DictConfig) -> dict[str, Any] | None:
+    """What was found of one checkpoint, None if it is absent; one that cannot be opened does not stop the others."""
+    if path is None:
+        return None
+    cfg = cfg.copy()
+    cfg.checkpoint = str(path)
+    cfg.data.root = cfg.data.root or cfg.roots.get(entry.get("data"))
+    try:
+        claims.check_sum(path, entry)
+    except norton.InputError as error:
+        return {"verdict": f"does not hold: {error}", "verdict_code": FAILS}
+    try:
+        return steps.verify(cfg).as_dict()
+    except norton.InputError as error:
+        return {"verdict": f"cannot be judged: {error}", "verdict_code": CANNOT_BE_JUDGED}
+
+
+def row(name: str, entry: dict[str, Any], found: dict[str, Any] | None) -> dict[str, Any]:
+    """A row of the table, `claimed / measured` in each cell."""
+
+    def both(quantity: str) -> str:
+        values = entry.get(quantity), (found or {}).get(quantity)
+        return " / ".join("-" if v is None else report.format_cell(v) for v in values)
+
+    return {
+        "checkpoint": name,
+        "data": entry.get("data"),
+        "top-1 %": both("top1"),
+        "top-5 %": both("top5"),
+        "MACs": both("macs"),
+        "params": both("params"),
+        "claim": "absent" if found is None else WORDS[found["verdict_code"]],
+    }
+
+
+if __name__ == "__main__":
+    run()
