@@ -25,7 +25,7 @@ def run(cfg: DictConfig) -> int:
         if found.verdict.code == FAILS:
             return FAILS
         raise norton.InputError(f"the claim {found.verdict.text}")
-    latency = latencies({"net": found.net}, found.data.calibration_images(cfg.latency_batch))["net"]
+    latency = latencies({"net": found.net}, found.data.images(cfg.split, cfg.latency_batch))["net"]
     row = {
         "network": found.net.arch,
         "data": f"{found.data.name}, {cfg.split}",

@@ -14,6 +14,7 @@ from norton.files import write_json
 from norton.latency import latencies
 from norton.plan import plan_of
 
+BASELINES = {path.stem for path in (cli.CONFIGS / "experiment").glob("*_baseline.yaml")}
 LABELS = {"train": "dense", "decompose": "decomposed", "prune": "pruned", "finetune": "fine-tuned"}
 
 
@@ -22,8 +23,10 @@ def run(cfg: DictConfig) -> None:
     check_steps(cfg)
     steps.check_settings(cfg)
     data = steps.open_data(cfg)
+    check_start(cfg)
     net, origin = steps.open_network(cfg)
     steps.check_classes(net, data)
+    check_data(cfg, data)
     for step in cfg.steps:
         steps.check_fit(net, cfg, step)
     folder = cli.open_folder(cfg)
@@ -48,6 +51,25 @@ def check_steps(cfg: DictConfig) -> None:
         steps.require(cfg, step)
     if not cfg.steps:
         raise norton.InputError(f"no steps; give e.g. steps=[decompose,prune,finetune] out of {', '.join(LABELS)}")
+
+
+def check_start(cfg: DictConfig) -> None:
+    """Raise InputError where the dense network of another experiment is missing."""
+    if cfg.checkpoint and not Path(cfg.checkpoint).exists() and (name := Path(cfg.checkpoint).parent.name) in BASELINES:
+        raise norton.InputError(
+            f"no checkpoint at {cfg.checkpoint}; train it with experiment={name}, or give one with checkpoint=FILE"
+        )
+
+
+def check_data(cfg: DictConfig, data) -> None:
+    """Raise InputError, before days of work, where data are missing that only its end would ask for."""
+    splits = data.splits
+    if {"train", "finetune"} & set(cfg.steps):
+        len(splits.train), len(splits.val)
+    if len(splits.test) < cfg.latency_batch:
+        raise norton.InputError(
+            f"latency_batch is {cfg.latency_batch}; the test split of {data.name} has {len(splits.test)} images"
+        )
 
 
 def run_step(
@@ -77,7 +99,7 @@ def measure(stages: dict[str, Path], cfg: DictConfig, data, folder: Path) -> Non
     dense = steps.dense_cost(next(iter(nets.values())))
     costs = {name: norton.complexity(net) for name, net in nets.items()}
     accuracies = {name: steps.evaluate(net, cfg, data) for name, net in nets.items()}
-    times = latencies(nets, data.calibration_images(cfg.latency_batch))
+    times = latencies(nets, data.images("test", cfg.latency_batch))
     milliseconds = f"ms / {cfg.latency_batch} images"
     rows, metrics = [], {}
     for name, path in stages.items():
@@ -97,6 +119,8 @@ def measure(stages: dict[str, Path], cfg: DictConfig, data, folder: Path) -> Non
             }
         )
         metrics[name] = {
+            "arch": nets[name].arch,
+            "data": data.name,
             **claims,
             "file_bytes": path.stat().st_size,
             "latency_ms": times[name].milliseconds,

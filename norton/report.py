@@ -86,6 +86,37 @@ def series_picture(
     return _save(path, figure, title)
 
 
+def scatter_picture(path: str | Path, series: Mapping[str, Mapping[str, tuple]], title: str) -> Path:
+    """Accuracy against MACs, and against parameters: series → label → (MACs, params, accuracy), None where unknown.
+
+    What follows a `#` in a label only tells points apart.
+    """
+    figure, axes = _figure(2, 12, 5)
+    for axis, position, name in zip(axes, (0, 1), ("MACs", "parameters"), strict=True):
+        for (label, points), style in zip(series.items(), _SERIES, strict=True):
+            known = {text: point for text, point in points.items() if None not in (point[position], point[2])}
+            if known:
+                xs, ys = zip(*((point[position] / 1e6, point[2]) for point in known.values()), strict=True)
+                axis.scatter(xs, ys, label=label, **style)
+            for text, point in known.items():
+                place = {"xytext": (3, 3), "textcoords": "offset points", "fontsize": 6, "color": style["c"]}
+                axis.annotate(text.split("#")[0], (point[position] / 1e6, point[2]), **place)
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set_xlabel(f"{name} (millions)", fontsize=9)
+        axis.set_ylabel("top-1 %", fontsize=9)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(fontsize=8)
+    return _save(path, figure, title)
+
+
+_SERIES = [
+    {"c": "#8c8c8c", "marker": "o", "s": 18},
+    {"c": "#222222", "marker": "s", "s": 24},
+    {"c": "#dd8452", "marker": "D", "s": 28},
+    {"c": "#4c72b0", "marker": "*", "s": 90},
+]
 _COLOURS = ["#4c72b0", "#dd8452", "#c44e52", "#55a868", "#8172b3", "#937860", "#da8bc3", "#8c8c8c"]
 
 

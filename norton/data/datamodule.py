@@ -48,7 +48,11 @@ class LateLoader(DataLoader):
     """Starts its workers at the first batch: Lightning asks for the iterator before it tells the sampler the epoch."""
 
     def __iter__(self) -> Iterator:
-        yield from super().__iter__()
+        len(self.dataset)  # a dataset that lists its files at the first use does so here, not again in every worker
+        try:
+            yield from super().__iter__()
+        except InputError as error:  # from a worker it comes wrapped in a traceback; the message is its last line
+            raise InputError(str(error).rpartition("InputError: ")[2].strip()) from error
 
 
 def _devices() -> tuple[int, int]:
@@ -124,13 +128,16 @@ class ClassificationData(lightning.LightningDataModule):
         order.setdefault("generator", generator(self.seed))
         return LateLoader(dataset, batch_size=self.batch_size, num_workers=self.num_workers, **order)
 
+    def images(self, split: str, count: int) -> Tensor:
+        """The first `count` images of a split of `Splits`, without labels: (count, 3, H, W)."""
+        images = getattr(self.splits, split)
+        if not 1 <= count <= len(images):
+            raise InputError(f"data {self.name}: {count} {split} images asked for; there are 1 to {len(images)}")
+        return torch.cat([batch for batch, _ in self._loader(Subset(images, range(count)))])
+
     def calibration_images(self, count: int) -> Tensor:
         """The first `count` training images without augmentation or labels: (count, 3, H, W), e.g. for BatchNorm.
 
-        The seed decides which; in the embedded sets and CIFAR-10 they have the class proportions of the whole.
+        The seed decides which; in the sets that this project has they have the class proportions of the whole.
         """
-        images = self.splits.calibration
-        if not 1 <= count <= len(images):
-            raise InputError(f"data {self.name}: {count} calibration images asked for; there are 1 to {len(images)}")
-        first = DataLoader(Subset(images, range(count)), batch_size=count, generator=generator(self.seed))
-        return next(iter(first))[0]
+        return self.images("calibration", count)

@@ -63,9 +63,8 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
     labels: (N,) int64.  Returns (N,) indices. Cutting it in pieces gives disjoint stratified splits.
     """
     shuffled = torch.randperm(len(labels), generator=generator(seed))
+    counts = labels.unique(return_counts=True)[1]
+    within = torch.cat([torch.arange(count, dtype=torch.float64) for count in counts.tolist()])
     position = torch.empty(len(labels), dtype=torch.float64)
-    for label in labels.unique():
-        members = labels[shuffled] == label
-        count = int(members.sum())
-        position[members] = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    position[labels[shuffled].argsort(stable=True)] = (within + 0.5) / counts.repeat_interleave(counts)
     return shuffled[position.argsort(stable=True)]

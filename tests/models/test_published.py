@@ -9,10 +9,12 @@ from conftest import ARCHITECTURES, REPOSITORY
 
 import norton
 from experiments.paper.fill import fill, image
+from norton.counting import percent_removed
 
 PAPER = REPOSITORY / "experiments" / "paper"
 LAYOUTS = json.loads((PAPER / "published_layout.json").read_text())
 ROWS = [row for row in csv.DictReader((PAPER / "norton_rows.csv").open()) if row["exact_macs"]]
+RANKS = list(csv.DictReader((PAPER / "rank_ablation.csv").open()))
 ABLATION = list(csv.DictReader((PAPER / "rank_ratio_ablation.csv").open()))
 
 
@@ -45,6 +47,27 @@ def test_published_counts(row):
 def test_ablation_counts(row):
     cost = norton.complexity(norton.build("vgg_16_bn", int(row["rank"]), row["compress_rate"]))
     assert (cost.macs, cost.params) == (int(row["exact_macs"]), int(row["exact_params"]))
+
+
+@pytest.mark.parametrize("row", RANKS, ids=lambda row: f"rank-{row['rank']}")
+def test_rank_ablation_counts(row):
+    """Percentages as printed, to 0.02 points; the parameters with the blocks' biases."""
+    dense = norton.complexity(norton.build("vgg_16_bn"))
+    cost = norton.complexity(norton.build("vgg_16_bn", int(row["rank"])))
+    for part, whole, printed in [
+        (cost.macs, dense.macs, row["macs_reduced_percent"]),
+        (cost.params, dense.params, row["params_reduced_percent"]),
+    ]:
+        assert percent_removed(part, whole) == pytest.approx(float(printed), abs=0.02)
+
+
+@pytest.mark.parametrize("row", ABLATION, ids=lambda row: row["name"])
+def test_rank_ratio_percentages(row):
+    dense = norton.complexity(norton.build("vgg_16_bn"))
+    cost = norton.complexity(norton.build("vgg_16_bn", int(row["rank"]), row["compress_rate"]))
+    assert percent_removed(cost.macs, dense.macs) == pytest.approx(float(row["macs_reduced_percent"]), abs=0.02)
+    for printed in ("params_reduced_percent", "published_params_reduced_percent"):
+        assert percent_removed(cost.params, dense.params) == pytest.approx(float(row[printed]), abs=0.02)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
