@@ -17,7 +17,7 @@ def run(cfg: DictConfig) -> None:
     steps.calibrate_(small, cfg)
 
     before, after = norton.complexity(net), norton.complexity(small)
-    metrics = {"nmse": norton.nmse(net, small), "macs": after.macs, "params": after.params}
+    metrics = {**steps.inherited(origin), "nmse": norton.nmse(net, small), "macs": after.macs, "params": after.params}
     record = steps.lineage_record("decompose", cfg, ("rank", "decomposition", "calibration"))
     folder = cli.open_folder(cfg)  # only now: bad input must not leave a folder behind
     norton.save(small, folder / "model.pt", metrics=metrics, lineage=[*origin["lineage"], record])

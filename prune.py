@@ -16,7 +16,8 @@ def run(cfg: DictConfig) -> None:
 
     before, after = norton.complexity(net), norton.complexity(small)
     rows = steps.width_rows(net, small)
-    metrics = {"macs": after.macs, "params": after.params, "filters": {row["layer"]: row["after"] for row in rows}}
+    filters = {row["layer"]: row["after"] for row in rows}
+    metrics = {**steps.inherited(origin), "macs": after.macs, "params": after.params, "filters": filters}
     record = steps.lineage_record("prune", cfg, ("compress_rate", "pruning", "calibration"))
     folder = cli.open_folder(cfg)  # only now: bad input must not leave a folder behind
     norton.save(small, folder / "model.pt", metrics=metrics, lineage=[*origin["lineage"], record])

@@ -53,7 +53,7 @@ def bar_picture(path: str | Path, panels: Mapping[str, Mapping[str, float]], tit
         axis.tick_params(axis="x", labelrotation=30, labelsize=8)
         axis.margins(y=0.15)
         axis.spines[["top", "right"]].set_visible(False)
-    return _save(path, figure, title)
+    return save_figure(path, figure, title)
 
 
 def layer_picture(path: str | Path, panels: Mapping[str, Mapping[str, float]], title: str) -> Path:
@@ -66,7 +66,7 @@ def layer_picture(path: str | Path, panels: Mapping[str, Mapping[str, float]], t
         axis.tick_params(axis="x", labelrotation=90, labelsize=6)
         axis.margins(x=0.01)
         axis.spines[["top", "right"]].set_visible(False)
-    return _save(path, figure, title)
+    return save_figure(path, figure, title)
 
 
 def series_picture(
@@ -83,7 +83,7 @@ def series_picture(
         axis.set_ylabel(y, fontsize=9)
         axis.legend(fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    return _save(path, figure, title)
+    return save_figure(path, figure, title)
 
 
 def scatter_picture(path: str | Path, series: Mapping[str, Mapping[str, tuple]], title: str) -> Path:
@@ -108,7 +108,7 @@ def scatter_picture(path: str | Path, series: Mapping[str, Mapping[str, tuple]],
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(fontsize=8)
-    return _save(path, figure, title)
+    return save_figure(path, figure, title)
 
 
 _SERIES = [
@@ -127,7 +127,7 @@ def _figure(columns: int, width: float, height: float, rows: int = 1):
     return figure, figure.subplots(rows, columns, squeeze=False).flatten()
 
 
-def _save(path: str | Path, figure, title: str) -> Path:
+def save_figure(path: str | Path, figure, title: str) -> Path:
     figure.suptitle(title, fontsize=11)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)

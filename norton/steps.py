@@ -44,6 +44,11 @@ def open_network(cfg: DictConfig, *, told: bool = False) -> tuple[nn.Module, dic
     return build(cfg.model.arch, num_classes=cfg.model.num_classes), {"metrics": {}, "lineage": []}
 
 
+def inherited(origin: dict[str, Any]) -> dict[str, Any]:
+    """What a compressed network keeps of the metrics of the one it came from: the data they are about."""
+    return {key: value for key, value in origin["metrics"].items() if key == "data"}
+
+
 def open_data(cfg: DictConfig):
     """The LightningDataModule of `data=`; its files are looked for at the first use."""
     from norton.data.datamodule import ClassificationData  # Lightning takes seconds to import

@@ -30,7 +30,7 @@ def test_experiment(experiment):
     OmegaConf.to_container(composed(f"experiment={experiment}"), resolve=True, throw_on_missing=True)
 
 
-@pytest.mark.parametrize("name", ["decompose", "prune", "evaluate", "complexity"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "base"))
 def test_program(name):
     assert "checkpoint" in composed(name=name)
 

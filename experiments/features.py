@@ -1,0 +1,368 @@
+"""What compression does to the features: Grad-CAM maps of a dense network beside those of its compressed versions."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig
+from rich.progress import track
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
+
+import norton
+from experiments.nmse import labels, open_files
+from norton import cli, report, steps
+from norton.counting import percent_removed
+from norton.data.splits import DATASETS, generator
+from norton.files import write_json
+from norton.gradcam import explainable, explained_layer, grad_cam, map_correlation
+from norton.plan import plan_of
+
+MOST_ROWS = 20  # of the figure
+CHANCE = "chance: dense, another image"
+
+
+class Pictures(NamedTuple):
+    """What the figure shows: images (N, 3, H, W), normalised; true classes (N,) where known; a name for each."""
+
+    images: Tensor
+    classes: Tensor | None
+    names: list[str]
+
+
+class Explanation(NamedTuple):
+    """Of one network: Grad-CAM maps (N, H, W) and the classes it predicts (N,)."""
+
+    maps: Tensor
+    predicted: Tensor
+
+
+class Likeness:
+    """Collects how alike the maps of a network and of the dense one are, and how often they name the same class."""
+
+    def __init__(self):
+        self.correlations: list[Tensor] = []
+        self.agreements: list[Tensor] = []
+
+    def add(self, one: Explanation, dense: Explanation) -> None:
+        self.correlations.append(map_correlation(one.maps, dense.maps))
+        self.agreements.append(one.predicted == dense.predicted)
+
+    def summary(self) -> dict[str, Any]:
+        """Mean and standard deviation over the images where both maps have one, and how many have none."""
+        found, agree = torch.cat(self.correlations), torch.cat(self.agreements)
+        defined = found[~found.isnan()]
+        return {
+            "mean_correlation": defined.mean().item() if len(defined) else None,
+            "std_correlation": defined.std().item() if len(defined) > 1 else None,
+            "agreement_percent": 100 * agree.double().mean().item() if len(agree) else None,
+            "images": len(found),
+            "images_without_map": len(found) - len(defined),
+        }
+
+
+@cli.script("features")
+def run(cfg: DictConfig) -> None:
+    check(cfg)
+    dense, origin = steps.open_network(cfg)
+    steps.choose_data(cfg, origin["metrics"].get("data", dense.dataset))
+    nets = open_networks(dense, cfg)
+    layer = explained_layer(explainable(dense), cfg.layer)
+    # The user's own files need no data set, unless there are to be statistics over it.
+    data = steps.open_data(cfg) if cfg.statistics_images else None
+    if data is not None:
+        steps.check_classes(dense, data)
+    drawn = draw(data.splits.test, cfg) if data is not None else []
+    shown = own_pictures(cfg, dense) if not isinstance(cfg.images, int) else drawn_pictures(cfg, data, drawn)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    explained = {name: explainable(net).to(device) for name, net in nets.items()}
+    views = explain(explained, layer, shown.images, shown.classes, cfg.target)
+    folder = cli.open_folder(cfg)
+    likeness = statistics(explained, layer, batches(cfg, data, drawn, shown), cfg.target)
+
+    costs = describe(nets, dense)
+    results = {name: {**costs[name], **likeness[name].summary()} for name in nets}
+    classes = data.classes if data is not None else tuple(str(number) for number in range(dense.num_classes))
+    metrics = {"arch": dense.arch, "data": cfg.data.name if data else None, "layer": layer, "target": cfg.target}
+    chance = likeness[CHANCE].summary() | {"agreement_percent": None}
+    metrics |= {"networks": results, "chance": chance, "shown": shown_metrics(shown, views, classes)}
+    write_json(folder / "metrics.json", metrics)
+    rows = [row(name, result) for name, result in {**results, CHANCE: chance}.items()]
+    report.write_table(folder / "table.md", rows)
+    title = f"Grad-CAM at {layer} of {dense.arch}"
+    figure(folder / "features.png", shown, views, column_titles(results), classes, title, normalisation(cfg.data.name))
+    report.print_table(rows, f"{title}: {next(iter(results.values()))['images']} images")
+    print(f"written to {folder}/: config.yaml, metrics.json, table.md, features.png")
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise InputError for settings that need no network to be found bad."""
+    steps.check_settings(cfg)
+    if cfg.target is True:  # what Hydra makes of target=true
+        cfg.target = "true"
+    for name, least in (("statistics_images", 0), ("batch_size", 1)):
+        value = cfg[name]
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise norton.InputError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+    if cfg.target not in ("dense", "true"):
+        raise norton.InputError(f"target is {cfg.target!r}; choose dense (the dense network's prediction) or true")
+    images = steps.plain(cfg.images)
+    if isinstance(images, bool) or not isinstance(images, int | str | list) or not images:
+        raise norton.InputError(f"images is {images!r}; give a number, a folder, or a list of image files")
+    if isinstance(images, int) and not 1 <= images <= MOST_ROWS:
+        raise norton.InputError(f"images is {images}; a figure has 1 to {MOST_ROWS} rows")
+    if isinstance(images, int) and images > cfg.statistics_images:
+        raise norton.InputError(
+            f"statistics_images is {cfg.statistics_images}; the {images} images of the figure are among them, so give "
+            "at least as many"
+        )
+    if not isinstance(images, int) and cfg.target == "true":
+        raise norton.InputError("target=true: the true class of image files is not known; use target=dense")
+
+
+def open_networks(dense: nn.Module, cfg: DictConfig) -> dict[str, nn.Module]:
+    """Label → network: the dense one first, then those of `compressed=`."""
+    if cfg.compressed is None:
+        raise norton.InputError("no compressed networks; give compressed=[FILE,...]")
+    files = open_files(cfg)
+    for path, net in files.items():
+        if (net.arch, net.num_classes) != (dense.arch, dense.num_classes):
+            raise norton.InputError(
+                f"{path}: is a {net.arch} of {net.num_classes} classes, the dense network a {dense.arch} of "
+                f"{dense.num_classes}; give compressed versions of that network"
+            )
+    reference = str(cfg.checkpoint) if plan_of(dense) else "dense"
+    return dict(zip(labels([reference, *files]), [dense, *files.values()], strict=True))
+
+
+# The images
+
+
+def draw(dataset: Dataset, cfg: DictConfig) -> list[int]:
+    """Which images the statistics are over, in a seeded order."""
+    if cfg.statistics_images > len(dataset):
+        raise norton.InputError(f"statistics_images is {cfg.statistics_images}; the test split has {len(dataset)}")
+    return torch.randperm(len(dataset), generator=generator(cfg.seed))[: cfg.statistics_images].tolist()
+
+
+def drawn_pictures(cfg: DictConfig, data, drawn: Sequence[int]) -> Pictures:
+    """The first of the drawn images, of as many classes as possible."""
+    first, more, seen = [], [], set()
+    for index in drawn:
+        image, label = data.splits.test[index]
+        (more if int(label) in seen else first).append((image, int(label)))
+        seen.add(int(label))
+        if len(first) == cfg.images:
+            break
+    chosen, classes = zip(*(first + more)[: cfg.images], strict=True)
+    return Pictures(torch.stack(chosen), torch.tensor(classes), [data.classes[label] for label in classes])
+
+
+def own_pictures(cfg: DictConfig, net: nn.Module) -> Pictures:
+    """The user's image files, resized, cropped and normalised as the data are for evaluation."""
+    files = image_files(steps.plain(cfg.images))
+    statistics = normalisation(cfg.data.name)
+    if statistics is None:
+        raise norton.InputError(f"data {cfg.data.name} states no MEAN and STD to normalise image files by")
+    (mean, std), side = statistics, net.input_size[-1]
+    resized = max(side, getattr(module_of(cfg.data.name), "RESIZED", side))  # small images are evaluated whole
+    images = torch.stack([(read_image(file, resized, side) - mean) / std for file in files])
+    return Pictures(images, None, [file.name for file in files])
+
+
+def image_files(images: str | list) -> list[Path]:
+    """The files of a list, or those of a folder that are images by their ending."""
+    from PIL import Image
+
+    paths = [Path(str(path)) for path in ([images] if isinstance(images, str) else images)]
+    if len(paths) == 1 and paths[0].is_dir():
+        endings = Image.registered_extensions()
+        found = sorted(path for path in paths[0].iterdir() if path.suffix.lower() in endings)
+        if not found:
+            raise norton.InputError(f"images: the folder {paths[0]} holds no image file")
+        paths = found
+    if len(paths) > MOST_ROWS:
+        raise norton.InputError(f"images: {len(paths)} files; a figure has at most {MOST_ROWS} rows, list some of them")
+    return paths
+
+
+def read_image(path: Path, resized: int, side: int) -> Tensor:
+    """The middle of an image whose shorter side is brought to `resized`: (3, side, side) in [0, 1]."""
+    from PIL import Image, ImageOps
+    from torchvision.transforms import functional
+
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file).convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise norton.InputError(f"images: cannot read {path} as an image ({error})") from None
+    image = functional.resize(image, resized)
+    return functional.to_tensor(functional.center_crop(image, side))
+
+
+def module_of(dataset: str):
+    """The module that reads a dataset; how its images are transformed stands there in capitals."""
+    return sys.modules[DATASETS[dataset].__module__]
+
+
+def normalisation(name: str) -> tuple[Tensor, Tensor] | None:
+    """Mean and standard deviation, (3, 1, 1) each, that a dataset's module states as MEAN and STD."""
+    module = module_of(name)
+    if not hasattr(module, "MEAN") or not hasattr(module, "STD"):
+        return None
+    return torch.tensor(module.MEAN).view(3, 1, 1), torch.tensor(module.STD).view(3, 1, 1)
+
+
+def displayable(image: Tensor, statistics: tuple[Tensor, Tensor] | None) -> Tensor:
+    """A normalised image (3, H, W) as people see it: (H, W, 3) in [0, 1]."""
+    if statistics is not None:
+        image = image * statistics[1] + statistics[0]
+    else:
+        image = (image - image.min()) / (image.max() - image.min()).clamp_min(1e-12)
+    return image.clamp(0, 1).permute(1, 2, 0)
+
+
+def batches(cfg: DictConfig, data, drawn: Sequence[int], shown: Pictures):
+    """Batches (images, classes) for the statistics; the shown images where no others were asked for."""
+    if data is None:
+        return [(shown.images, shown.classes)]
+    from norton.data.datamodule import LateLoader  # Lightning takes seconds to import
+
+    return LateLoader(Subset(data.splits.test, drawn), batch_size=cfg.batch_size, num_workers=data.num_workers)
+
+
+# The maps
+
+
+def explain(
+    nets: Mapping[str, nn.Module], layer: str, images: Tensor, classes: Tensor | None, target: str
+) -> dict[str, Explanation]:
+    """Label → explanation.  All networks explain one class: the first network's prediction, or the true one."""
+    device = next(next(iter(nets.values())).parameters()).device
+    images = images.to(device)
+    with torch.no_grad():
+        predicted = {name: net(images).argmax(1) for name, net in nets.items()}
+    asked = classes.to(device) if target == "true" else next(iter(predicted.values()))
+    maps = {name: grad_cam(net, layer, images, asked) for name, net in nets.items()}
+    return {name: Explanation(maps[name].cpu(), predicted[name].cpu()) for name in nets}
+
+
+def statistics(nets: Mapping[str, nn.Module], layer: str, loader, target: str) -> dict[str, Likeness]:
+    """How alike each network's maps are to the first's; beside them, how alike maps of different images are."""
+    likeness = {name: Likeness() for name in [*nets, CHANCE]}
+    last = None
+    for images, classes in track(loader, "Grad-CAM"):
+        found = explain(nets, layer, images, classes, target)
+        dense = next(iter(found.values()))
+        for name, one in found.items():
+            likeness[name].add(one, dense)
+        others = dense if last is None else Explanation(*(torch.cat(pair) for pair in zip(last, dense, strict=True)))
+        likeness[CHANCE].add(Explanation(*(part[:-1] for part in others)), Explanation(*(part[1:] for part in others)))
+        last = Explanation(*(part[-1:] for part in dense))
+    return likeness
+
+
+# The results
+
+
+def describe(nets: Mapping[str, nn.Module], dense: nn.Module) -> dict[str, dict[str, Any]]:
+    """Label → MACs, and how many percent of the dense network's were removed."""
+    whole = steps.dense_cost(dense).macs
+    macs = {name: norton.complexity(net).macs for name, net in nets.items()}
+    return {name: {"macs": n, "macs_removed_percent": percent_removed(n, whole)} for name, n in macs.items()}
+
+
+def row(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    def cell(key: str) -> str | None:
+        return None if result[key] is None else f"{result[key]:.3f}"
+
+    return {
+        "network": name,
+        "MACs removed %": result.get("macs_removed_percent"),
+        "correlation, mean": cell("mean_correlation"),
+        "correlation, std": cell("std_correlation"),
+        "same class as dense %": result["agreement_percent"],
+        "images without a map": result["images_without_map"],
+    }
+
+
+def shown_metrics(shown: Pictures, views: Mapping[str, Explanation], classes: Sequence[str]) -> list[dict]:
+    """What stands in the figure, as plain data."""
+    dense = next(iter(views.values()))
+    correlations = {name: map_correlation(view.maps, dense.maps).tolist() for name, view in views.items()}
+    rows = []
+    for number, name in enumerate(shown.names):
+        networks = {
+            label: {"predicted": classes[view.predicted[number]], "correlation": _number(correlations[label][number])}
+            for label, view in views.items()
+        }
+        rows.append({"image": name, "networks": networks})
+    return rows
+
+
+def _number(value: float) -> float | None:
+    return None if value != value else value  # JSON has no NaN
+
+
+def column_titles(results: Mapping[str, dict]) -> dict[str, str]:
+    """Label → what was removed, with the labels below where that alone does not tell networks apart."""
+    short = {name: f"{0 - result['macs_removed_percent']:+.0f}% MACs" for name, result in results.items()}
+    short = {name: name if name == "dense" else title.replace("-", "−") for name, title in short.items()}
+    if len(set(short.values())) == len(short):
+        return short
+    return {name: title if title == name else f"{title}\n{name[-24:]}" for name, title in short.items()}
+
+
+def figure(
+    path: Path,
+    shown: Pictures,
+    views: Mapping[str, Explanation],
+    titles: Mapping[str, str],
+    classes: Sequence[str],
+    title: str,
+    statistics: tuple[Tensor, Tensor] | None,
+) -> None:
+    """A row per image, a column per network; below each map the predicted class and the correlation with the dense."""
+    from matplotlib.figure import Figure
+
+    count = len(shown.names)
+    picture = Figure(figsize=(max(4.6, 1.9 * (1 + len(views))), 2.15 * count + 1), layout="constrained")
+    axes = picture.subplots(count, 1 + len(views), squeeze=False)
+    dense = next(iter(views.values()))
+    right = dense.predicted if shown.classes is None else shown.classes
+
+    def correlation(number: int, view: Explanation) -> str:
+        found = map_correlation(view.maps[number, None], dense.maps[number, None]).item()
+        return "–" if found != found else f"{found:.2f}"
+
+    for number, line in enumerate(axes):
+        image = displayable(shown.images[number], statistics)
+        line[0].imshow(image)
+        for axis in line:
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        line[0].set_xlabel(shorten(shown.names[number]), fontsize=9)
+        for axis, view in zip(line[1:], views.values(), strict=True):
+            heat, label = view.maps[number], shorten(classes[view.predicted[number]])
+            axis.imshow(image.mean(2), cmap="gray", vmin=0, vmax=1)  # without colours of its own below the heat's
+            if heat.max() > 0:
+                axis.imshow(heat / heat.max(), cmap="turbo", alpha=0.5, vmin=0, vmax=1)
+            wrong = view.predicted[number] != right[number]
+            likeness = "\nno map" if heat.max() <= 0 else "" if view is dense else f"\nr = {correlation(number, view)}"
+            axis.set_xlabel(f"{label} ✗{likeness}" if wrong else label + likeness, fontsize=9)
+            axis.xaxis.label.set_color("#c44e52" if wrong else "black")
+    first = "image" if shown.classes is None else "image, true class"
+    for axis, head in zip(axes[0], [first, *titles.values()], strict=True):
+        axis.set_title(head, fontsize=10)
+    mark = "✗: not the dense network's class" if shown.classes is None else "✗: wrong class"
+    report.save_figure(path, picture, f"{title}\nr: correlation with the dense map; {mark}")
+
+
+def shorten(name: str, most: int = 22) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+if __name__ == "__main__":
+    run()
