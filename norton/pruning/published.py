@@ -58,7 +58,8 @@ def published_order(distances: np.ndarray) -> list[int]:
     distances: (n, n) symmetric.  Of several closest pairs the published code takes the *rows* of the first two entries
     that hold the minimum; distances that wrapped to zero make such ties common.
     """
-    left = distances.astype(float).copy()
+    left = np.triu(distances.astype(float), 1)
+    left += left.T  # the same to the last bit on both sides, or a pair would be found once
     np.fill_diagonal(left, np.inf)
     order = []
     for _ in range(len(left) - 1):
