@@ -137,7 +137,9 @@ def test_verify(tmp_path):
     out = succeeds(f"python -m experiments.verify registry={folder}/registry.yaml out={tmp_path}/a")
     assert "96.50 / 96.50" in out
     table = (tmp_path / "a" / "table.md").read_text()
-    assert [line.split("|")[-2].strip() for line in table.splitlines()[2:]] == ["absent", "holds", *["absent"] * 3]
+    verdicts = {row.split("|")[1].strip(): row.split("|")[-2].strip() for row in table.splitlines()[2:]}
+    assert verdicts.pop("resnet_56_clutter_rank3.pt") == "holds"
+    assert set(verdicts.values()) == {"absent"}
     file = folder / "resnet_56_clutter_rank3.pt"
     file.write_bytes((REPOSITORY / DENSE).read_bytes())
     done = run(f"python -m experiments.verify registry={folder}/registry.yaml out={tmp_path}/b")
