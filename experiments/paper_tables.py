@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -34,12 +35,13 @@ class Run(NamedTuple):
 
 def trained(run: Run) -> bool:
     """Whether an accuracy is that of a finished network."""
-    return not run.stage.startswith(NOT_TRAINED) and "nmse" not in run.values
+    finished = run.values.get("last_step") in (None, "train", "finetune")  # None: a published file has no lineage
+    return finished and not run.stage.startswith(NOT_TRAINED) and "nmse" not in run.values
 
 
 def untrained(run: Run) -> bool:
-    """Whether an accuracy is that of a network just decomposed, in a pipeline or by experiments.nmse."""
-    return run.stage == "decomposed" or "nmse" in run.values
+    """Whether an accuracy is that of a network just decomposed."""
+    return run.stage == "decomposed" or run.values.get("last_step") == "decompose" or "nmse" in run.values
 
 
 @cli.script("paper_tables")
@@ -193,10 +195,9 @@ def find_runs(folder: Path) -> list[Run]:
     runs = []
     for path in sorted(folder.rglob("metrics.json"), key=lambda path: path.stat().st_mtime):
         try:
-            content = json.loads(path.read_text())
-        except (OSError, ValueError):
+            runs += entries(json.loads(path.read_text()), "", {})
+        except (OSError, ValueError, RecursionError):
             continue  # another program's file of that name
-        runs += entries(content, "", {})
     return runs
 
 
@@ -209,6 +210,9 @@ def entries(content: Any, stage: str, shared: Row) -> Iterator[Run]:
         return
     values = {**shared, **{key: value for key, value in content.items() if not isinstance(value, dict | list)}}
     complete = {"macs", "params"} <= content.keys() and {"arch", "data"} <= values.keys()
+    figures = [content[key] for key in ("top1", "top5", "nmse") if content.get(key) is not None]
+    if not all(isinstance(figure, int | float) and math.isfinite(figure) for figure in figures):
+        return
     if complete and values.get("split", "test") == "test":
         yield Run(values["arch"], values["data"], content["macs"], content["params"], stage, values)
         return

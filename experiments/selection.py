@@ -14,6 +14,7 @@ from norton import cli, report, steps
 from norton.counting import percent_removed
 from norton.files import write_json
 from norton.pruning import SELECTIONS
+from norton.pruning.criteria import is_distance
 from norton.rates import parse_rates
 
 
@@ -35,6 +36,7 @@ def run(cfg: DictConfig) -> None:
     data = steps.open_data(cfg)
     dense, _ = steps.open_network(cfg)
     steps.check_classes(dense, data)
+    steps.check_fit(dense, cfg, "decompose")
     for rates in cfg.budgets:
         dense.target_widths(dense.check_rates(rates))
     folder = cli.open_folder(cfg)
@@ -59,13 +61,19 @@ def check(cfg: DictConfig) -> None:
     steps.check_settings(cfg)
     steps.require(cfg, "decompose")
     for name in ("budgets", "selections", "seeds"):
-        if not isinstance(steps.plain(cfg[name]), list) or not cfg[name]:
-            raise norton.InputError(f"{name} is {cfg[name]!r}; give a list of at least one")
+        values = steps.plain(cfg[name])
+        if not isinstance(values, list) or not values or len(set(map(str, values))) < len(values):
+            raise norton.InputError(f"{name} is {values!r}; give a list of at least one, none of them twice")
     for rates in cfg.budgets:
         parse_rates(steps.plain(rates))
     for selection in cfg.selections:
         if selection not in SELECTIONS:
             raise norton.InputError(f"unknown selection {selection!r}; choose among {', '.join(SELECTIONS)}")
+    if len(cfg.selections) > 1 and not is_distance(cfg.pruning.criterion):
+        raise norton.InputError(
+            f"pruning={cfg.pruning.criterion} scores filters one by one, so all selections are the same; give a "
+            "distance, or selections=[exact]"
+        )
     for seed in cfg.seeds:
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise norton.InputError(f"seeds has {seed!r}; seeds are whole numbers of at least 0")
@@ -105,7 +113,7 @@ def decomposed(dense: nn.Module, cfg: DictConfig, folder: Path) -> nn.Module:
 
 
 def row(results: dict[Point, dict], budget: int, cfg: DictConfig) -> dict:
-    """A budget's row: each selection before and after fine-tuning, and the last one's loss against the first's."""
+    """A budget's row: each selection before and after fine-tuning, and what the last one loses against the first."""
 
     def of(selection: str, key: str) -> list[float]:
         return [results[Point(budget, selection, seed)][key] for seed in cfg.seeds]
@@ -115,6 +123,8 @@ def row(results: dict[Point, dict], budget: int, cfg: DictConfig) -> dict:
         cells[f"{selection}, before"] = spread(of(selection, "top1_before"))
         cells[f"{selection}, fine-tuned"] = spread(of(selection, "top1"))
     first, last = cfg.selections[0], cfg.selections[-1]
+    if first == last:
+        return cells
     for label, key in (("before", "top1_before"), ("fine-tuned", "top1")):
         lost = [a - b for a, b in zip(of(first, key), of(last, key), strict=True)]
         cells[f"{first} − {last}, {label}"] = spread(lost)

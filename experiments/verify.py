@@ -16,6 +16,8 @@ WORDS = {HOLDS: "holds", FAILS: "does not hold", CANNOT_BE_JUDGED: "cannot be ju
 @cli.script("verify")
 def run(cfg: DictConfig) -> int:
     steps.check_settings(cfg)
+    if cfg.split not in ("test", "val"):
+        raise norton.InputError(f"split is {cfg.split!r}; choose one of test, val")
     registry = Path(cfg.registry)
     entries = claims.read_registry(registry)
     folder = cli.open_folder(cfg)
@@ -33,7 +35,7 @@ def run(cfg: DictConfig) -> int:
 
 
 def verify(path: Path | None, entry: dict[str, Any], cfg: DictConfig) -> dict[str, Any] | None:
-    """What was found of one checkpoint, None if it is absent; one that cannot be opened does not stop the others."""
+    """What was found of one checkpoint, None if it is absent; one that cannot be judged does not stop the others."""
     if path is None:
         return None
     cfg = cfg.copy()
@@ -41,10 +43,7 @@ def verify(path: Path | None, entry: dict[str, Any], cfg: DictConfig) -> dict[st
     cfg.data.root = cfg.data.root or cfg.roots.get(entry.get("data"))
     try:
         claims.check_sum(path, entry)
-    except norton.InputError as error:
-        return {"verdict": f"does not hold: {error}", "verdict_code": FAILS}
-    try:
-        return steps.verify(cfg).as_dict()
+        return steps.verify(cfg, entry).as_dict()
     except norton.InputError as error:
         return {"verdict": f"cannot be judged: {error}", "verdict_code": CANNOT_BE_JUDGED}
 

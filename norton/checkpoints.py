@@ -85,6 +85,8 @@ def read(path: str | Path) -> dict[str, Any]:
     state = {str(key).removeprefix("module."): value for key, value in content["state_dict"].items()}
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path}: its state_dict is empty or holds something else than tensors")
+    if "format" not in content and not isinstance(content.get("metrics"), Mapping):
+        content = {**content, "metrics": {}}  # a published file may have anything there
     return {**content, "state_dict": state}
 
 

@@ -1,13 +1,15 @@
 """What a checkpoint claims, in its file, its name and the registry beside it, held against what is measured."""
 
 import hashlib
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from norton.checkpoints import ranks_of, widths_of
 from norton.counting import complexity
@@ -33,27 +35,42 @@ class Verdict:
     rows: list[dict[str, Any]]
 
 
-def collect(path: str | Path, content: Mapping[str, Any]) -> tuple[dict[str, Claim], PublishedName | None, str]:
-    """Source (`file`, `name`, `registry`) → its claim; the name as read, and else why it could not be.
+def of_file(content: Mapping[str, Any], path: str | Path) -> Claim:
+    """What the metrics in a file claim.  Raises InputError for a claim that is no number."""
+    metrics = content.get("metrics")
+    return _checked(metrics if metrics is not None else {}, f"{path}: its metrics")
 
-    Raises InputError where the registry beside the file has another checksum for it.
+
+def of_name(name: PublishedName, num_classes: int | None = None) -> Claim:
+    """Accuracy as the name says; counts as its network, rank and rates give them, for so many classes.
+
+    Raises InputError where no such network has that rank and those rates.
     """
-    claims = {"file": {key: value for key, value in content.get("metrics", {}).items() if key in (*QUANTITIES, "data")}}
-    name, problem = None, ""
-    try:
-        name = parse_name(path)
-        claims["name"] = name_claim(name)
-    except InputError as error:
-        name, problem = None, str(error)
-    if entry := listed(path):
-        claims["registry"] = {key: value for key, value in entry.items() if key in (*QUANTITIES, "data")}
-    return {source: claim for source, claim in claims.items() if claim}, name, problem
-
-
-def name_claim(name: PublishedName) -> Claim:
-    """Accuracy as the name says, counts as its network, rank and rates give them."""
-    cost = complexity(build(name.arch, name.rank, name.compress_rate))
+    cost = complexity(build(name.arch, name.rank, name.compress_rate, num_classes))
     return {"top1": name.top1, "macs": cost.macs, "params": cost.params}
+
+
+def of_registry(entry: Mapping[str, Any]) -> Claim:
+    """What a registry's entry claims."""
+    return {key: value for key, value in entry.items() if key in (*QUANTITIES, "data") and value is not None}
+
+
+def _checked(metrics: Any, where: str) -> Claim:
+    """The quantities and the data in a mapping, as plain numbers and text."""
+    if not isinstance(metrics, Mapping):
+        raise InputError(f"{where} are {type(metrics).__name__}; expected names with values, e.g. top1: 93.8")
+    claim = {}
+    for key, value in metrics.items():
+        if key not in (*QUANTITIES, "data") or value is None:
+            continue
+        value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+        if key == "data":
+            if not isinstance(value, str):
+                raise InputError(f"{where}: data is {value!r}; expected the name of a dataset")
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise InputError(f"{where}: {key} is {value!r}, which is not a number")
+        claim[key] = value
+    return claim
 
 
 def disagreements(name: PublishedName, net: nn.Module) -> list[str]:
@@ -63,7 +80,11 @@ def disagreements(name: PublishedName, net: nn.Module) -> list[str]:
     found, ranks = [], ranks_of(net)
     if ranks != {name.rank}:
         found.append(f"the name says rank {name.rank}, the file holds rank {', '.join(map(str, sorted(ranks)))}")
-    if widths_of(build(name.arch, 0, name.compress_rate, net.num_classes)) != widths_of(net):
+    try:
+        widths = widths_of(build(name.arch, 0, name.compress_rate, net.num_classes))
+    except InputError as error:
+        return [*found, f"the name says rates {name.compress_rate}, which fit no {name.arch} ({error})"]
+    if widths != widths_of(net):
         found.append(f"the name says rates {name.compress_rate}, the layers in the file have other widths")
     return found
 
@@ -73,19 +94,22 @@ def judge(
 ) -> Verdict:
     """Compare every claim with what was measured.
 
-    measured: quantity → value; accuracies are left out where they could not be measured, and `missing` says why.
-    lies: what the name says wrongly of the network, see `disagreements`.
+    claims: source (`file`, `name`, `registry`) → its claim.  measured: quantity → value, and `data`, what the
+    accuracies were measured on; a claim about other data is left out.  lies: what the name says wrongly of the network,
+    see `disagreements`.  missing: why accuracies are not among what was measured, or claims not among the claims.
     """
-    rows, wrong = [], list(lies)
+    rows, wrong, judged = [], list(lies), False
     for quantity, label in QUANTITIES.items():
-        row = {"": label}
-        agreed = []
+        row, agreed = {"": label}, []
         for source, claim in claims.items():
             row[f"claimed by {source}"] = _shown(quantity, claim.get(quantity))
             if claim.get(quantity) is None or measured.get(quantity) is None:
                 continue
+            if quantity in ("top1", "top5") and claim.get("data", measured.get("data")) != measured.get("data"):
+                continue
             agreed.append(_agree(quantity, claim[quantity], measured[quantity]))
-            if not agreed[-1] and not (lies and source == "name" and quantity in ("macs", "params")):
+            judged |= quantity == "top1"
+            if not agreed[-1]:
                 told, found = _shown(quantity, claim[quantity]), _shown(quantity, measured[quantity])
                 wrong.append(f"the {source} claims {label.replace(' %', '')} {told}, measured {found}")
         row["measured"] = _shown(quantity, measured.get(quantity))
@@ -93,11 +117,11 @@ def judge(
         rows.append(row)
     if wrong:
         return Verdict(FAILS, "does not hold: " + "; ".join(wrong), rows)
-    if not any(claim.get("top1") is not None for claim in claims.values()):
-        return Verdict(CANNOT_BE_JUDGED, f"cannot be judged: no accuracy is claimed{missing and f' ({missing})'}", rows)
-    if measured.get("top1") is None:
-        return Verdict(CANNOT_BE_JUDGED, f"cannot be judged: {missing}", rows)
-    return Verdict(HOLDS, f"holds (accuracy to {TOLERANCE} points, counts exactly)", rows)
+    if judged:
+        return Verdict(HOLDS, f"holds (accuracy to {TOLERANCE} points, counts exactly)", rows)
+    claimed = any(claim.get("top1") is not None for claim in claims.values())
+    reasons = [missing] if claimed else ["no accuracy is claimed", missing]
+    return Verdict(CANNOT_BE_JUDGED, f"cannot be judged: {'; '.join(filter(None, reasons))}", rows)
 
 
 def _agree(quantity: str, claimed: float, measured: float) -> bool:
@@ -121,17 +145,17 @@ def read_registry(path: str | Path) -> dict[str, dict[str, Any]]:
         entries = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise InputError(f"no registry at {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(entries, dict):
         raise InputError(f"{path}: expected file names with their claims")
     for name, entry in entries.items():
-        if not isinstance(entry, dict) or not isinstance(entry.get("sha256", 0), str | None):
-            raise InputError(f"{path}: {name} needs a sha256 (quoted; null if unknown) and claims, e.g. top1: 93.8")
-        for quantity in QUANTITIES:
-            value = entry.get(quantity)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise InputError(f"{path}: {name} has {quantity} {value!r}, which is not a number")
+        if not isinstance(name, str):
+            raise InputError(f"{path}: {name!r} is no file name; quote it")
+        digest = entry.get("sha256", 0) if isinstance(entry, dict) else 0
+        if not (digest is None or (isinstance(digest, str) and re.fullmatch(r"\s*[0-9a-fA-F]{64}\s*", digest))):
+            raise InputError(f"{path}: {name} needs a sha256 (64 digits, quoted; null if unknown) and claims")
+        _checked(entry, f"{path}: {name}")
     return entries
 
 
@@ -165,10 +189,12 @@ def same_name(first: str, second: str) -> bool:
 
 def check_sum(path: Path, entry: Mapping[str, Any]) -> None:
     """Raise InputError if a file is not the one that its registry entry describes."""
+    if entry["sha256"] is None:
+        return
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if entry["sha256"] is not None and found != entry["sha256"]:
+    if found != entry["sha256"].strip().lower():
         raise InputError(
             f"{path}: its SHA-256 is {found}, the registry has {entry['sha256']}; fetch it again, or, if it is yours, "
-            f"write its own sum and claims in {path.parent / REGISTRY}"
+            "write its own sum and claims there"
         )

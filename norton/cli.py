@@ -73,10 +73,15 @@ def quote(argument: str) -> str:
     if not match or _parses(argument):
         return argument
     key, value = match.groups()
-    if "'" in value or '"' in value:
+    if ("'" in value or '"' in value) and key != "checkpoint":
         return argument  # whoever quotes knows the grammar; Hydra's own message is the better one
     parts = re.split(r",(?![^\[]*\])", value) if key == "compress_rate" else [value]
-    return f"{key}=" + ",".join("'" + part.replace("\\", "\\\\") + "'" for part in parts)
+    return f"{key}=" + ",".join(quoted(part) for part in parts)
+
+
+def quoted(value: str) -> str:
+    """Any text as a string of Hydra's grammar, where backslashes mean themselves unless a quote follows."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + "\\'" * bool(m[2]), value) + "'"
 
 
 def open_folder(cfg: DictConfig) -> Path:

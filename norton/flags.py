@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from norton.cli import quoted
 from norton.errors import InputError
 
 # flag → Hydra's setting.  --gpu chooses among the devices before CUDA is asked, as the published scripts do.
@@ -20,6 +21,7 @@ FLAGS = {
     ("--batch_size",): "data.batch_size",
     ("--gpu",): "gpu",
 }
+HYDRA = ("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--multirun", "--info")
 ABOUT_DATA = ("data", "data.root", "data.batch_size", "gpu")
 
 
@@ -27,39 +29,42 @@ def translate(arguments: Sequence[str], ignored: Sequence[str] = ()) -> list[str
     """Replace published flags by Hydra overrides; other arguments pass.
 
     ignored: settings that the program does not have, because it needs no data.  Raises InputError for a flag without
-    its value, and where flags stand beside settings of the form name=value.
+    its value, for flags that are not among the published ones, and where flags stand beside settings of the form
+    name=value.
     """
-    # argparse would take Hydra's -c for an abbreviation of -cpr.
-    arguments = [re.sub(r"^-cpr(?==|$)", "--compress_rate", argument) for argument in arguments]
+    # argparse would take Hydra's -c for an abbreviation of -cpr, and knows a value glued to one letter only.
+    arguments = [re.sub(r"^-cpr(=?)(.*)", _spelt_out, argument) for argument in arguments]
     parser = _Parser(add_help=False, allow_abbrev=False)
     for names, setting in FLAGS.items():
         parser.add_argument(*names, dest=setting)
-    if not any(_is_flag(argument) for argument in arguments):
-        return arguments
     found, others = parser.parse_known_args(arguments)
+    given = {setting: value for setting, value in vars(found).items() if value is not None}
+    if not given:
+        return arguments
     settings = [argument for argument in others if re.match(r"[+~]{0,2}[\w./@:-]+=", argument)]
     if settings:
-        flag = next(argument for argument in arguments if _is_flag(argument))
+        flag = next(names[0] for names, setting in FLAGS.items() if setting in given)
+        everything = [*settings, *(f"{setting}={value}" for setting, value in given.items() if setting != "gpu")]
         raise InputError(
             f"published flags and settings are mixed: {flag} and {settings[0]}; use one style, "
-            f"e.g. {_as_settings(vars(found))}"
+            f"e.g. {' '.join(dict.fromkeys(everything))}"
         )
-    given = {setting: value for setting, value in vars(found).items() if value is not None and setting not in ignored}
-    if (gpu := given.pop("gpu", None)) is not None:
+    if unknown := [argument for argument in others if argument.startswith("--") and argument not in HYDRA]:
+        known = ", ".join("/".join(names) for names in FLAGS).replace("--compress_rate", "-cpr/--compress_rate")
+        raise InputError(f"unknown flag {unknown[0]}; the published ones are {known}")
+    if "=" in given.get("rank", ""):
+        raise InputError(f"-r {given['rank']}: expected a rank, such as -r 1")
+    if (gpu := given.pop("gpu", None)) is not None and "gpu" not in ignored:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    if "data.root" in given:
-        given["data.root"] = str(Path(given["data.root"]).expanduser())
-    return others + [f"{setting}={value}" for setting, value in given.items()]
+    for path in {"checkpoint", "data.root"} & given.keys():
+        given[path] = quoted(str(Path(given[path]).expanduser()))
+    return others + [f"{setting}={value}" for setting, value in given.items() if setting not in ignored]
+
+
+def _spelt_out(match: re.Match) -> str:
+    return f"--compress_rate={match[2]}" if match[1] or match[2] else "--compress_rate"
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(message)
-
-
-def _is_flag(argument: str) -> bool:
-    return any(argument == name or argument.startswith(f"{name}=") for names in FLAGS for name in names)
-
-
-def _as_settings(given: dict[str, str | None]) -> str:
-    return " ".join(f"{setting}={value}" for setting, value in given.items() if value is not None and setting != "gpu")

@@ -53,6 +53,11 @@ def parse_name(path: str | Path) -> PublishedName:
     return PublishedName(arch, criterion, _read_rates(name, arch, rates), int(rank), float(top1))
 
 
+def resembles_name(path: str | Path) -> bool:
+    """Whether a name has rates in it, and so is meant as a published one, though it may not be readable."""
+    return bool(re.search(r"\[|%5b|\.0\.+\d", Path(path).name.lower()))
+
+
 def _read_rates(name: str, arch: str, text: str) -> str:
     """Rates as the paper writes them."""
     if "[" in text:

@@ -19,6 +19,7 @@ from norton.counting import Complexity, complexity, percent_removed
 from norton.decomposition.methods import is_decomposed, layer_ranks
 from norton.errors import InputError
 from norton.models import build
+from norton.names import parse_name, resembles_name
 from norton.rates import parse_rates
 from norton.report import millions
 
@@ -63,14 +64,12 @@ def choose_data(cfg: DictConfig, name: str) -> None:
     """Put the dataset `name` in the place of `data=auto`, in the config itself; other choices of a user stay."""
     if cfg.data.name != "auto":
         return
-    path = CONFIGS / "data" / f"{name}.yaml"
-    if name == "auto" or not path.exists():
-        known = ", ".join(sorted(path.stem for path in path.parent.glob("*.yaml") if path.stem != "auto"))
-        raise InputError(
-            f"its accuracy was measured on {name!r}, which is none of the data here: {known}; choose data="
-        )
+    known = {path.stem: path for path in sorted((CONFIGS / "data").glob("*.yaml")) if path.stem != "auto"}
+    if name not in known:
+        choices = ", ".join(known)
+        raise InputError(f"its accuracy is about {name!r}, which is none of the data here: {choices}; choose data=")
     told = {key: value for key, value in cfg.data.items() if value is not None and key != "name"}
-    cfg.data = OmegaConf.merge(OmegaConf.load(path), told)
+    cfg.data = OmegaConf.merge(OmegaConf.load(known[name]), told)
 
 
 def check_classes(net: nn.Module, data) -> None:
@@ -180,22 +179,26 @@ def evaluate(net: nn.Module, cfg: DictConfig, data, split: str = "test") -> dict
 class Verification:
     """A checkpoint with what it claims and what was measured.
 
-    data, accuracy: None where `problem` says why there are none.  notes: where its name and its file disagree.
+    last_step: of its lineage.  notes: where its name and its file disagree.  data, accuracy: None where the data could
+    not be had, as the verdict says.
     """
 
     net: nn.Module
     cost: Complexity
-    data: Any
-    accuracy: dict[str, float] | None
-    claims: dict[str, Any]
+    split: str
+    last_step: str | None
+    claims: dict[str, claims.Claim]
     notes: list[str]
     verdict: Verdict
-    problem: str = ""
+    data: Any = None
+    accuracy: dict[str, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "arch": self.net.arch,
             "data": self.data and self.data.name,
+            "split": self.split,
+            "last_step": self.last_step,
             **(self.accuracy or {}),
             "macs": self.cost.macs,
             "params": self.cost.params,
@@ -206,23 +209,23 @@ class Verification:
         }
 
 
-def verify(cfg: DictConfig) -> Verification:
-    """Measure `checkpoint=` on `data=` and judge what it claims.
+def verify(cfg: DictConfig, entry: dict[str, Any] | None = None) -> Verification:
+    """Measure `checkpoint=` on `data=` and judge what it claims; entry: of a registry, which claims too.
 
     With data=auto, on the data that the claim is about; where those cannot be had, the counts alone are judged.
     """
+    if cfg.split not in ("test", "val"):
+        raise InputError(f"split is {cfg.split!r}; choose one of test, val")
     content = read(cfg.checkpoint)
     told = {"arch": cfg.model.arch, "rank": plain(cfg.rank), "compress_rate": plain(cfg.compress_rate)}
-    net = rebuild(content, cfg.checkpoint, **told)
-    claimed, name, unread = claims.collect(cfg.checkpoint, content)
-    lies = claims.disagreements(name, net) if name else []
-    notes = [f"{lie}; the file counts" for lie in lies]
-    if name and "top1" in claimed.get("file", {}) and abs(claimed["file"]["top1"] - name.top1) > claims.TOLERANCE:
-        notes.append("the file and its name claim different accuracies; both are held against what is measured")
+    net = rebuild(content, cfg.checkpoint, **told).float()  # a file in half precision meets float32 images
+    claimed, lies, notes, unread = collect_claims(cfg.checkpoint, content, net, entry)
     cost = complexity(net)
-    counts = {"macs": cost.macs, "params": cost.params}
+    measured: dict[str, Any] = {"macs": cost.macs, "params": cost.params}
     about = next((claim["data"] for claim in claimed.values() if "data" in claim), net.dataset)
     automatic = cfg.data.name == "auto"
+    trained = content.get("lineage") or [{}]
+    found = {"net": net, "cost": cost, "split": cfg.split, "last_step": trained[-1].get("step"), "claims": claimed}
     try:
         choose_data(cfg, about)
         data = open_data(cfg)
@@ -230,14 +233,39 @@ def verify(cfg: DictConfig) -> Verification:
     except InputError as error:
         if not automatic:
             raise
-        verdict = claims.judge(claimed, counts, lies=lies, missing=str(error))
-        return Verification(net, cost, None, None, claimed, notes, verdict, str(error))
-    measured, missing = {**counts, **accuracy}, unread
-    if data.name != about or cfg.split != "test":
-        measured = counts
+        verdict = claims.judge(claimed, measured, lies=lies, missing="; ".join(filter(None, (unread, str(error)))))
+        return Verification(**found, notes=notes, verdict=verdict)
+    missing = unread
+    if cfg.split == "test":
+        # Whoever claims an accuracy without saying on what means the data that the file is about.
+        claimed = {source: {"data": about, **claim} for source, claim in claimed.items()}
+        measured |= {**accuracy, "data": data.name}
+    if cfg.split != "test" or data.name != about:
         missing = f"the claim is about {about}, test; this is {data.name}, {cfg.split}"
     verdict = claims.judge(claimed, measured, lies=lies, missing=missing)
-    return Verification(net, cost, data, accuracy, claimed, notes, verdict)
+    return Verification(**found, data=data, accuracy=accuracy, notes=notes, verdict=verdict)
+
+
+def collect_claims(
+    path: str, content: dict[str, Any], net: nn.Module, entry: dict[str, Any] | None
+) -> tuple[dict[str, claims.Claim], list[str], list[str], str]:
+    """Source → claim; what the name says wrongly of the network; notes for people; why the name cannot be read."""
+    found, lies, unread = {"file": claims.of_file(content, path)}, [], ""
+    try:
+        name = parse_name(path)
+    except InputError as error:
+        name, unread = None, str(error)
+    if name:
+        lies = claims.disagreements(name, net)
+        found["name"] = {"top1": name.top1} if lies else claims.of_name(name, net.num_classes)
+    if entry:
+        found["registry"] = claims.of_registry(entry)
+    notes = [f"{lie}; the file counts" for lie in lies]
+    if unread and resembles_name(path):
+        notes.append(f"{unread}; the name is left out of account")
+    if name and abs(found["file"].get("top1", name.top1) - name.top1) > claims.TOLERANCE:
+        notes.append("the file and its name claim different accuracies; both are held against what is measured")
+    return {source: claim for source, claim in found.items() if claim}, lies, notes, unread
 
 
 def lineage_record(step: str, cfg: DictConfig, keys: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Claims of file, name and registry against what is measured."""
 
 import hashlib
+import math
 import re
 
 import pytest
@@ -10,7 +11,19 @@ from conftest import REPOSITORY
 
 import norton
 from norton.checkpoints import read
-from norton.claims import CANNOT_BE_JUDGED, FAILS, HOLDS, collect, disagreements, judge, locate, read_registry
+from norton.claims import (
+    CANNOT_BE_JUDGED,
+    FAILS,
+    HOLDS,
+    disagreements,
+    judge,
+    listed,
+    locate,
+    of_file,
+    of_name,
+    of_registry,
+    read_registry,
+)
 from norton.names import parse_name
 
 MEASURED = {"top1": 90.3, "top5": 99.4, "macs": 1000, "params": 50}
@@ -59,18 +72,18 @@ def test_the_table_shows_every_source():
     }
 
 
-def test_a_name_claims_accuracy_and_counts(tmp_path):
-    path = tmp_path / "vgg_16_bn_[0.6]*6+[0.8]*7_1_90.32.pt"
-    torch.save({"state_dict": norton.build("vgg_16_bn", 1, "[0.6]*6+[0.8]*7").state_dict()}, path)
-    claims, name, problem = collect(path, read(path))
-    assert claims == {"name": {"top1": 90.32, "macs": 4582498, "params": 150667}}
-    assert not problem
-    assert disagreements(name, norton.load(path)) == []
+def test_a_name_claims_accuracy_and_counts():
+    name = parse_name("vgg_16_bn_[0.6]*6+[0.8]*7_1_90.32.pt")
+    assert of_name(name) == {"top1": 90.32, "macs": 4582498, "params": 150667}
+    assert of_name(name, num_classes=2)["params"] < 150667  # a name does not tell the classes
+    assert disagreements(name, norton.build("vgg_16_bn", 1, "[0.6]*6+[0.8]*7", num_classes=2)) == []
 
 
 @pytest.mark.parametrize("name, message", [
     ("resnet_110_[0.]*57_1_90.pt", "the name says resnet_110, the file holds a resnet_56"),
     ("resnet_56_[0.]+[0.2]*29_2_90.pt", "the name says rank 2, the file holds rank 1"),
+    ("resnet_56_[0.]+[0.2]*29_77_90.pt", "the name says rank 77, the file holds rank 1"),
+    ("resnet_56_[0.]+[0.2]*9_1_90.pt", r"the name says rates .*, which fit no resnet_56 .*needs 30 rates, got 10"),
     ("resnet_56_[0.]+[0.3]*29_1_90.pt", r"the name says rates \[0.\]\+\[0.3\]"),
 ])  # fmt: skip
 def test_disagreements(name, message):
@@ -80,25 +93,51 @@ def test_disagreements(name, message):
     assert re.match(message, found[0])
 
 
-def test_an_unreadable_name_claims_nothing(tmp_path):
-    path = norton.save(norton.build("resnet_56"), tmp_path / "resnet_56_best.pt", metrics={"top1": 1.0, "data": "x"})
-    claims, name, problem = collect(path, read(path))
-    assert claims == {"file": {"top1": 1.0, "data": "x"}}
-    assert name is None
-    assert "'best'" in problem
+@pytest.mark.parametrize("metrics, expected", [
+    ({"top1": 1.0, "data": "x", "loss": 3}, {"top1": 1.0, "data": "x"}),
+    ({"top1": torch.tensor(91.5), "macs": torch.tensor(7)}, {"top1": 91.5, "macs": 7}),
+    ({"top1": None}, {}),
+    (None, {}),
+])  # fmt: skip
+def test_what_a_file_claims(metrics, expected):
+    assert of_file({"metrics": metrics}, "a.pt") == expected
+
+
+@pytest.mark.parametrize("metrics, message", [
+    ({"top1": "91.15"}, "a.pt: its metrics: top1 is '91.15', which is not a number"),
+    ({"top1": [1]}, "top1 is"),
+    ({"top1": True}, "top1 is True"),
+    ({"top1": math.nan}, "top1 is nan"),
+    ({"macs": torch.ones(3)}, "macs is"),
+    ({"data": 5}, "data is 5"),
+    ([1], "are list"),
+])  # fmt: skip
+def test_what_no_file_can_claim(metrics, message):
+    with pytest.raises(norton.InputError, match=message):
+        of_file({"metrics": metrics}, "a.pt")
+
+
+def test_a_claim_about_other_data_is_not_held_against_these():
+    measured = {**MEASURED, "data": "clutter"}
+    other = {"file": {"top1": 99.0, "data": "mnist5k"}}
+    assert judge(other, measured, missing="other data").code == CANNOT_BE_JUDGED
+    assert judge({**other, "registry": {"top1": 90.3, "data": "clutter"}}, measured).code == HOLDS
 
 
 def test_the_registry_beside_a_file(tmp_path):
     path = norton.save(norton.build("resnet_56"), tmp_path / "a.pt")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     registry = tmp_path / "registry.yaml"
-    registry.write_text(yaml.safe_dump({"a.pt": {"sha256": digest, "data": "clutter", "top1": 95.0, "note": "mine"}}))
-    assert collect(path, read(path))[0] == {"registry": {"data": "clutter", "top1": 95.0}}
-    registry.write_text(registry.read_text().replace(digest, "f" * 64))
+    assert listed(path) is None
+    entry = {"sha256": f" {digest.upper()}", "data": "clutter", "top1": 95.0, "note": "mine"}
+    registry.write_text(yaml.safe_dump({"a.pt": entry}))
+    assert listed(path) == entry
+    assert of_registry(listed(path)) == {"data": "clutter", "top1": 95.0}
+    registry.write_text(yaml.safe_dump({"a.pt": {**entry, "sha256": "f" * 64}}))
     with pytest.raises(norton.InputError, match=f"SHA-256 is {digest}, the registry has ffff"):
-        collect(path, read(path))
+        listed(path)
     registry.write_text(yaml.safe_dump({"a.pt": {"sha256": None, "top1": 95.0}}))
-    assert collect(path, read(path))[0]["registry"]["top1"] == 95.0
+    assert listed(path)["top1"] == 95.0
 
 
 def test_a_listed_file_is_found_under_a_safe_spelling(tmp_path):
@@ -114,6 +153,9 @@ def test_a_listed_file_is_found_under_a_safe_spelling(tmp_path):
     ("- a", "expected file names"),
     ("a.pt: {top1: 3}", "needs a sha256"),
     ("a.pt: {sha256: 000000, top1: 3}", "needs a sha256"),
+    ("a.pt: {sha256: bad, top1: 3}", "needs a sha256"),
+    ("1: {sha256: null, top1: 3}", "1 is no file name"),
+    ("a.pt: {sha256: null, data: [1]}", "data is"),
     ("a.pt: {sha256: null, top1: high}", "'high', which is not a number"),
     ("a: [", "not YAML"),
 ])  # fmt: skip
@@ -129,7 +171,7 @@ def test_the_shipped_registry_describes_the_shipped_files():
     assert shipped == sorted(name for name, entry in entries.items() if entry["sha256"] and entry["data"] == "clutter")
     for name in shipped:
         path = REPOSITORY / "checkpoints" / name
-        claims, _, _ = collect(path, read(path))
-        assert claims["file"] == claims["registry"]
+        claim = of_file(read(path), path)
+        assert claim == of_registry(listed(path))
         cost = norton.complexity(norton.load(path))
-        assert (claims["file"]["macs"], claims["file"]["params"]) == (cost.macs, cost.params)
+        assert (claim["macs"], claim["params"]) == (cost.macs, cost.params)

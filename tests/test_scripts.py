@@ -106,6 +106,8 @@ RANK3 = "checkpoints/resnet_56_clutter_rank3.pt"
     ("resnet_56_[0.]+[0.2]*29_3_96.50.pt", 0, "the claim holds"),
     ("resnet_56_.0.+.0.2.29_3_96.50.pt", 0, "the claim holds"),
     ("resnet_56_pabs_[0.]+[0.2]*29_3_99.00.pt", 1, "the name claims top-1 99.00, measured 96.50"),
+    ("resnet_56_[0.]+[0.2]*9_3_96.50.pt", 1, "which fit no resnet_56"),
+    ("resnet_56_[0.]+[0.2*29_3_96.50.pt", 0, "cannot read the rates '[0.]+[0.2*29'"),
     ("vgg_16_bn_[0.6]*6+[0.8]*7_1_90.32.pt", 1, "the name says vgg_16_bn, the file holds a resnet_56; the file counts"),
 ])  # fmt: skip
 def test_names_are_verified(name, code, said, tmp_path):
@@ -143,8 +145,12 @@ def test_verify(tmp_path):
     file = folder / "resnet_56_clutter_rank3.pt"
     file.write_bytes((REPOSITORY / DENSE).read_bytes())
     done = run(f"python -m experiments.verify registry={folder}/registry.yaml out={tmp_path}/b")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "SHA-256" in done.stdout
+    (folder / "mine.yaml").write_text("resnet_56_clutter_rank3.pt: {sha256: null, data: clutter, top1: 95.0}")
+    done = run(f"python -m experiments.verify registry={folder}/mine.yaml out={tmp_path}/c")
+    assert done.returncode == 1
+    assert "the registry claims top-1 95.00, measured 96.40" in done.stdout
     done = run(f"python evaluate.py checkpoint={file}")
     assert done.returncode == 2
     assert "SHA-256" in done.stderr
@@ -225,7 +231,13 @@ BAD = [
     ("complexity.py --arch resnet_56 -r", "expected one argument"),
     ("complexity.py --arch resnet_57", "unknown model 'resnet_57'"),
     ("-m experiments.verify registry={tmp}/nix.yaml", "no registry at"),
+    ("-m experiments.verify split=nix", "choose one of test, val"),
     ("-m experiments.selection selections=[nix] out={tmp}/x", "unknown selection 'nix'"),
+    ("-m experiments.selection seeds=[0,0] out={tmp}/x", "none of them twice"),
+    ("-m experiments.selection rank=99 out={tmp}/x", "exceeds 9"),
+    ("-m experiments.selection pruning=l2 out={tmp}/x", "all selections are the same"),
+    ("evaluate.py checkpoint={tmp}/strange.pt", "top1 is '91.15', which is not a number"),
+    ("evaluate.py checkpoint={tmp}/elsewhere.pt", "its accuracy is about '../model/resnet_56', which is none of"),
     ("prune.py checkpoint={dense} compress_rate=[0.1]*30 pruning.selection=nix", "unknown selection 'nix'"),
     ("evaluate.py checkpoint={dense} split=nosuch", "choose one of test, val"),
     ("evaluate.py checkpoint={dense} latency_batch=0", "latency_batch is 0"),
@@ -251,6 +263,9 @@ BAD = [
 def test_bad_input_is_one_line(command, message, tmp_path):
     (tmp_path / "cut.pt").write_bytes((REPOSITORY / DENSE).read_bytes()[:5000])
     torch.save({"state_dict": {}, "run": print}, tmp_path / "code.pt")
+    net = norton.build("resnet_56")
+    norton.save(net, tmp_path / "strange.pt", metrics={"top1": "91.15"})
+    norton.save(net, tmp_path / "elsewhere.pt", metrics={"top1": 91.15, "data": "../model/resnet_56"})
     before = written(tmp_path)
     done = run("python " + command.format(dense=DENSE, tmp=tmp_path))
     assert done.returncode == 2

@@ -5,6 +5,9 @@ norm, at most 1, taken modulo pi/2: at rank 2 and more unrelated subspaces have 
 their angle wraps from pi/2 to zero and they pass for identical.  And the list of removed filters, in the order of
 removal, is read as if its entry i were the score of filter i, which keeps filters that have nothing to do with it.
 
+With `pabs` the selection is the published one in all respects but rounding; `csa` and `vbd` take both mistakes too,
+over this project's own distances (the public code's are of the head factors alone).
+
 Source: github.com/pvti/NORTON, pruning/saliency.py and pruning/prune.py.
 """
 

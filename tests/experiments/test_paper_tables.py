@@ -99,6 +99,10 @@ def test_accuracies_of_runs(tmp_path):
         run_of("vgg_16_bn", 8, "[0.3]*7+[0.75]*5", "cifar10", top1=51.0, split="val"),  # other split
         run_of("vgg_16_bn", 8, "[0.2]*7+[0.75]*5", "cifar10", top1=52.0),  # other network
         run_of("vgg_16_bn", 2, None, "cifar10", top1=94.2, claims={"file": {"macs": 1, "params": 1}}),
+        run_of("vgg_16_bn", 2, None, "cifar10", top1=10.1, last_step="decompose"),  # not fine-tuned
+        run_of("vgg_16_bn", 2, None, "cifar10", top1=10.2, last_step="prune"),
+        run_of("vgg_16_bn", 1, None, "cifar10", top1="93.8"),
+        run_of("vgg_16_bn", 1, None, "cifar10", top1=float("nan")),
     ]
     nmse = {
         "arch": "vgg_16_bn",
@@ -116,7 +120,7 @@ def test_accuracies_of_runs(tmp_path):
     ranks = {row["rank"]: row for row in TABLES["rank_ablation"]("rank_ablation", runs)}
     assert ranks[1]["before fine-tuning % here"] == 10.0
     assert ranks[1]["top-1 % here"] is None
-    assert ranks[2]["top-1 % here"] == 94.2
+    assert (ranks[2]["top-1 % here"], ranks[2]["before fine-tuning % here"]) == (94.2, 10.1)
     assert (ranks[3]["NMSE here"], ranks[3]["before fine-tuning % here"]) == ("0.2800", 68.0)
     assert ranks[3]["top-1 % here"] is None
 
