@@ -10,10 +10,14 @@ from norton import cli, report, steps
 from norton.counting import Complexity, LayerCost, percent_removed
 from norton.files import write_json
 from norton.flags import ABOUT_DATA, translate
+from norton.models import NETWORKS
 
 
 @cli.script("complexity", partial(translate, ignored=ABOUT_DATA))
 def run(cfg: DictConfig) -> None:
+    if cfg.model.arch is not None and cfg.model.arch not in NETWORKS:
+        count_detector(cfg)
+        return
     if cfg.checkpoint is not None:
         net, _ = steps.open_network(cfg, told=True)
     elif cfg.model.arch is not None:
@@ -44,6 +48,40 @@ def run(cfg: DictConfig) -> None:
     print(f"params  {cost.params}  ({removed['params_removed_percent']:.2f}% removed)")
     if cost.params != cost.params_printed:
         print(f"        {cost.params_printed} without the biases of decomposed layers, as the published tables count")
+    print(f"written to {folder}/: config.yaml, metrics.json, table.md, picture.png")
+
+
+def count_detector(cfg: DictConfig) -> None:
+    """Count a detector part by part, with what was removed against the dense one."""
+    import detection  # torchvision's detectors take over a second to import
+
+    options = {"proposals": cfg.proposals, "detections": cfg.detections, "convention": cfg.convention}
+    if cfg.input_size:
+        options["size"] = tuple(cfg.input_size)[1:]
+    if cfg.checkpoint is not None:
+        net = detection.load_detector(cfg.checkpoint)
+    else:
+        backbone = norton.build("resnet_50", steps.plain(cfg.rank) or 0, steps.plain(cfg.compress_rate))
+        net = detection.build_detector(cfg.model.arch, backbone, cfg.model.num_classes)
+    whole = detection.build_detector(**{**net.recipe, "backbone": norton.build("resnet_50")})
+    cost, dense = (detection.detector_complexity(n, **options) for n in (net, whole))
+    folder = cli.open_folder(cfg)
+    rows = [
+        {"part": part, "MACs": f"{macs:,}", "removed %": percent_removed(macs, dense.by_part[part]) if macs else None}
+        for part, macs in cost.by_part.items()
+    ]
+    removed = {
+        "macs_removed_percent": percent_removed(cost.macs, dense.macs),
+        "params_removed_percent": percent_removed(cost.params, dense.params),
+    }
+    rows.append({"part": "total", "MACs": f"{cost.macs:,}", "removed %": removed["macs_removed_percent"]})
+    write_json(folder / "metrics.json", {"arch": net.arch, **cost.as_dict(), **removed, "dense": dense.as_dict()})
+    report.write_table(folder / "table.md", rows)
+    report.layer_picture(folder / "picture.png", {"MACs": cost.by_part}, f"{net.arch}: {cost.macs:,} MACs")
+    at = f"{cost.size[0]}×{cost.size[1]}, {cost.proposals} proposals, {cost.detections} detections"
+    report.print_table(rows, f"{net.arch} at {at}")
+    print(f"MACs    {cost.macs}  ({removed['macs_removed_percent']:.2f}% removed, convention {cost.convention})")
+    print(f"params  {cost.params}  ({removed['params_removed_percent']:.2f}% removed)")
     print(f"written to {folder}/: config.yaml, metrics.json, table.md, picture.png")
 
 

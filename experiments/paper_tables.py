@@ -167,10 +167,50 @@ def rank_ratio(_: str, runs: list[Run]) -> list[Row]:
     return rows
 
 
+def detection_table(_: str, runs: list[Run]) -> list[Row]:
+    """Faster, Mask and Keypoint R-CNN on COCO; AP and AR of keypoints for the last."""
+    import detection  # torchvision's detectors take over a second to import
+
+    @cache
+    def cost(kind: str, rank: int, rates: str | None) -> detection.DetectorComplexity:
+        return detection.detector_complexity(detection.build_detector(kind, norton.build("resnet_50", rank, rates)))
+
+    rows = []
+    for published in read("detection.csv"):
+        kind = published["model"].lower()
+        configuration = DETECTION.get(published["macs_reduced_percent"])
+        here, dense = configuration and cost(kind, *configuration), cost(kind, 0, None)
+        rows.append(
+            {
+                "model": published["model"],
+                "method": published["method"],
+                "AP %": 100 * float(published["ap_or_ap_50_95"]),
+                "AP % here": None,
+                "AP50 %": 100 * float(published["ap_50"]),
+                "AP75 %": 100 * float(published["ap_75"]),
+                "MACs": published["macs"],
+                "MACs here": here and f"{here.macs:,}",
+                "MACs −%": number(published["macs_reduced_percent"]),
+                "MACs −% here": here and percent_removed(here.macs, dense.macs),
+                "params": published["params"],
+                "params here": here and f"{here.params:,}",
+                "params −%": number(published["params_reduced_percent"]),
+                "params −% here": here and percent_removed(here.params, dense.params),
+                "experiment": "unknown" if here is None else f"rank {configuration[0]}",
+            }
+        )
+    return rows
+
+
+# The configurations behind the rows of the detection table, by the MACs removed; the others are not public.
+_SMALLEST = (1, "[0.]+[0.1]*2+[0.4]*5+[0.75]*12")
+DETECTION = {"00": (0, None), "31": _SMALLEST, "30": _SMALLEST}
+
 TABLES: dict[str, Callable[[str, list[Run]], list[Row]]] = {
     **dict.fromkeys(("vgg_16_bn", "resnet_56", "resnet_110", "densenet_40", "resnet_50"), classification),
     "rank_ablation": rank_ablation,
     "rank_ratio": rank_ratio,
+    "detection": detection_table,
 }
 
 
@@ -239,20 +279,26 @@ def cell(published: Any, here: Any, experiment: str | None) -> str:
     return f"{shown} / {report.format_cell(here)}" if experiment else shown
 
 
-def picture(name: str, rows: list[Row]) -> tuple[dict[str, dict], str]:
-    """Series → label → (MACs, params, accuracy), and a title, for `scatter_picture`."""
+def picture(name: str, rows: list[Row]) -> tuple[dict[str, dict], str, str]:
+    """Series → label → (MACs, params, accuracy), a title, and what accuracy is, for `scatter_picture`."""
     series: dict[str, dict] = {"other methods": {}, "dense, published": {}, "NORTON, published": {}, "this project": {}}
+    accuracy = "AP %" if "AP %" in rows[0] else "top-1 %"
     for i, row in enumerate(rows):
-        experiment = row["experiment"]
         macs, params = (size(row.get(key) or row.get(f"{key} here")) for key in ("MACs", "params"))
-        kind = "dense, published" if str(experiment).endswith("_baseline") else "NORTON, published"
-        kind = kind if experiment else "other methods"
-        label = (row.get("method") or f"rank {row['rank']}").removesuffix(" (Ours)")
-        series[kind][f"{label}#{i}"] = (macs, params, row["top-1 %"])
-        if row["top-1 % here"] is not None:
+        label = row.get("model") or row.get("method") or f"rank {row['rank']}"
+        label = label.removesuffix(" (Ours)")
+        series[kind(row)][f"{label}#{i}"] = (macs, params, row[accuracy])
+        if row[f"{accuracy} here"] is not None:
             counts = (size(row["MACs here"]), size(row["params here"]))
-            series["this project"][f"#{i}"] = (*counts, row["top-1 % here"])
-    return series, name
+            series["this project"][f"#{i}"] = (*counts, row[f"{accuracy} here"])
+    return series, name, accuracy
+
+
+def kind(row: Row) -> str:
+    """The series that a row's published figures belong to."""
+    if not row["experiment"]:
+        return "other methods"
+    return "dense, published" if row.get("MACs −%") == 0 else "NORTON, published"
 
 
 def size(text: str | None) -> float | None:

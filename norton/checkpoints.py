@@ -80,6 +80,8 @@ def read(path: str | Path) -> dict[str, Any]:
         ) from None
     if isinstance(content, Mapping) and content and all(isinstance(v, Tensor) for v in content.values()):
         content = {"state_dict": content}
+    if isinstance(content, Mapping) and "state_dict" not in content and isinstance(content.get("model"), Mapping):
+        content = {**content, "state_dict": content["model"]}  # as torchvision's detection scripts write it
     if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
         raise InputError(f"{path}: holds no state_dict, so it is no checkpoint of a network")
     state = {str(key).removeprefix("module."): value for key, value in content["state_dict"].items()}
@@ -100,9 +102,9 @@ def rebuild(
     net: nn.Module | None = None,
 ) -> nn.Module:
     """The network of a checkpoint's content, see `load`; path: for messages."""
-    published = "format" not in content
-    rebuilt = _from_published(content, path, arch) if published else _from_plan(content, path, arch, net)
-    _load_strictly(rebuilt, content["state_dict"], path)
+    published, state = "format" not in content, content["state_dict"]
+    rebuilt = network_of_shapes(state, path, arch) if published else _from_plan(content, path, arch, net)
+    load_strictly_(rebuilt, state, path)
     if published:
         _check_stated(rebuilt, path, content.get("rank"), content.get("compress_rate"), "the file says")
     _check_stated(rebuilt, path, rank, compress_rate, "told")
@@ -142,8 +144,8 @@ def _from_plan(content: Mapping[str, Any], path, arch: str | None, net: nn.Modul
             raise InputError(f"{path}: its plan does not fit the network ({_first_line(error)})") from None
 
 
-def _from_published(content: Mapping[str, Any], path, arch: str | None) -> nn.Module:
-    state = content["state_dict"]
+def network_of_shapes(state: Mapping[str, Tensor], path, arch: str | None = None) -> nn.Module:
+    """The network on the meta device that has a published file's names and shapes, or the nearest to them."""
     found = identify(state)
     if arch is not None and found is not None and arch != found:
         raise InputError(f"{path}: holds a {found}, not a {arch} as told")
@@ -219,7 +221,8 @@ def widths_of(net: nn.Module) -> dict[str, int]:
     return {wiring.name(axis): wiring.width(axis) for axis in wiring.writers}
 
 
-def _load_strictly(net: nn.Module, state: Mapping[str, Tensor], path) -> None:
+def load_strictly_(net: nn.Module, state: Mapping[str, Tensor], path) -> None:
+    """Give a network a file's weights, in place.  Raises InputError naming the first layer that differs."""
     expected = net.state_dict()
     wrong = [key for key in expected if key not in state] + [key for key in state if key not in expected]
     if wrong:

@@ -52,6 +52,8 @@ def translate(arguments: Sequence[str], ignored: Sequence[str] = ()) -> list[str
     if unknown := [argument for argument in others if argument.startswith("--") and argument not in HYDRA]:
         known = ", ".join("/".join(names) for names in FLAGS).replace("--compress_rate", "-cpr/--compress_rate")
         raise InputError(f"unknown flag {unknown[0]}; the published ones are {known}")
+    if "model" in given:
+        given["model"] = given["model"].removesuffix("_CPresnet50_fpn")  # how the paper calls its detectors
     if "=" in given.get("rank", ""):
         raise InputError(f"-r {given['rank']}: expected a rank, such as -r 1")
     if (gpu := given.pop("gpu", None)) is not None and "gpu" not in ignored:

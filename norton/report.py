@@ -86,7 +86,9 @@ def series_picture(
     return save_figure(path, figure, title)
 
 
-def scatter_picture(path: str | Path, series: Mapping[str, Mapping[str, tuple]], title: str) -> Path:
+def scatter_picture(
+    path: str | Path, series: Mapping[str, Mapping[str, tuple]], title: str, accuracy: str = "top-1 %"
+) -> Path:
     """Accuracy against MACs, and against parameters: series → label → (MACs, params, accuracy), None where unknown.
 
     What follows a `#` in a label only tells points apart.
@@ -104,7 +106,7 @@ def scatter_picture(path: str | Path, series: Mapping[str, Mapping[str, tuple]],
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter("{x:g}")
         axis.set_xlabel(f"{name} (millions)", fontsize=9)
-        axis.set_ylabel("top-1 %", fontsize=9)
+        axis.set_ylabel(accuracy, fontsize=9)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(fontsize=8)

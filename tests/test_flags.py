@@ -32,6 +32,7 @@ def test_the_published_line():
 
 
 @pytest.mark.parametrize("line, expected", [
+    ("--dataset coco --arch fasterrcnn_CPresnet50_fpn -r 1", ["data=coco", "model=fasterrcnn", "rank=1"]),
     ("--arch=vgg_16_bn -cpr=[0.6]*13 --rank=2", ["model=vgg_16_bn", "rank=2", "compress_rate=[0.6]*13"]),
     ("--arch vgg_16_bn --compress_rate [0.6]*13", ["model=vgg_16_bn", "compress_rate=[0.6]*13"]),
     ("-r1 --arch resnet_56", ["model=resnet_56", "rank=1"]),

@@ -1,0 +1,79 @@
+"""Checkpoints of detectors: ours rebuild themselves, published ones are recognised by the shapes of their weights."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detection.models import build_detector
+from norton.checkpoints import FORMAT, load_strictly_, network_of_shapes, read
+from norton.errors import InputError
+from norton.files import write_whole
+from norton.models import dense_network
+from norton.plan import apply_plan_, plan_of
+
+BODY = "backbone.body."
+
+
+def save_detector(
+    net: nn.Module,
+    path: str | Path,
+    *,
+    metrics: Mapping[str, Any] | None = None,
+    lineage: Sequence[Mapping[str, Any]] = (),
+) -> Path:
+    """Write a detector that `load_detector` rebuilds: kind, options, the backbone's plan, weights, metrics, lineage."""
+    content = {
+        "format": FORMAT,
+        "detector": net.recipe,
+        "plan": net.plan,
+        "state_dict": {key: value.detach().cpu() for key, value in net.state_dict().items()},
+        "metrics": dict(metrics or {}),
+        "lineage": [dict(step) for step in lineage],
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return write_whole(path, buffer.getvalue())
+
+
+def load_detector(path: str | Path, **options: Any) -> nn.Module:
+    """The detector of a checkpoint, in evaluation mode, on the CPU.
+
+    A file of `save_detector` rebuilds itself.  A published one (`{"model": ...}`, or a bare state_dict) is recognised
+    by names and shapes of its weights: kind, classes, keypoints, frozen BatchNorm, the backbone's rank and widths.
+    options: of the torchvision class, such as min_size, in the place of those in the file.
+
+    Raises InputError as `norton.load` does, and for a file that holds no detector over a ResNet-50.
+    """
+    content = read(path)
+    recipe, plan = _own(content, path) if "detector" in content else _published(content["state_dict"], path)
+    net = build_detector(backbone=apply_plan_(dense_network("resnet_50"), plan), **{**recipe, **options})
+    load_strictly_(net, content["state_dict"], path)
+    return net.eval()
+
+
+def _own(content: Mapping[str, Any], path) -> tuple[dict[str, Any], list[dict]]:
+    if content.get("format") != FORMAT:
+        raise InputError(f"{path}: format {content.get('format')!r} is not {FORMAT}; use the version that wrote it")
+    if not isinstance(content["detector"], dict) or not isinstance(content.get("plan"), list):
+        raise InputError(f"{path}: its detector or plan is missing or of the wrong type; write the file again")
+    return content["detector"], content["plan"]
+
+
+def _published(state: Mapping[str, Tensor], path) -> tuple[dict[str, Any], list[dict]]:
+    """What the names and shapes of a published detector tell of it."""
+    if "roi_heads.box_predictor.cls_score.weight" not in state:
+        raise InputError(f"{path}: holds no detector of torchvision; classification networks open with norton.load")
+    heads = {key.split(".")[1] for key in state if key.startswith("roi_heads.")}
+    kind = next((kind for kind in ("mask", "keypoint") if f"{kind}_head" in heads), "faster")
+    recipe = {"kind": f"{kind}rcnn", "num_classes": len(state["roi_heads.box_predictor.cls_score.weight"])}
+    recipe["frozen_batchnorm"] = not any(key.endswith("num_batches_tracked") for key in state)
+    if kind == "keypoint":
+        recipe["num_keypoints"] = state["roi_heads.keypoint_predictor.kps_score_lowres.weight"].shape[1]
+    body = {key.removeprefix(BODY): value for key, value in state.items() if key.startswith(BODY)}
+    with torch.device("meta"):
+        body |= {"fc.weight": torch.empty(1000, 2048), "fc.bias": torch.empty(1000)}  # what a backbone leaves behind
+    return recipe, plan_of(network_of_shapes(body, path, "resnet_50"))

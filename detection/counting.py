@@ -1,0 +1,100 @@
+"""MACs of a detector, part by part, at a stated number of proposals and detections."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import thop
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from norton.counting import CONVENTIONS
+from norton.decomposition.cp import set_form_
+from norton.errors import InputError
+
+PUBLISHED_SIZE, PUBLISHED_PROPOSALS = 800, 1000
+
+
+@dataclass(frozen=True)
+class DetectorComplexity:
+    """Cost of a detector for one image.
+
+    macs, params: of the whole.  by_part: backbone, fpn, rpn, box head, and mask or keypoint head → MACs.
+    size: (height, width) of the image that enters the backbone.  proposals, detections: boxes that the box head, and
+    the mask or keypoint head, look at.
+    """
+
+    macs: int
+    params: int
+    by_part: dict[str, int]
+    size: tuple[int, int]
+    proposals: int
+    detections: int
+    convention: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def detector_complexity(
+    net: nn.Module,
+    size: int | tuple[int, int] = PUBLISHED_SIZE,
+    *,
+    proposals: int = PUBLISHED_PROPOSALS,
+    detections: int = 0,
+    convention: str = "norton",
+) -> DetectorComplexity:
+    """Count a detector of `build_detector`.
+
+    What the heads cost depends on how many boxes survive, hence on the image; so it is counted at stated numbers.  The
+    published figures are at 800×800, 1000 proposals and no detection.  Resizing, anchors, and the choice of boxes are
+    not counted.  convention: as in `norton.complexity`.
+
+    Raises InputError for numbers below 0 and sizes that are too small.
+    """
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    for name, number, least in (("size", min(size), 32), ("proposals", proposals, 0), ("detections", detections, 0)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise InputError(f"{name} is {number!r}; it must be a whole number of at least {least}")
+    counted = set_form_(copy.deepcopy(net), "factored").eval().float().cpu()
+    hooks = dict(CONVENTIONS[convention])
+    if nn.BatchNorm2d in hooks:
+        hooks[FrozenBatchNorm2d] = hooks[nn.BatchNorm2d]
+    image = torch.zeros(1, 3, *size)
+    body = counted.backbone.body
+    stages = body(image)
+    pyramid = counted.backbone.fpn(stages)
+    parts = {
+        "backbone": _macs(body, image, hooks),
+        "fpn": _macs(counted.backbone.fpn, stages, hooks),
+        "rpn": _macs(counted.rpn.head, list(pyramid.values()), hooks),
+        "box head": _box_head(counted.roi_heads, counted.backbone.out_channels, proposals, hooks),
+    }
+    for kind in ("mask", "keypoint"):
+        if getattr(counted.roi_heads, f"{kind}_head", None) is not None:
+            parts[f"{kind} head"] = _map_head(counted, kind, detections, hooks)
+    params = sum(p.numel() for p in net.parameters())
+    return DetectorComplexity(sum(parts.values()), params, parts, size, proposals, detections, convention)
+
+
+def _box_head(heads: nn.Module, channels: int, proposals: int, hooks: Mapping) -> int:
+    if not proposals:
+        return 0
+    side = heads.box_roi_pool.output_size
+    pooled = torch.zeros(proposals, channels, *side)
+    return _macs(heads.box_head, pooled, hooks) + _macs(heads.box_predictor, heads.box_head(pooled), hooks)
+
+
+def _map_head(net: nn.Module, kind: str, detections: int, hooks: Mapping) -> int:
+    """A mask or keypoint head; every detection costs the same."""
+    heads = net.roi_heads
+    head, predictor = getattr(heads, f"{kind}_head"), getattr(heads, f"{kind}_predictor")
+    pooled = torch.zeros(1, net.backbone.out_channels, *getattr(heads, f"{kind}_roi_pool").output_size)
+    return detections * (_macs(head, pooled, hooks) + _macs(predictor, head(pooled), hooks))
+
+
+def _macs(part: nn.Module, x: Tensor | Any, hooks: Mapping) -> int:
+    return round(thop.profile(copy.deepcopy(part), (x,), custom_ops=hooks, verbose=False)[0])
