@@ -1,0 +1,74 @@
+"""Scores by pycocotools: COCO's numbers for boxes, masks and keypoints."""
+
+import contextlib
+import copy
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor
+
+from detection.coco import encode
+from norton.errors import InputError
+
+NAMES = {
+    "bbox": ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
+    "keypoints": ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl"),
+}
+NAMES["segm"] = NAMES["bbox"]
+TYPES = {"boxes": ("bbox",), "masks": ("bbox", "segm"), "keypoints": ("bbox", "keypoints")}
+
+
+def results_of(image_id: int, found: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """What a detector found in an image, in COCO's result format."""
+    boxes = found["boxes"].cpu()
+    boxes = boxes.clone()
+    boxes[:, 2:] -= boxes[:, :2]
+    results = []
+    for number, (box, label, score) in enumerate(
+        zip(boxes.tolist(), found["labels"].tolist(), found["scores"].tolist(), strict=True)
+    ):
+        one = {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
+        if "masks" in found:
+            one["segmentation"] = encode(found["masks"][number, 0] > 0.5)
+        if "keypoints" in found:
+            one["keypoints"] = found["keypoints"][number].flatten().tolist()
+        results.append(one)
+    return results
+
+
+def score(
+    annotations: COCO,
+    results: Sequence[Mapping[str, Any]],
+    kind: str = "boxes",
+    *,
+    image_ids: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
+) -> dict[str, dict[str, float | None]]:
+    """COCO's numbers in [0, 1] per type (bbox, and segm or keypoints); None where no object is of that size.
+
+    image_ids: which images count, all by default.  sigmas: one per keypoint, those of COCO's people by default.
+    """
+    known = {one["id"] for one in annotations.dataset["categories"]}
+    if unknown := sorted({one["category_id"] for one in results} - known):
+        raise InputError(f"the results name category {unknown[0]}, which the annotations lack; is it the right data?")
+    if not results:
+        return {kind: dict.fromkeys(NAMES[kind], 0.0) for kind in TYPES[kind]}
+    scores = {}
+    for iou in TYPES[kind]:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints tables of its own
+            found = annotations.loadRes(copy.deepcopy(list(results)))
+            evaluation = COCOeval(annotations, found, iou)
+            if iou == "keypoints" and sigmas is not None:
+                evaluation.params.kpt_oks_sigmas = np.array(sigmas)
+            if image_ids is not None:
+                evaluation.params.imgIds = sorted(image_ids)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        numbers = [None if value < 0 else float(value) for value in evaluation.stats]
+        scores[iou] = dict(zip(NAMES[iou], numbers, strict=True))
+    return scores
