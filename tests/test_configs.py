@@ -22,7 +22,11 @@ def composed(*overrides, name="pipeline"):
 
 @pytest.mark.parametrize("group, choice", CHOICES)
 def test_choice(group, choice):
-    OmegaConf.to_container(composed(f"{group}={choice}"), resolve=True, throw_on_missing=True)
+    detection = {"detector": "detector", "detection_data": "detection_data@data"}
+    detection["detection_training"] = "detection_training@training"
+    program = "detection_train" if group in detection else "pipeline"
+    cfg = composed(f"{detection.get(group, group)}={choice}", name=program)
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

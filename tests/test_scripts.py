@@ -180,7 +180,15 @@ def test_pipeline_stops_and_goes_on(tmp_path):
 
 
 EXPERIMENTS = ["pipeline", "selection", "verify", "paper_tables", "nmse", "features"]
-PROGRAMS = ["decompose.py", "prune.py", "evaluate.py", "complexity.py", *(f"-m experiments.{e}" for e in EXPERIMENTS)]
+DETECTION = ["-m detection.train", "-m detection.evaluate"]
+PROGRAMS = [
+    *DETECTION,
+    "decompose.py",
+    "prune.py",
+    "evaluate.py",
+    "complexity.py",
+    *(f"-m experiments.{e}" for e in EXPERIMENTS),
+]
 
 
 def test_pipeline_of_training_alone(tmp_path):

@@ -47,7 +47,7 @@ def fit(
     last = ModelCheckpoint(folder, filename=Path(LAST).stem, enable_version_counter=False)
     # tqdm, because Lightning's default shows nothing where the output is not a terminal.
     bar = [TQDMProgressBar(refresh_rate=10)] if trainer_options.get("enable_progress_bar", True) else []
-    trainer = _trainer(
+    trainer = trainer_of(
         max_epochs=recipe.epochs,
         logger=list(loggers),
         callbacks=[best, last, *bar],
@@ -79,7 +79,7 @@ def evaluate(
     if split not in ("test", "val"):
         raise InputError(f"split is {split!r}; choose one of test, val")
     module = Classifier(set_form_(copy.deepcopy(net), form), Recipe(epochs=0), data.num_classes)
-    trainer = _trainer(logger=False, enable_checkpointing=False, enable_model_summary=False, **trainer_options)
+    trainer = trainer_of(logger=False, enable_checkpointing=False, enable_model_summary=False, **trainer_options)
     if split == "test":
         (result,) = trainer.test(module, data.test_dataloader(), verbose=False)
     else:
@@ -90,7 +90,7 @@ def evaluate(
     return {**accuracies, "loss": measured["loss"]}
 
 
-def _trainer(**options) -> lightning.Trainer:
+def trainer_of(**options) -> lightning.Trainer:
     try:
         return lightning.Trainer(**options)
     except (MisconfigurationException, TypeError, ValueError) as error:

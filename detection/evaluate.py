@@ -1,0 +1,31 @@
+"""Score a detector by COCO's numbers."""
+
+from omegaconf import DictConfig
+
+import norton
+from detection.checkpoints import load_detector
+from detection.reporting import KINDS, open_data, write_scores
+from detection.training import evaluate
+from norton import cli, steps
+
+
+@cli.script("detection_evaluate")
+def run(cfg: DictConfig) -> None:
+    if cfg.checkpoint is None:
+        raise norton.InputError("no checkpoint: give checkpoint=FILE, a detector")
+    if cfg.split not in ("test", "val"):
+        raise norton.InputError(f"split is {cfg.split!r}; choose one of test, val")
+    net = load_detector(cfg.checkpoint, **steps.plain(cfg.options))
+    data = open_data(cfg, KINDS[net.arch])
+    if net.recipe["num_classes"] != data.num_classes:
+        raise norton.InputError(
+            f"the detector tells {net.recipe['num_classes']} classes apart, with the background, the data {data.name} "
+            f"have {data.num_classes}; choose other data"
+        )
+    options = {**steps.plain(cfg.trainer), "devices": 1, "num_nodes": 1, "strategy": "auto"}
+    scores, results = evaluate(net, data, split=cfg.split, **options)
+    write_scores(cli.open_folder(cfg), net, data, scores, results)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,49 @@
+"""What the detection programs share: data of a config, and scores as files for people and for COCO."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import nn
+
+from detection.data import DetectionData
+from norton import report, steps
+from norton.errors import InputError
+from norton.files import write_json
+
+KINDS = {"fasterrcnn": "boxes", "maskrcnn": "masks", "keypointrcnn": "keypoints"}  # what each detector learns
+
+
+def open_data(cfg: DictConfig, kind: str) -> DetectionData:
+    """The data of `data`; they are looked for at once."""
+    try:
+        data = DetectionData(**steps.plain(cfg.data), kind=kind)
+    except TypeError as error:
+        raise InputError(f"data={cfg.data.get('name')}: {error}") from None
+    for split in ("train", "val", "test"):
+        images = data.images(split)
+        if images.skipped or images.cut:
+            print(f"{split}: {images.skipped} boxes of no area skipped, {images.cut} cut at the edge of their image")
+    return data
+
+
+def write_scores(
+    folder: Path, net: nn.Module, data: DetectionData, scores: Mapping[str, Mapping], results: list[dict[str, Any]]
+) -> None:
+    """Write COCO's numbers as JSON, table and picture, and the results in COCO's format; print the table."""
+    rows = [
+        {"": kind, **{name: None if value is None else 100 * value for name, value in numbers.items()}}
+        for kind, numbers in scores.items()
+    ]
+    write_json(folder / "metrics.json", {"arch": net.arch, "data": data.name, **scores})
+    write_json(folder / "results.json", results)
+    for row, kind in zip(rows, scores, strict=True):
+        report.write_table(folder / f"{kind}.md", [row])
+        report.print_table([row], f"{net.arch} on {data.name}, {kind}, %")
+    panels = {
+        f"{kind}, %": {k: v for k, v in row.items() if v is not None and k}
+        for kind, row in zip(scores, rows, strict=True)
+    }
+    report.bar_picture(folder / "picture.png", panels, f"{net.arch} on {data.name}")
+    print(f"written to {folder}/: config.yaml, metrics.json, results.json, {', '.join(scores)}.md, picture.png")

@@ -1,0 +1,66 @@
+"""Train a detector over a ResNet-50, dense or compressed, and score it."""
+
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+from torch import nn
+
+import norton
+from detection.checkpoints import load_detector, save_detector
+from detection.models import build_detector
+from detection.reporting import KINDS, open_data, write_scores
+from detection.training import DetectionRecipe, evaluate, fit
+from norton import cli, steps
+
+
+@cli.script("detection_train")
+def run(cfg: DictConfig) -> None:
+    recipe = open_recipe(cfg)
+    data = open_data(cfg, KINDS.get(cfg.detector.kind, "boxes"))
+    net = open_detector(cfg, data)
+    folder = cli.open_folder(cfg)
+    path = folder / "model.pt"
+    if path.exists():  # of a run that was stopped while it was scored
+        net = load_detector(path)
+    else:
+        loggers = [instantiate(logger) for logger in cfg.logger.values()] if cfg.logger else []
+        options = {**steps.plain(cfg.trainer), "loggers": loggers}
+        net = fit(net, data, recipe, folder=folder / "training", seed=cfg.seed, **options)
+        save_detector(net, path)
+    if rank_zero_only.rank == 0:
+        one = {**steps.plain(cfg.trainer), "devices": 1, "num_nodes": 1, "strategy": "auto"}
+        scores, results = evaluate(net, data, **one)
+        claims = {kind: numbers["AP"] for kind, numbers in scores.items()}
+        record = steps.lineage_record("train", cfg, ("detector", "training", "data", "seed"))
+        save_detector(net, path, metrics={**claims, "data": data.name}, lineage=[record])
+        write_scores(folder, net, data, scores, results)
+        print(f"next: python -m detection.evaluate checkpoint={path}")
+
+
+def open_recipe(cfg: DictConfig) -> DetectionRecipe:
+    """The recipe of `training`."""
+    try:
+        return DetectionRecipe(**steps.plain(cfg.training))
+    except TypeError as error:
+        raise norton.InputError(f"training: not a recipe for detectors ({error})") from None
+
+
+def open_detector(cfg: DictConfig, data) -> nn.Module:
+    """A detector over the backbone of `checkpoint=`, or over one with random weights."""
+    if cfg.checkpoint is not None:
+        told = {"rank": steps.plain(cfg.rank), "compress_rate": steps.plain(cfg.compress_rate)}
+        backbone = norton.load(cfg.checkpoint, **told)
+    else:
+        torch.manual_seed(cfg.seed)
+        backbone = norton.build("resnet_50", steps.plain(cfg.rank) or 0, steps.plain(cfg.compress_rate))
+    d = cfg.detector
+    options = steps.plain(d.options) or {}
+    if data.num_keypoints is not None:
+        options["num_keypoints"] = data.num_keypoints
+    choices = {"trainable_layers": d.trainable_layers, "frozen_batchnorm": d.frozen_batchnorm}
+    return build_detector(d.kind, backbone, data.num_classes, **choices, **options)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,196 @@
+"""Training and scoring detectors with Lightning: the published schedules, the best epoch by AP."""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from torch import Tensor, distributed, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from detection.coco import Target
+from detection.data import DetectionData
+from detection.scoring import TYPES, results_of, score
+from norton.decomposition.cp import set_form_
+from norton.errors import InputError
+from norton.training.fit import LAST, trainer_of
+
+PUBLISHED_BATCH = 16  # images that the learning rate is meant for: eight devices of two
+
+
+@dataclass(frozen=True)
+class DetectionRecipe:
+    """How to train a detector.
+
+    epochs: 0 trains nothing.  learning_rate: for 16 images a step, scaled by the images of all devices.  steps: epochs
+    after which the rate falls to a tenth.  warmup_steps: of linear warm-up from `warmup_factor` times the rate.
+    gradient_clip: largest norm of the gradient, 0 for any.  form: how decomposed layers compute, see `set_form_`.
+    """
+
+    epochs: int
+    learning_rate: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    steps: Sequence[int] = (16, 22)
+    warmup_steps: int = 1000
+    warmup_factor: float = 0.001
+    gradient_clip: float = 0.0
+    form: str = "fast"
+
+    def __post_init__(self):
+        for name in ("epochs", "warmup_steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise InputError(f"training.{name} is {value!r}; it must be a whole number of at least 0")
+        for name in ("learning_rate", "momentum", "weight_decay", "warmup_factor", "gradient_clip"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise InputError(f"training.{name} is {value!r}; it must be a number of at least 0")
+        if list(self.steps) != sorted(self.steps) or any(not isinstance(step, int) or step < 1 for step in self.steps):
+            raise InputError(f"training.steps is {list(self.steps)!r}; it must be rising epochs of at least 1")
+
+    def rate(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rate's factor in a step."""
+        fallen = 0.1 ** sum(step >= epoch * steps_per_epoch for epoch in self.steps)
+        if step >= self.warmup_steps:
+            return fallen
+        return fallen * (self.warmup_factor + (1 - self.warmup_factor) * step / self.warmup_steps)
+
+
+class DetectorModule(lightning.LightningModule):
+    """A detector with its losses; scores each validation and test by COCO's numbers."""
+
+    def __init__(self, net: nn.Module, recipe: DetectionRecipe, data: DetectionData):
+        super().__init__()
+        self.net, self.recipe, self.data = net, recipe, data
+        self.found: list[dict[str, Any]] = []
+        self.scores: dict[str, dict[str, float | None]] = {}
+
+    def training_step(self, batch: tuple[Sequence[Tensor], Sequence[Target]], _: int) -> Tensor:
+        images, targets = batch
+        losses = self.net(list(images), list(targets))
+        loss = sum(losses.values())
+        if not loss.isfinite():
+            raise InputError(
+                f"training diverged in epoch {self.current_epoch}: the loss is {loss.item()}; use a lower "
+                "training.learning_rate or a training.gradient_clip"
+            )
+        self.log("fit/loss", loss, prog_bar=True, batch_size=len(images))
+        self.log_dict({f"fit/{name}": value for name, value in losses.items()}, batch_size=len(images))
+        return loss
+
+    def validation_step(self, batch: tuple, _: int) -> None:
+        self._find(batch)
+
+    def test_step(self, batch: tuple, _: int) -> None:
+        self._find(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._score("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._score("test")
+
+    def configure_optimizers(self) -> dict:
+        r, trainer = self.recipe, self.trainer
+        scale = self.data.batch_size * trainer.world_size * trainer.accumulate_grad_batches / PUBLISHED_BATCH
+        optimizer = torch.optim.SGD(
+            [p for p in self.parameters() if p.requires_grad],
+            lr=r.learning_rate * scale,
+            momentum=r.momentum,
+            weight_decay=r.weight_decay,
+        )
+        per_epoch = max(1, int(trainer.estimated_stepping_batches) // max(1, r.epochs))
+        schedule = LambdaLR(optimizer, lambda step: r.rate(step, per_epoch))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _find(self, batch: tuple) -> None:
+        images, targets = batch
+        for target, found in zip(targets, self.net(list(images)), strict=True):
+            self.found += results_of(int(target["image_id"]), found)
+
+    def _score(self, split: str) -> None:
+        found = _of_all_devices(self.found)
+        self.found = []
+        self.results = found
+        self.scores = score(self.data.images(split).coco, found, self.data.kind, sigmas=self.data.sigmas)
+        for kind, numbers in self.scores.items():
+            self.log(f"{split}/{kind}_AP", numbers["AP"] or 0.0, prog_bar=kind == "bbox")
+
+
+def _of_all_devices(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The results of all processes; an image that filled up a batch on two of them counts once."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return found
+    parts: list[list[dict[str, Any]]] = [[] for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(parts, found)
+    seen, whole = set(), []
+    for part in parts:
+        here = {one["image_id"] for one in part}
+        whole += [one for one in part if one["image_id"] not in seen]
+        seen |= here
+    return whole
+
+
+def fit(
+    net: nn.Module,
+    data: DetectionData,
+    recipe: DetectionRecipe,
+    *,
+    folder: str | Path,
+    seed: int = 0,
+    loggers: Sequence = (),
+    **trainer_options,
+) -> nn.Module:
+    """A trained copy of a detector, in evaluation mode, with the weights of the epoch of the best AP on validation.
+
+    The best AP is that of masks or keypoints where there are such.  folder: takes the state after every epoch; a
+    training found there goes on where it was.  trainer_options: the Lightning Trainer's own.
+    """
+    if recipe.epochs == 0:
+        return copy.deepcopy(net)
+    folder = Path(folder)
+    lightning.seed_everything(seed, verbose=False)
+    module = DetectorModule(set_form_(copy.deepcopy(net), recipe.form), recipe, data).train()
+    monitor = f"val/{TYPES[data.kind][-1]}_AP"
+    best = ModelCheckpoint(folder, filename="best", monitor=monitor, mode="max", enable_version_counter=False)
+    last = ModelCheckpoint(folder, filename=Path(LAST).stem, enable_version_counter=False)
+    bar = [TQDMProgressBar(refresh_rate=10)] if trainer_options.get("enable_progress_bar", True) else []
+    trainer = trainer_of(
+        max_epochs=recipe.epochs,
+        logger=list(loggers),
+        callbacks=[best, last, *bar],
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+        gradient_clip_val=recipe.gradient_clip or None,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        **trainer_options,
+    )
+    state = folder / LAST
+    resume = state if state.exists() else None
+    trainer.fit(module, data.train_dataloader(), data.val_dataloader(), ckpt_path=resume, weights_only=True)
+    state_dict = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+    trained = copy.deepcopy(net).eval()
+    trained.load_state_dict({key[4:]: value for key, value in state_dict.items() if key.startswith("net.")})
+    return trained
+
+
+def evaluate(
+    net: nn.Module, data: DetectionData, *, split: str = "test", form: str = "fast", **trainer_options
+) -> tuple[dict[str, dict[str, float | None]], list[dict[str, Any]]]:
+    """COCO's numbers per type, and the results behind them in COCO's format.  net: untouched."""
+    module = DetectorModule(set_form_(copy.deepcopy(net), form), DetectionRecipe(epochs=0), data)
+    trainer = trainer_of(logger=False, enable_checkpointing=False, enable_model_summary=False, **trainer_options)
+    if split == "test":
+        trainer.test(module, data.test_dataloader(), verbose=False)
+    elif split == "val":
+        trainer.validate(module, data.val_dataloader(), verbose=False)
+    else:
+        raise InputError(f"split is {split!r}; choose one of test, val")
+    return module.scores, module.results
