@@ -1,6 +1,5 @@
 """Checkpoints of detectors: ours rebuild themselves, published ones are recognised by the shapes of their weights."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from detection.models import build_detector
-from norton.checkpoints import FORMAT, load_strictly_, network_of_shapes, read
+from norton.checkpoints import FORMAT, load_strictly_, network_of_shapes, read, write
 from norton.errors import InputError
-from norton.files import write_whole
 from norton.models import dense_network
 from norton.plan import apply_plan_, plan_of
 
@@ -26,17 +24,7 @@ def save_detector(
     lineage: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write a detector that `load_detector` rebuilds: kind, options, the backbone's plan, weights, metrics, lineage."""
-    content = {
-        "format": FORMAT,
-        "detector": net.recipe,
-        "plan": net.plan,
-        "state_dict": {key: value.detach().cpu() for key, value in net.state_dict().items()},
-        "metrics": dict(metrics or {}),
-        "lineage": [dict(step) for step in lineage],
-    }
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return write_whole(path, buffer.getvalue())
+    return write(net, path, {"detector": net.recipe}, metrics, lineage)
 
 
 def load_detector(path: str | Path, **options: Any) -> nn.Module:

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional
 
 from detection.coco import CocoImages, Target, open_annotations
 from detection.scenes import COUNTS, KEYPOINTS, SIZE, write_scenes
-from norton.data.datamodule import EpochSampler, LateLoader
+from norton.data.datamodule import EpochSampler, LateLoader, check_loading
 from norton.data.splits import generator
 from norton.errors import InputError
 
@@ -124,13 +124,7 @@ class DetectionData(lightning.LightningDataModule):
         super().__init__()
         if name not in LAYOUTS:
             raise InputError(f"unknown detection data {name!r}; choose one of {', '.join(LAYOUTS)}")
-        for setting, value, least in (
-            ("batch_size", batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("seed", seed, 0),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"data {name}: {setting} {value!r} must be a whole number of at least {least}")
+        check_loading(name, batch_size=batch_size, num_workers=num_workers, seed=seed)
         self.name, self.kind, self.batch_size, self.num_workers, self.seed = name, kind, batch_size, num_workers, seed
         self.root = Path(root) if root is not None else ROOTS[name]
         self.size, self.counts = size, dict(counts)

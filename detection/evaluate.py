@@ -13,8 +13,7 @@ from norton import cli, steps
 def run(cfg: DictConfig) -> None:
     if cfg.checkpoint is None:
         raise norton.InputError("no checkpoint: give checkpoint=FILE, a detector")
-    if cfg.split not in ("test", "val"):
-        raise norton.InputError(f"split is {cfg.split!r}; choose one of test, val")
+    steps.check_settings(cfg)
     net = load_detector(cfg.checkpoint, **steps.plain(cfg.options))
     data = open_data(cfg, KINDS[net.arch])
     if net.recipe["num_classes"] != data.num_classes:

@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from torch import Tensor, distributed, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -18,7 +17,7 @@ from detection.data import DetectionData
 from detection.scoring import TYPES, results_of, score
 from norton.decomposition.cp import set_form_
 from norton.errors import InputError
-from norton.training.fit import LAST, trainer_of
+from norton.training.fit import best_weights, trainer_of
 
 PUBLISHED_BATCH = 16  # images that the learning rate is meant for: eight devices of two
 
@@ -154,30 +153,22 @@ def fit(
     """
     if recipe.epochs == 0:
         return copy.deepcopy(net)
-    folder = Path(folder)
     lightning.seed_everything(seed, verbose=False)
     module = DetectorModule(set_form_(copy.deepcopy(net), recipe.form), recipe, data).train()
-    monitor = f"val/{TYPES[data.kind][-1]}_AP"
-    best = ModelCheckpoint(folder, filename="best", monitor=monitor, mode="max", enable_version_counter=False)
-    last = ModelCheckpoint(folder, filename=Path(LAST).stem, enable_version_counter=False)
-    bar = [TQDMProgressBar(refresh_rate=10)] if trainer_options.get("enable_progress_bar", True) else []
-    trainer = trainer_of(
+    state_dict = best_weights(
+        module,
+        data.train_dataloader(),
+        data.val_dataloader(),
+        monitor=f"val/{TYPES[data.kind][-1]}_AP",
+        folder=folder,
         max_epochs=recipe.epochs,
         logger=list(loggers),
-        callbacks=[best, last, *bar],
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
         gradient_clip_val=recipe.gradient_clip or None,
-        enable_model_summary=False,
         use_distributed_sampler=False,
         **trainer_options,
     )
-    state = folder / LAST
-    resume = state if state.exists() else None
-    trainer.fit(module, data.train_dataloader(), data.val_dataloader(), ckpt_path=resume, weights_only=True)
-    state_dict = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
     trained = copy.deepcopy(net).eval()
-    trained.load_state_dict({key[4:]: value for key, value in state_dict.items() if key.startswith("net.")})
+    trained.load_state_dict(state_dict)
     return trained
 
 

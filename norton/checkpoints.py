@@ -31,10 +31,21 @@ def save(
     metrics: what the file claims, e.g. {"top1": 93.8} in percent.  lineage: where it came from, a record per step.
     A network from elsewhere than `norton.build` can be saved too; `load` then needs its dense form.
     """
+    about = {"arch": getattr(net, "arch", None), "num_classes": getattr(net, "num_classes", None)}
+    return write(net, path, about, metrics, lineage)
+
+
+def write(
+    net: nn.Module,
+    path: str | Path,
+    about: Mapping[str, Any],
+    metrics: Mapping[str, Any] | None,
+    lineage: Sequence[Mapping[str, Any]],
+) -> Path:
+    """Write a network's plan, weights, metrics and lineage; about: what else it takes to build it again."""
     content = {
         "format": FORMAT,
-        "arch": getattr(net, "arch", None),
-        "num_classes": getattr(net, "num_classes", None),
+        **about,
         "plan": plan_of(net),
         "state_dict": {key: value.detach().cpu() for key, value in net.state_dict().items()},
         "metrics": dict(metrics or {}),

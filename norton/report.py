@@ -103,14 +103,26 @@ def scatter_picture(
             for text, point in known.items():
                 place = {"xytext": (3, 3), "textcoords": "offset points", "fontsize": 6, "color": style["c"]}
                 axis.annotate(text.split("#")[0], (point[position] / 1e6, point[2]), **place)
-        axis.set_xscale("log")
-        axis.xaxis.set_major_formatter("{x:g}")
+        _scale_by_range(axis)
         axis.set_xlabel(f"{name} (millions)", fontsize=9)
         axis.set_ylabel(accuracy, fontsize=9)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=len(series))
     return save_figure(path, figure, title)
+
+
+def _scale_by_range(axis) -> None:
+    """A logarithmic x axis where values differ much, with ticks that can be read; room for the labels of points."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.dataLim.intervalx
+    axis.margins(x=0.12)
+    if high > 3 * low:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.xaxis.set_major_formatter("{x:g}")
 
 
 _SERIES = [

@@ -85,6 +85,8 @@ def check_classes(net: nn.Module, data) -> None:
 def check_settings(cfg: DictConfig) -> None:
     """Raise InputError for settings that would be found bad only after hours of work."""
     _whole(cfg, "seed", 0)
+    if (split := OmegaConf.select(cfg, "split")) not in (None, "test", "val"):
+        raise InputError(f"split is {split!r}; choose one of test, val")
     for name, least in (("latency_batch", 1), ("calibration.images", 2), ("calibration.batch_size", 2)):
         if OmegaConf.select(cfg, name) is not None:
             _whole(cfg, name, least)
@@ -214,8 +216,6 @@ def verify(cfg: DictConfig, entry: dict[str, Any] | None = None) -> Verification
 
     With data=auto, on the data that the claim is about; where those cannot be had, the counts alone are judged.
     """
-    if cfg.split not in ("test", "val"):
-        raise InputError(f"split is {cfg.split!r}; choose one of test, val")
     content = read(cfg.checkpoint)
     told = {"arch": cfg.model.arch, "rank": plain(cfg.rank), "compress_rate": plain(cfg.compress_rate)}
     net = rebuild(content, cfg.checkpoint, **told).float()  # a file in half precision meets float32 images

@@ -62,6 +62,14 @@ def _devices() -> tuple[int, int]:
     return 1, 0
 
 
+def check_loading(name: str, **settings: int) -> None:
+    """Raise InputError for a batch_size below 1, or num_workers or seed below 0."""
+    for setting, value in settings.items():
+        least = 1 if setting == "batch_size" else 0
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(f"data {name}: {setting} {value!r} must be a whole number of at least {least}")
+
+
 class ClassificationData(lightning.LightningDataModule):
     """A dataset's loaders.
 
@@ -80,13 +88,7 @@ class ClassificationData(lightning.LightningDataModule):
         **options,
     ):
         super().__init__()
-        for setting, value, least in (
-            ("batch_size", batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("seed", seed, 0),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"data {name}: {setting} {value!r} must be a whole number of at least {least}")
+        check_loading(name, batch_size=batch_size, num_workers=num_workers, seed=seed)
         self.name = name
         self.batch_size = batch_size
         self.root = Path(root) if root is not None else DEFAULT_ROOT

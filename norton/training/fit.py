@@ -8,7 +8,8 @@ import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from norton.data.datamodule import ClassificationData
 from norton.decomposition.cp import set_form_
@@ -38,38 +39,58 @@ def fit(
     """
     if recipe.epochs == 0:
         return copy.deepcopy(net)
-    folder = Path(folder)
     lightning.seed_everything(seed, verbose=False)
     # A loaded network is in evaluation mode, and Lightning would train it in that.
     module = Classifier(set_form_(copy.deepcopy(net), recipe.form), recipe, data.num_classes).train()
-    best = ModelCheckpoint(folder, filename="best", monitor="val/top1", mode="max", enable_version_counter=False)
+    selection = data.test_dataloader() if recipe.selection == "test" else data.val_dataloader()
+    state_dict = best_weights(
+        module,
+        data.train_dataloader(),
+        selection,
+        monitor="val/top1",
+        folder=folder,
+        resume=resume,
+        max_epochs=recipe.epochs,
+        logger=list(loggers),
+        gradient_clip_val=recipe.gradient_clip or None,
+        **trainer_options,
+    )
+    trained = copy.deepcopy(net).eval()
+    trained.load_state_dict(state_dict)
+    return trained
+
+
+def best_weights(
+    module: lightning.LightningModule,
+    train: DataLoader,
+    selection: DataLoader,
+    *,
+    monitor: str,
+    folder: str | Path,
+    resume: bool = True,
+    **trainer_options,
+) -> dict[str, Tensor]:
+    """Train a module and give the weights that its `net` had in the epoch with the largest `monitor`.
+
+    folder: takes the training state after every epoch; with `resume`, a training found there goes on where it was.
+    """
+    folder = Path(folder)
+    best = ModelCheckpoint(folder, filename="best", monitor=monitor, mode="max", enable_version_counter=False)
     # One of its own: `save_last` of the other would be written only when an epoch is the best so far.
     last = ModelCheckpoint(folder, filename=Path(LAST).stem, enable_version_counter=False)
     # tqdm, because Lightning's default shows nothing where the output is not a terminal.
     bar = [TQDMProgressBar(refresh_rate=10)] if trainer_options.get("enable_progress_bar", True) else []
     trainer = trainer_of(
-        max_epochs=recipe.epochs,
-        logger=list(loggers),
         callbacks=[best, last, *bar],
         num_sanity_val_steps=0,
         default_root_dir=folder,
-        gradient_clip_val=recipe.gradient_clip or None,
         enable_model_summary=False,
         **trainer_options,
     )
-    selection = data.test_dataloader() if recipe.selection == "test" else data.val_dataloader()
     state = folder / LAST
-    trainer.fit(
-        module,
-        data.train_dataloader(),
-        selection,
-        ckpt_path=state if resume and state.exists() else None,
-        weights_only=True,
-    )
+    trainer.fit(module, train, selection, ckpt_path=state if resume and state.exists() else None, weights_only=True)
     state_dict = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
-    trained = copy.deepcopy(net).eval()
-    trained.load_state_dict({key[4:]: value for key, value in state_dict.items() if key.startswith("net.")})
-    return trained
+    return {key.removeprefix("net."): value for key, value in state_dict.items() if key.startswith("net.")}
 
 
 def evaluate(
