@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, KeypointRCNN_ResNet50_FPN_Weights
 
 from detection.models import build_detector
 from norton.checkpoints import FORMAT, load_strictly_, network_of_shapes, read, write
@@ -61,7 +62,17 @@ def _published(state: Mapping[str, Tensor], path) -> tuple[dict[str, Any], list[
     recipe["frozen_batchnorm"] = not any(key.endswith("num_batches_tracked") for key in state)
     if kind == "keypoint":
         recipe["num_keypoints"] = state["roi_heads.keypoint_predictor.kps_score_lowres.weight"].shape[1]
+    recipe["categories"] = _coco_categories(kind, recipe["num_classes"])
     body = {key.removeprefix(BODY): value for key, value in state.items() if key.startswith(BODY)}
     with torch.device("meta"):
         body |= {"fc.weight": torch.empty(1000, 2048), "fc.bias": torch.empty(1000)}  # what a backbone leaves behind
     return recipe, plan_of(network_of_shapes(body, path, "resnet_50"))
+
+
+def _coco_categories(kind: str, num_classes: int) -> dict[int, str]:
+    """The names of COCO's classes, where there are as many of them."""
+    weights = KeypointRCNN_ResNet50_FPN_Weights if kind == "keypoint" else FasterRCNN_ResNet50_FPN_Weights
+    names = weights.COCO_V1.meta["categories"][: None if kind != "keypoint" else 2]
+    if len(names) != num_classes:
+        return {}
+    return {label: name for label, name in enumerate(names) if label and name != "N/A"}

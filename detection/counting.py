@@ -1,6 +1,7 @@
 """MACs of a detector, part by part, at a stated number of proposals and detections."""
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -98,3 +99,30 @@ def _map_head(net: nn.Module, kind: str, detections: int, hooks: Mapping) -> int
 
 def _macs(part: nn.Module, x: Tensor | Any, hooks: Mapping) -> int:
     return round(thop.profile(copy.deepcopy(part), (x,), custom_ops=hooks, verbose=False)[0])
+
+
+@torch.inference_mode()
+def boxes_looked_at(net: nn.Module, images: Tensor | list[Tensor]) -> dict[str, Any]:
+    """What a detector does with images: the size that enters the backbone, proposals and detections per image.
+
+    As `detector_complexity` takes them, rounded up.
+    """
+    seen: dict[str, int] = {}
+
+    def count(name):
+        return lambda _, inputs: seen.__setitem__(name, len(inputs[0]))
+
+    heads = net.roi_heads
+    hooks = [heads.box_head.register_forward_pre_hook(count("proposals"))]
+    hooks.append(net.backbone.register_forward_pre_hook(lambda _, inputs: seen.update(size=inputs[0].shape[-2:])))
+    try:
+        found = net(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    detections = sum(len(one["boxes"]) for one in found)
+    return {
+        "size": tuple(seen["size"]),
+        "proposals": math.ceil(seen["proposals"] / len(found)),
+        "detections": math.ceil(detections / len(found)),
+    }

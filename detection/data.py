@@ -147,6 +147,11 @@ class DetectionData(lightning.LightningDataModule):
         return self.images("val").num_classes
 
     @property
+    def categories(self) -> dict[int, str]:
+        """Label → name."""
+        return {label: category["name"] for label, category in self.images("val").coco.cats.items()}
+
+    @property
     def num_keypoints(self) -> int | None:
         if self.kind != "keypoints":
             return None

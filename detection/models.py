@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -24,14 +25,15 @@ def build_detector(
     *,
     trainable_layers: int = 5,
     frozen_batchnorm: bool = False,
+    categories: Mapping[int, str] | None = None,
     **options: Any,
 ) -> nn.Module:
     """A detector of torchvision with FPN over a copy of a ResNet-50 of this project, dense or compressed.
 
     kind: fasterrcnn, maskrcnn or keypointrcnn.  num_classes: with the background; COCO's by default.
     trainable_layers: how many of conv1, layer1, ... layer4 are trained, the last ones first (torchvision trains 3 of a
-    pretrained backbone).  frozen_batchnorm: the backbone's statistics and factors stay as they are.  options: of the
-    torchvision class, such as min_size, num_keypoints.
+    pretrained backbone).  frozen_batchnorm: the backbone's statistics and factors stay as they are.
+    categories: label → name, for pictures.  options: of the torchvision class, such as min_size, num_keypoints.
 
     Raises InputError for another kind or backbone.
     """
@@ -45,6 +47,7 @@ def build_detector(
     net = DETECTORS[kind](body, num_classes, **options)
     net.arch, net.plan = kind, plan_of(backbone)
     choices = {"trainable_layers": trainable_layers, "frozen_batchnorm": frozen_batchnorm}
+    choices["categories"] = dict(categories or {})
     net.recipe = {"kind": kind, "num_classes": num_classes, **choices, **options}
     return net
 

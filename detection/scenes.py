@@ -27,7 +27,7 @@ from norton.errors import InputError
 from norton.files import write_json
 
 KEYPOINTS = ("top", "bottom", "left", "right")
-COUNTS = {"train": 1000, "val": 100, "test": 200}
+COUNTS = {"train": 2000, "val": 100, "test": 200}
 SIZE = 128
 LARGEST_COUNT = 4  # digits in an image; one image in twenty has none
 SIDES = (28, 60)  # of a digit, in pixels

@@ -59,6 +59,7 @@ def open_detector(cfg: DictConfig, data) -> nn.Module:
     if data.num_keypoints is not None:
         options["num_keypoints"] = data.num_keypoints
     choices = {"trainable_layers": d.trainable_layers, "frozen_batchnorm": d.frozen_batchnorm}
+    choices["categories"] = data.categories
     return build_detector(d.kind, backbone, data.num_classes, **choices, **options)
 
 

@@ -154,7 +154,8 @@ def fit(
     if recipe.epochs == 0:
         return copy.deepcopy(net)
     lightning.seed_everything(seed, verbose=False)
-    module = DetectorModule(set_form_(copy.deepcopy(net), recipe.form), recipe, data).train()
+    trained = copy.deepcopy(net).to(memory_format=torch.channels_last)  # faster, above all in bfloat16
+    module = DetectorModule(set_form_(trained, recipe.form), recipe, data).train()
     state_dict = best_weights(
         module,
         data.train_dataloader(),

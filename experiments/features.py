@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 import norton
-from experiments.nmse import labels, open_files
+from experiments.nmse import open_files
 from norton import cli, report, steps
 from norton.counting import percent_removed
+from norton.data.pictures import image_files, read_picture
 from norton.data.splits import DATASETS, generator
 from norton.files import write_json
 from norton.gradcam import explainable, explained_layer, grad_cam, map_correlation
@@ -134,7 +135,7 @@ def open_networks(dense: nn.Module, cfg: DictConfig) -> dict[str, nn.Module]:
                 f"{dense.num_classes}; give compressed versions of that network"
             )
     reference = str(cfg.checkpoint) if plan_of(dense) else "dense"
-    return dict(zip(labels([reference, *files]), [dense, *files.values()], strict=True))
+    return dict(zip(report.labels([reference, *files]), [dense, *files.values()], strict=True))
 
 
 # The images
@@ -163,6 +164,8 @@ def drawn_pictures(cfg: DictConfig, data, drawn: Sequence[int]) -> Pictures:
 def own_pictures(cfg: DictConfig, net: nn.Module) -> Pictures:
     """The user's image files, resized, cropped and normalised as the data are for evaluation."""
     files = image_files(steps.plain(cfg.images))
+    if len(files) > MOST_ROWS:
+        raise norton.InputError(f"images: {len(files)} files; a figure has at most {MOST_ROWS} rows, list some of them")
     statistics = normalisation(cfg.data.name)
     if statistics is None:
         raise norton.InputError(f"data {cfg.data.name} states no MEAN and STD to normalise image files by")
@@ -172,33 +175,11 @@ def own_pictures(cfg: DictConfig, net: nn.Module) -> Pictures:
     return Pictures(images, None, [file.name for file in files])
 
 
-def image_files(images: str | list) -> list[Path]:
-    """The files of a list, or those of a folder that are images by their ending."""
-    from PIL import Image
-
-    paths = [Path(str(path)) for path in ([images] if isinstance(images, str) else images)]
-    if len(paths) == 1 and paths[0].is_dir():
-        endings = Image.registered_extensions()
-        found = sorted(path for path in paths[0].iterdir() if path.suffix.lower() in endings)
-        if not found:
-            raise norton.InputError(f"images: the folder {paths[0]} holds no image file")
-        paths = found
-    if len(paths) > MOST_ROWS:
-        raise norton.InputError(f"images: {len(paths)} files; a figure has at most {MOST_ROWS} rows, list some of them")
-    return paths
-
-
 def read_image(path: Path, resized: int, side: int) -> Tensor:
     """The middle of an image whose shorter side is brought to `resized`: (3, side, side) in [0, 1]."""
-    from PIL import Image, ImageOps
     from torchvision.transforms import functional
 
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise norton.InputError(f"images: cannot read {path} as an image ({error})") from None
-    image = functional.resize(image, resized)
+    image = functional.resize(read_picture(path), resized)
     return functional.to_tensor(functional.center_crop(image, side))
 
 

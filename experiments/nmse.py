@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def open_compressed(net: nn.Module, cfg: DictConfig) -> dict[str, nn.Module] | N
     nets = open_files(cfg)
     for path, small in nets.items():
         check_comparable(net, small, path)
-    return dict(zip(labels(list(nets)), nets.values(), strict=True))
+    return dict(zip(report.labels(list(nets)), nets.values(), strict=True))
 
 
 def open_files(cfg: DictConfig) -> dict[str, nn.Module]:
@@ -91,12 +91,6 @@ def open_files(cfg: DictConfig) -> dict[str, nn.Module]:
         raise norton.InputError(f"compressed is {paths!r}; give compressed=[FILE,...]")
     told = {"rank": steps.plain(cfg.rank), "compress_rate": steps.plain(cfg.compress_rate)}
     return {str(path): norton.load(str(path), **told) for path in paths}
-
-
-def labels(paths: Sequence[str]) -> list[str]:
-    """File names without their ending, or the paths where names repeat: every decompose.py run writes a model.pt."""
-    stems = [Path(path).stem for path in paths]
-    return stems if len(set(stems)) == len(stems) else list(paths)
 
 
 def check_comparable(net: nn.Module, small: nn.Module, path: str) -> None:

@@ -142,8 +142,9 @@ def measure(stages: dict[str, Path], cfg: DictConfig, data, folder: Path) -> Non
     report.bar_picture(folder / "picture.png", panels, title)
     report.print_table(rows, title)
     first, final = next(iter(times)), name
-    if costs[final].macs < costs[first].macs and times[final].milliseconds >= times[first].milliseconds:
-        print(f"note: {final} has fewer MACs than {first}, but is not faster on this machine")
+    if costs[final].macs < costs[first].macs:
+        speedup = times[first].milliseconds / times[final].milliseconds
+        print(report.speed_sentence(final, costs[first].macs / costs[final].macs, speedup))
     print(f"written to {folder}/: config.yaml, metrics.json, table.md, picture.png, a checkpoint per stage")
     print(f"final checkpoint: {path}")
 

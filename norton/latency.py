@@ -1,57 +1,104 @@
-"""How long networks take, measured side by side so that noise of the machine hits all of them."""
+"""How long networks take and how much memory, measured side by side so that noise of the machine hits all of them."""
 
 import copy
+import json
+import os
+import tempfile
 import time
-from collections.abc import Mapping
-from statistics import median
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median, quantiles
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from norton.decomposition.cp import CPConv2d, set_form_
 
+Batch = Tensor | Sequence[Tensor]  # images of one size, or of several, as detectors take them
+
 
 class Latency(NamedTuple):
-    """Median time of a batch in milliseconds, and the form of the decomposed layers that reached it."""
+    """Median time of a batch in milliseconds, the form of the decomposed layers that reached it, and the quartiles."""
 
     milliseconds: float
     form: str
+    quartiles: tuple[float, float]
 
 
 @torch.inference_mode()
-def latencies(nets: Mapping[str, nn.Module], batch: Tensor, repeats: int = 7) -> dict[str, Latency]:
-    """Name → latency of each network on `batch`, on the batch's device; the networks take turns.
+def latencies(nets: Mapping[str, nn.Module], *batches: Batch, repeats: int = 7) -> dict[str, Latency]:
+    """Name → latency of each network on the batches' device; the networks take turns.
 
-    A network with decomposed layers is timed in each of its forms, and the fastest one counts.
+    Every network sees every batch once to warm up, and then one batch per repeat, all networks the same.  A network
+    with decomposed layers is timed in each of its forms, and the fastest one counts.
     """
+    device = batches[0][0].device
     candidates = {}
     for name, net in nets.items():
-        decomposed = any(isinstance(layer, CPConv2d) for layer in net.modules())
-        for form in ("factored", "grouped", "composed") if decomposed else ("dense",):
-            candidate = copy.deepcopy(net).eval().to(batch.device)
-            candidates[name, form] = set_form_(candidate, form) if decomposed else candidate
+        for form in forms(net):
+            candidates[name, form] = _copy(net, form, device)
     times = {key: [] for key in candidates}
-    for turn in range(repeats + 1):
+    for turn in range(-len(batches), repeats):
         for key, net in candidates.items():
-            elapsed = _time(net, batch)
-            if turn:  # the first one warms up
-                times[key].append(elapsed)
-    found = {key: 1000 * median(values) for key, values in times.items()}
-    return {
-        name: min((Latency(ms, form) for (other, form), ms in found.items() if other == name), key=lambda x: x[0])
-        for name in nets
-    }
+            elapsed = _time(net, batches[turn % len(batches)], device)
+            if turn >= 0:
+                times[key].append(1000 * elapsed)
+    found = {key: Latency(median(ms), key[1], _quartiles(ms)) for key, ms in times.items()}
+    return {name: min(found[name, form] for form in forms(net)) for name, net in nets.items()}
 
 
-def _time(net: nn.Module, batch: Tensor) -> float:
-    _synchronise(batch)
+def forms(net: nn.Module) -> tuple[str, ...]:
+    """The forms in which a network can compute while it is not trained: one, `dense`, where nothing is decomposed."""
+    decomposed = any(isinstance(layer, CPConv2d) for layer in net.modules())
+    return ("factored", "grouped", "composed") if decomposed else ("dense",)
+
+
+@torch.inference_mode()
+def peak_memory(net: nn.Module, batch: Batch, form: str = "dense") -> int:
+    """Bytes that one forward pass allocates at most, beside weights and batch; on the batch's device.  net: untouched.
+
+    On a CPU these are the tensors that torch allocates, without the scratch space of the libraries below it.
+    """
+    device = batch[0].device
+    net = _copy(net, form, device)
+    net(batch)  # what only the first pass makes does not count
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        net(batch)
+        return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports about GPUs that are not there
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        net(batch)
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    return max((event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]"), default=0)
+
+
+def _copy(net: nn.Module, form: str, device: torch.device) -> nn.Module:
+    net = copy.deepcopy(net).eval().to(device)
+    return net if form == "dense" else set_form_(net, form)
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float]:
+    if len(values) < 2:
+        return values[0], values[0]
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return low, high
+
+
+def _time(net: nn.Module, batch: Batch, device: torch.device) -> float:
+    _synchronise(device)
     start = time.perf_counter()
     net(batch)
-    _synchronise(batch)
+    _synchronise(device)
     return time.perf_counter() - start
 
 
-def _synchronise(batch: Tensor) -> None:
-    if batch.is_cuda:
-        torch.cuda.synchronize(batch.device)
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -37,6 +38,28 @@ def format_cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.2f}"
     return str(value)
+
+
+def labels(paths: Sequence[str]) -> list[str]:
+    """File names without their ending, or the paths where names repeat: every decompose.py run writes a model.pt."""
+    stems = [Path(path).stem for path in paths]
+    return stems if len(set(stems)) == len(stems) else list(paths)
+
+
+def speed_sentence(name: str, macs_ratio: float, speedup: float) -> str:
+    """What a network's fewer MACs brought; both numbers: how many times less than the dense network's."""
+    fewer = f"{name}: {macs_ratio:.2f} times fewer MACs"
+    if speedup > 1:
+        return f"{fewer}, {speedup:.2f} times as fast"
+    return f"{fewer}, but not faster on this machine: {speedup:.2f} times as fast"
+
+
+def machine(device: torch.device) -> str:
+    """What a time was measured on, for people."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' * (threads > 1)}"
 
 
 def millions(count: int) -> str:

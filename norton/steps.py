@@ -84,12 +84,12 @@ def check_classes(net: nn.Module, data) -> None:
 
 def check_settings(cfg: DictConfig) -> None:
     """Raise InputError for settings that would be found bad only after hours of work."""
-    _whole(cfg, "seed", 0)
+    whole(cfg, "seed", 0)
     if (split := OmegaConf.select(cfg, "split")) not in (None, "test", "val"):
         raise InputError(f"split is {split!r}; choose one of test, val")
     for name, least in (("latency_batch", 1), ("calibration.images", 2), ("calibration.batch_size", 2)):
         if OmegaConf.select(cfg, name) is not None:
-            _whole(cfg, name, least)
+            whole(cfg, name, least)
     for name in ("pretraining", "training"):
         if OmegaConf.select(cfg, name) is not None:
             recipe(cfg[name], name)
@@ -125,10 +125,22 @@ def recipe(settings: DictConfig, name: str = "training"):
         raise InputError(f"{name}: not a recipe ({error}); its settings are {known}") from None
 
 
-def _whole(cfg: DictConfig, name: str, least: int) -> None:
+def whole(cfg: DictConfig, name: str, least: int) -> None:
+    """Raise InputError where a setting is no whole number of at least `least`."""
     value = OmegaConf.select(cfg, name)
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+
+
+def device(name: str) -> torch.device:
+    """The device that a user names; auto: a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError):  # torch asserts that it was built with CUDA
+        raise InputError(f"device is {name!r}, which torch does not find here; choose cpu, cuda or auto") from None
 
 
 def decompose(net: nn.Module, cfg: DictConfig) -> nn.Module:

@@ -1,0 +1,169 @@
+"""Draw what detectors find, dense beside compressed, with the frames per second of each."""
+
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+from rich.progress import track
+from torch import Tensor, nn
+
+import norton
+from detection.checkpoints import load_detector
+from detection.counting import boxes_looked_at, detector_complexity
+from detection.data import LAYOUTS, ROOTS
+from detection.drawing import draw, side_by_side, stacked, titled
+from detection.frames import Frame, frame_rate, frames, is_video, write_video
+from detection.scenes import write_scenes
+from norton import cli, report, steps
+from norton.decomposition.cp import set_form_
+from norton.files import write_json, write_whole
+from norton.latency import latencies
+
+SHOWN = 4  # images in picture.png
+SCENES = 8  # of the test images, where no others are given
+
+
+@cli.script("detection_visualize")
+def run(cfg: DictConfig) -> None:
+    check_settings(cfg)
+    device = steps.device(cfg.device)
+    nets = {name: net.to(device) for name, net in open_detectors(cfg).items()}
+    path, limit = open_images(cfg)
+    timed = [frame.image.to(device) / 255 for frame in frames(path, min(cfg.timed_images, limit or cfg.timed_images))]
+    measured = measure(nets, timed, cfg.repeats)
+    for name, net in nets.items():
+        set_form_(net, "fast" if measured[name]["form"] == "dense" else measured[name]["form"])
+    folder = cli.open_folder(cfg)
+    drawn = draw_all(nets, measured, frames(path, limit), cfg.threshold, device)
+    written = write_pictures(folder, drawn, path, limit)
+    write_json(folder / "metrics.json", {"images": str(path), "device": str(device), "networks": measured})
+    rows = table(measured)
+    report.write_table(folder / "table.md", rows)
+    report.print_table(rows, f"one image at a time, {report.machine(device)}")
+    for name in list(measured)[1:]:
+        dense, small = next(iter(measured.values())), measured[name]
+        print(report.speed_sentence(name, dense["macs"] / small["macs"], dense["ms"] / small["ms"]))
+    print(f"written to {folder}/: config.yaml, metrics.json, table.md, {', '.join(written)}")
+
+
+def check_settings(cfg: DictConfig) -> None:
+    if cfg.checkpoint is None:
+        raise norton.InputError("no checkpoint: give checkpoint=FILE, a detector, and compressed=FILE beside it")
+    for name in ("timed_images", "repeats", "limit"):
+        if cfg[name] is not None:
+            steps.whole(cfg, name, 1)
+    if isinstance(cfg.threshold, bool) or not isinstance(cfg.threshold, int | float) or not 0 <= cfg.threshold <= 1:
+        raise norton.InputError(f"threshold is {cfg.threshold!r}; it must be a number between 0 and 1")
+
+
+def open_detectors(cfg: DictConfig) -> dict[str, nn.Module]:
+    """Name → detector, that of `checkpoint=` first."""
+    given = steps.plain(cfg.compressed) or []
+    given = [given] if isinstance(given, str) else given
+    options = steps.plain(cfg.options)
+    first = load_detector(cfg.checkpoint, **options)
+    nets = {"dense" if not first.plan else report.labels([cfg.checkpoint])[0]: first}
+    names = ["compressed"] if len(given) == 1 else report.labels(given)
+    for name, file in zip(names, given, strict=True):
+        nets[name] = load_detector(file, **options)
+    return nets
+
+
+def open_images(cfg: DictConfig) -> tuple[Path, int | None]:
+    """The path of what is to be drawn on, and how much of it."""
+    if cfg.images is not None:
+        if not Path(str(cfg.images)).exists():
+            raise norton.InputError(f"images: nothing at {cfg.images}; give an image, a folder of images, or a video")
+        return Path(str(cfg.images)), cfg.limit
+    root = ROOTS["scenes"]
+    folder = root / LAYOUTS["scenes"]["test"][0]
+    if not folder.is_dir():
+        write_scenes(root, progress=True)
+    return folder, cfg.limit or SCENES
+
+
+def measure(nets: Mapping[str, nn.Module], images: list[Tensor], repeats: int) -> dict[str, dict[str, Any]]:
+    """Speed of each detector, one image at a time, and what it costs at the boxes that it looks at in the first."""
+    times = latencies(nets, *(image[None] for image in images), repeats=repeats)
+    found = {}
+    for name, net in nets.items():
+        work = boxes_looked_at(net, images[0][None])
+        cost = detector_complexity(net, **work)
+        speed = {"fps": 1000 / times[name].milliseconds, "ms": times[name].milliseconds}
+        about = {"quartiles_ms": times[name].quartiles, "form": times[name].form, "timed": repeats}
+        found[name] = {**speed, **about, "macs": cost.macs, "params": cost.params, **work}
+    return found
+
+
+def draw_all(
+    nets: Mapping[str, nn.Module],
+    measured: Mapping[str, Mapping],
+    images: Iterator[Frame],
+    threshold: float,
+    device: torch.device,
+) -> Iterator[Frame]:
+    """Each image as all detectors see it, side by side."""
+    titles = {name: title(name, measured) for name in nets}
+    for frame in images:
+        with torch.inference_mode():
+            batch = frame.image.to(device)[None] / 255
+            views = [
+                titled(draw(frame.image, net(batch)[0], net.recipe["categories"], threshold), titles[name])
+                for name, net in nets.items()
+            ]
+        yield Frame(frame.name, side_by_side(views))
+
+
+def title(name: str, measured: Mapping[str, Mapping]) -> str:
+    first = next(iter(measured.values()))
+    fewer = f", {norton.counting.percent_removed(measured[name]['macs'], first['macs']):.0f}% fewer MACs"
+    return f"{name}{fewer if measured[name] is not first else ''}\n{measured[name]['fps']:.1f} frames per second"
+
+
+def write_pictures(folder: Path, drawn: Iterator[Frame], path: Path, limit: int | None) -> list[str]:
+    """Write a video, or a picture per image, and one picture of the first few; returns what was written."""
+    first: list[Tensor] = []
+
+    def watched() -> Iterator[Frame]:
+        for frame in track(drawn, "draw", total=None if is_video(path) else limit, transient=True):
+            if len(first) < SHOWN:
+                first.append(frame.image)
+            yield frame
+
+    if is_video(path):
+        written = [write_video(folder / "video.mp4", (frame.image for frame in watched()), frame_rate(path)).name]
+    else:
+        for frame in watched():
+            write_png(folder / "images" / f"{Path(frame.name).stem}.png", frame.image)
+        written = ["images/"]
+    write_png(folder / "picture.png", stacked(first))
+    return [*written, "picture.png"]
+
+
+def write_png(path: Path, picture: Tensor) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(buffer, "png")
+    write_whole(path, buffer.getvalue())
+
+
+def table(measured: Mapping[str, Mapping]) -> list[dict[str, Any]]:
+    return [
+        {
+            "detector": name,
+            "frames / s": found["fps"],
+            "ms": found["ms"],
+            "middle half of the times, ms": "{:.1f} to {:.1f}".format(*found["quartiles_ms"]),
+            "MACs": report.millions(found["macs"]),
+            "params": report.millions(found["params"]),
+            "computed as": found["form"],
+        }
+        for name, found in measured.items()
+    ]
+
+
+if __name__ == "__main__":
+    run()
