@@ -70,7 +70,9 @@ def _video_frames(path: Path) -> Iterator[Frame]:
                 yield Frame(f"frame {number}", _pixels(turned))
     except (av.FFmpegError, OSError) as error:
         where = f"after {number} frames " if number else ""
-        raise InputError(f"cannot read the video {path} {where}({error}); convert it or fetch it again") from None
+        raise InputError(
+            f"cannot read the video {path} {where}({error.strerror}); convert it or fetch it again"
+        ) from None
     if not number:
         raise InputError(f"{path}: a video without frames; fetch it again")
 

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from detection.data import DetectionData
+from detection.scoring import results_for
 from norton import report, steps
 from norton.errors import InputError
 from norton.files import write_json
@@ -37,8 +38,8 @@ def write_scores(
         for kind, numbers in scores.items()
     ]
     write_json(folder / "metrics.json", {"arch": net.arch, "data": data.name, **scores})
-    write_json(folder / "results.json", results)
     for row, kind in zip(rows, scores, strict=True):
+        write_json(folder / f"results_{kind}.json", results_for(results, kind))
         report.write_table(folder / f"{kind}.md", [row])
         report.print_table([row], f"{net.arch} on {data.name}, {kind}, %")
     panels = {
@@ -46,4 +47,5 @@ def write_scores(
         for kind, row in zip(scores, rows, strict=True)
     }
     report.bar_picture(folder / "picture.png", panels, f"{net.arch} on {data.name}")
-    print(f"written to {folder}/: config.yaml, metrics.json, results.json, {', '.join(scores)}.md, picture.png")
+    kinds = ", ".join(f"results_{kind}.json, {kind}.md" for kind in scores)
+    print(f"written to {folder}/: config.yaml, metrics.json, picture.png, {kinds}")

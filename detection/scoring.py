@@ -19,6 +19,7 @@ NAMES = {
     "keypoints": ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl"),
 }
 NAMES["segm"] = NAMES["bbox"]
+PARTS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # what a result of each type holds
 TYPES = {"boxes": ("bbox",), "masks": ("bbox", "segm"), "keypoints": ("bbox", "keypoints")}
 
 
@@ -38,6 +39,12 @@ def results_of(image_id: int, found: Mapping[str, Tensor]) -> list[dict[str, Any
             one["keypoints"] = found["keypoints"][number].flatten().tolist()
         results.append(one)
     return results
+
+
+def results_for(results: Sequence[Mapping[str, Any]], iou: str) -> list[dict[str, Any]]:
+    """A COCO result file's content for one type; with the parts of others COCO would take areas from those."""
+    keys = ("image_id", "category_id", PARTS[iou], "score")
+    return [{key: one[key] for key in keys} for one in results]
 
 
 def score(
@@ -60,7 +67,7 @@ def score(
     scores = {}
     for iou in TYPES[kind]:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints tables of its own
-            found = annotations.loadRes(copy.deepcopy(list(results)))
+            found = annotations.loadRes(copy.deepcopy(results_for(results, iou)))
             evaluation = COCOeval(annotations, found, iou)
             if iou == "keypoints" and sigmas is not None:
                 evaluation.params.kpt_oks_sigmas = np.array(sigmas)

@@ -155,8 +155,7 @@ def table(measured: Mapping[str, Mapping]) -> list[dict[str, Any]]:
         {
             "detector": name,
             "frames / s": found["fps"],
-            "ms": found["ms"],
-            "middle half of the times, ms": "{:.1f} to {:.1f}".format(*found["quartiles_ms"]),
+            "ms (middle half)": "{:.1f} ({:.1f} to {:.1f})".format(found["ms"], *found["quartiles_ms"]),
             "MACs": report.millions(found["macs"]),
             "params": report.millions(found["params"]),
             "computed as": found["form"],

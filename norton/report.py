@@ -70,7 +70,7 @@ def bar_picture(path: str | Path, panels: Mapping[str, Mapping[str, float]], tit
     """A row of bar charts: panel title → bar label → value."""
     figure, axes = _figure(len(panels), 3.1 * len(panels), 3.4)
     for axis, (name, bars) in zip(axes, panels.items(), strict=True):
-        drawn = axis.bar(list(bars), list(bars.values()), color=_COLOURS[: len(bars)], width=0.7)
+        drawn = axis.bar(list(bars), list(bars.values()), color=COLOURS[: len(bars)], width=0.7)
         axis.bar_label(drawn, fmt=lambda v: f"{v:.3g}" if v < 100 else f"{v:.0f}", padding=2, fontsize=8)
         axis.set_title(name, fontsize=10)
         axis.tick_params(axis="x", labelrotation=30, labelsize=8)
@@ -84,7 +84,7 @@ def layer_picture(path: str | Path, panels: Mapping[str, Mapping[str, float]], t
     count = max(len(bars) for bars in panels.values())
     figure, axes = _figure(1, max(6.0, 0.22 * count), 2.6 * len(panels), rows=len(panels))
     for axis, (name, bars) in zip(axes, panels.items(), strict=True):
-        axis.bar(list(bars), list(bars.values()), color=_COLOURS[0])
+        axis.bar(list(bars), list(bars.values()), color=COLOURS[0])
         axis.set_ylabel(name, fontsize=9)
         axis.tick_params(axis="x", labelrotation=90, labelsize=6)
         axis.margins(x=0.01)
@@ -98,7 +98,7 @@ def series_picture(
     """Panels side by side, each with lines: panel title → line label → points (x, y, error bar)."""
     figure, axes = _figure(len(panels), 4.6 * len(panels), 3.6)
     for axis, (name, lines) in zip(axes, panels.items(), strict=True):
-        for colour, (label, points) in zip(_COLOURS, lines.items(), strict=False):
+        for colour, (label, points) in zip(COLOURS, lines.items(), strict=False):
             xs, ys, errors = zip(*points, strict=True)
             axis.errorbar(xs, ys, yerr=errors, label=label, color=colour, marker="o", capsize=3)
         axis.set_title(name, fontsize=10)
@@ -154,7 +154,7 @@ _SERIES = [
     {"c": "#dd8452", "marker": "D", "s": 28},
     {"c": "#4c72b0", "marker": "*", "s": 90},
 ]
-_COLOURS = ["#4c72b0", "#dd8452", "#c44e52", "#55a868", "#8172b3", "#937860", "#da8bc3", "#8c8c8c"]
+COLOURS = ["#4c72b0", "#dd8452", "#c44e52", "#55a868", "#8172b3", "#937860", "#da8bc3", "#8c8c8c"]
 
 
 def _figure(columns: int, width: float, height: float, rows: int = 1):

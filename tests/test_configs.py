@@ -31,7 +31,8 @@ def test_choice(group, choice):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiment(experiment):
-    OmegaConf.to_container(composed(f"experiment={experiment}"), resolve=True, throw_on_missing=True)
+    program = "detection_train" if experiment.startswith("scenes") else "pipeline"
+    OmegaConf.to_container(composed(f"experiment={experiment}", name=program), resolve=True, throw_on_missing=True)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "base"))

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from commands import succeeds, written
 from PIL import Image
-from test_scripts import succeeds, written
 
 import norton
 from norton.calibration import reestimate_batchnorm_

@@ -1,11 +1,10 @@
 """The detection programs, run as a user types them, on a few small scenes."""
 
 import json
-import subprocess
-import sys
+import shlex
 
 import pytest
-from conftest import REPOSITORY
+from commands import run_here, written
 
 from detection import load_detector
 
@@ -13,24 +12,26 @@ RATES = "compress_rate=[0.]+[0.1]*2+[0.4]*5+[0.75]*12"
 TINY = ["data.size=64", "data.counts={train:4,val:2,test:2}", "trainer.accelerator=cpu"]
 
 
-def run(program, *arguments):
-    command = [sys.executable, "-m", f"detection.{program}", *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a detection program in this process; returns exit code, stdout, stderr."""
+    return lambda program, *words: run_here(f"python -m detection.{program} " + shlex.join(words), monkeypatch, capsys)
 
 
-def test_train_and_evaluate(tmp_path):
+def test_train_and_evaluate(run, tmp_path):
     small = ["detector.options.min_size=64", "detector=maskrcnn", "training.epochs=1", "data.batch_size=2"]
     common = [*TINY, f"data.root={tmp_path}/scenes"]
-    done = run("train", *small, *common, "rank=1", RATES, f"out={tmp_path}/a")
-    assert done.returncode == 0, done.stderr[-2000:]
-    written = {path.name for path in (tmp_path / "a").iterdir()}
-    assert {"config.yaml", "metrics.json", "results.json", "bbox.md", "segm.md", "picture.png", "model.pt"} <= written
+    code, _, error = run("train", *small, *common, "rank=1", RATES, f"out={tmp_path}/a")
+    assert code == 0, error[-2000:]
+    results = {"results_bbox.json", "bbox.md", "results_segm.json", "segm.md"}
+    assert results | {"config.yaml", "metrics.json", "picture.png", "model.pt"} <= written(tmp_path / "a")
     metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
     net = load_detector(tmp_path / "a" / "model.pt")
     assert net.recipe["num_classes"] == 11
     assert [layer.rank for layer in net.modules() if hasattr(layer, "rank")] == [1] * 16
-    again = run("evaluate", f"checkpoint={tmp_path}/a/model.pt", *common, f"out={tmp_path}/b")
-    assert again.returncode == 0, again.stderr[-2000:]
+    assert net.recipe["categories"][1] == "0"
+    code, _, error = run("evaluate", f"checkpoint={tmp_path}/a/model.pt", *common, f"out={tmp_path}/b")
+    assert code == 0, error[-2000:]
     found = json.loads((tmp_path / "b" / "metrics.json").read_text())
     assert found["bbox"] == pytest.approx(metrics["bbox"], abs=1e-6)
     assert found["segm"] == pytest.approx(metrics["segm"], abs=1e-6)
@@ -45,10 +46,10 @@ def test_train_and_evaluate(tmp_path):
     ("evaluate", [], "no checkpoint: give checkpoint=FILE"),
     ("evaluate", ["checkpoint=checkpoints/resnet_56_clutter.pt"], "holds no detector"),
 ])  # fmt: skip
-def test_bad_input_is_one_line(program, arguments, message, tmp_path):
+def test_bad_input_is_one_line(program, arguments, message, run, tmp_path):
     tiny = [] if "coco" in str(arguments) else TINY
-    done = run(program, *arguments, *tiny, f"data.root={tmp_path}/data", f"out={tmp_path}/out")
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
+    code, _, error = run(program, *arguments, *tiny, f"data.root={tmp_path}/data", f"out={tmp_path}/out")
+    assert code == 2
+    assert message in error
+    assert len([line for line in error.splitlines() if line.startswith("error: ")]) == 1
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,249 @@
+"""How fast compressed networks are beside the dense one, and how much of their MACs' promise they keep."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from itertools import islice, product
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.progress import track
+from torch import Tensor, nn
+
+import norton
+from norton import cli, report, steps
+from norton.checkpoints import read
+from norton.files import write_json
+from norton.latency import latencies, peak_memory
+from norton.models import NETWORKS
+
+PUBLISHED_PROPOSALS = 1000  # that the published MACs of detectors are counted at
+DETECTIONS = 10  # what an image of everyday things holds
+
+
+@cli.script("throughput")
+def run(cfg: DictConfig) -> None:
+    check_settings(cfg)
+    device = steps.device(cfg.device)
+    nets = open_networks(cfg)
+    detectors = is_detector(next(iter(nets.values())))
+    sizes = steps.plain(cfg.image_sizes) or [own_size(next(iter(nets.values())))]
+    batch_sizes = steps.plain(cfg.batch_sizes) or ([1, 4] if detectors else [1, 8, 32])
+    points = []
+    for size, batch_size in track(list(product(sizes, batch_sizes)), "measure", transient=True):
+        resized = {name: prepared(net, size, cfg) for name, net in nets.items()}
+        points += measure(resized, pictures(detectors, size, batch_size, cfg.seed).to(device), cfg.repeats)
+
+    folder = cli.open_folder(cfg)
+    arch = next(iter(nets.values())).arch
+    write_json(folder / "metrics.json", {"arch": arch, "machine": report.machine(device), "points": points})
+    rows = [row(point) for point in points]
+    report.write_table(folder / "table.md", rows)
+    title = f"{arch}, {report.machine(device)}"
+    picture(folder / "picture.png", points, title)
+    report.print_table(rows, title)
+    for line in verdicts(points):
+        print(line)
+    print(f"written to {folder}/: config.yaml, metrics.json, table.md, picture.png")
+
+
+def check_settings(cfg: DictConfig) -> None:
+    steps.whole(cfg, "repeats", 1)
+    steps.whole(cfg, "seed", 0)
+    for name, least in (("proposals", 1), ("detections", 0)):
+        if cfg[name] is not None:
+            steps.whole(cfg, name, least)
+    for name in ("image_sizes", "batch_sizes"):
+        values = steps.plain(cfg[name])
+        good = values is None or (isinstance(values, list) and values and all(type(v) is int and v > 0 for v in values))
+        if not good:
+            raise norton.InputError(f"{name} is {values!r}; it must be a list of whole numbers of at least 1")
+
+
+# The networks
+
+
+def open_networks(cfg: DictConfig) -> dict[str, nn.Module]:
+    """Name → network, the one that others are compared with first."""
+    if cfg.model.arch is not None:
+        return random_networks(cfg)
+    if cfg.checkpoint is None:
+        raise norton.InputError("no network: give checkpoint=FILE, or model=NAME for random weights")
+    given = steps.plain(cfg.compressed) or []
+    paths = [str(path) for path in (cfg.checkpoint, *([given] if isinstance(given, str) else given))]
+    nets = {name: open_file(path) for name, path in zip(report.labels(paths), paths, strict=True)}
+    (first, net), *others = nets.items()
+    for name, other in others:
+        if other.arch != net.arch:
+            raise norton.InputError(f"{name} is a {other.arch}, {first} a {net.arch}; compare networks of one kind")
+    return nets
+
+
+def random_networks(cfg: DictConfig) -> dict[str, nn.Module]:
+    """The dense network, and that at the rank and rates of the config where there are any."""
+    rank, rates = steps.plain(cfg.rank), steps.plain(cfg.compress_rate)
+    torch.manual_seed(cfg.seed)
+    if cfg.model.arch in NETWORKS:
+        nets = {"dense": norton.build(cfg.model.arch, num_classes=cfg.model.num_classes)}
+        if rank or rates:
+            nets["compressed"] = norton.build(cfg.model.arch, rank or 0, rates, cfg.model.num_classes)
+        return nets
+    import detection  # torchvision's detectors take over a second to import
+
+    backbones = {"dense": norton.build("resnet_50")}
+    if rank or rates:
+        backbones["compressed"] = norton.build("resnet_50", rank or 0, rates)
+    return {
+        name: detection.build_detector(cfg.model.arch, backbone, cfg.model.num_classes)
+        for name, backbone in backbones.items()
+    }
+
+
+def open_file(path: str) -> nn.Module:
+    """The classifier or detector of a checkpoint."""
+    content = read(path)
+    if "detector" not in content and not any(key.startswith("roi_heads.") for key in content["state_dict"]):
+        return norton.load(path)
+    import detection
+
+    return detection.load_detector(path)
+
+
+def is_detector(net: nn.Module) -> bool:
+    return net.arch not in NETWORKS
+
+
+def own_size(net: nn.Module) -> int:
+    return net.transform.min_size[-1] if is_detector(net) else net.input_size[-1]
+
+
+def prepared(net: nn.Module, size: int, cfg: DictConfig) -> nn.Module:
+    """A detector that takes images of this size as they are, and looks at the stated numbers of boxes."""
+    if not is_detector(net):
+        return net
+    net = copy.deepcopy(net)
+    net.transform.min_size, net.transform.max_size = (size,), size
+    # With random weights the numbers would be luck, other for each network, and decide what is measured.
+    random = cfg.model.arch is not None
+    proposals = cfg.proposals if cfg.proposals is not None or not random else PUBLISHED_PROPOSALS
+    detections = cfg.detections if cfg.detections is not None or not random else DETECTIONS
+    if proposals is not None:
+        net.rpn._pre_nms_top_n["testing"] = net.rpn._post_nms_top_n["testing"] = proposals
+        net.rpn.nms_thresh, net.rpn.min_size = 1.0, -1.0  # boxes stay that cover each other, or have no area
+    if detections is not None:
+        net.roi_heads.score_thresh, net.roi_heads.nms_thresh = -1.0, 1.0
+        net.roi_heads.detections_per_img = detections
+    return net
+
+
+def pictures(detectors: bool, size: int, count: int, seed: int) -> Tensor:
+    """A batch (count, 3, size, size): for detectors photographs with digits, for what they cost depends on them."""
+    if not detectors:
+        return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+    from detection.scenes import scenes
+
+    return torch.stack([scene.image for scene in islice(scenes("test", count, size, seed), count)]) / 255
+
+
+# The measurements
+
+
+def measure(nets: Mapping[str, nn.Module], batch: Tensor, repeats: int) -> list[dict[str, Any]]:
+    """A record per network: time, memory and MACs of a batch, and speed-up and MACs ratio to the first network."""
+    costs = {name: cost_of(net, batch) for name, net in nets.items()}
+    times = latencies(nets, batch, repeats=repeats)
+    points: list[dict[str, Any]] = []
+    for name, net in nets.items():
+        time = times[name]
+        point = {"network": name, "size": batch.shape[-1], "batch": len(batch), "ms": time.milliseconds}
+        point |= {"quartiles_ms": time.quartiles, "images_per_second": 1000 * len(batch) / time.milliseconds}
+        point |= {"form": time.form, "peak_bytes": peak_memory(net, batch, time.form), **costs[name]}
+        first = (points or [point])[0]
+        point |= {"macs_ratio": first["macs"] / point["macs"], "speedup": first["ms"] / point["ms"]}
+        points.append(point)
+    return points
+
+
+def cost_of(net: nn.Module, batch: Tensor) -> dict[str, Any]:
+    """MACs for one image of the batch; of a detector at the boxes that it looks at in this batch, which it names."""
+    if not is_detector(net):
+        return {"macs": norton.complexity(net, tuple(batch.shape[1:])).macs}
+    from detection.counting import boxes_looked_at, detector_complexity
+
+    work = boxes_looked_at(copy.deepcopy(net).eval().to(batch.device), batch)
+    cost = detector_complexity(net, **work)
+    return {"macs": cost.macs, "proposals": cost.proposals, "detections": cost.detections}
+
+
+# What people see
+
+
+def row(point: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = point["quartiles_ms"]
+    boxes = {"proposals + detections": f"{point['proposals']} + {point['detections']}"} if "proposals" in point else {}
+    return {
+        "network": point["network"],
+        "size": point["size"],
+        "batch": point["batch"],
+        "ms (middle half)": f"{point['ms']:.1f} ({low:.1f} to {high:.1f})",
+        "images / s": point["images_per_second"],
+        "peak MB": point["peak_bytes"] / 1e6,
+        **boxes,
+        "MACs": report.millions(point["macs"]),
+        "MACs ratio": point["macs_ratio"],
+        "speed-up": point["speedup"],
+        "computed as": point["form"],
+    }
+
+
+def verdicts(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence per compressed network and image size; it says so where fewer MACs are not faster."""
+    lines = []
+    for name, size in dict.fromkeys((point["network"], point["size"]) for point in points[1:]):
+        mine = [point for point in points if (point["network"], point["size"]) == (name, size)]
+        if name == points[0]["network"]:
+            continue
+        speeds = ", ".join(f"{point['speedup']:.2f} at batch {point['batch']}" for point in mine)
+        slow = [str(point["batch"]) for point in mine if point["speedup"] <= 1 < point["macs_ratio"]]
+        line = f"{name}, {size}×{size}: {mine[0]['macs_ratio']:.2f} times fewer MACs; times as fast: {speeds}"
+        lines.append(line + (f". Fewer MACs are NOT faster here at batch {', '.join(slow)}" if slow else ""))
+    return lines
+
+
+def picture(path: Path, points: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Per image size: speed-up against the MACs ratio, below it images per second against the batch size."""
+    from matplotlib.figure import Figure
+
+    sizes = list(dict.fromkeys(point["size"] for point in points))
+    names = list(dict.fromkeys(point["network"] for point in points))
+    figure = Figure(figsize=(1.5 + 4.2 * len(sizes), 7.5), layout="constrained")
+    axes = figure.subplots(2, len(sizes), squeeze=False)
+    most = 1.1 * max(max(point["macs_ratio"], point["speedup"]) for point in points)
+    for column, size in enumerate(sizes):
+        upper, lower = axes[:, column]
+        upper.plot([1, most], [1, most], color="#8c8c8c", linestyle="--", label="as the MACs promise")
+        upper.axhline(1, color="#c44e52", linewidth=1, label="not faster")
+        for name, colour in zip(names, report.COLOURS, strict=False):
+            mine = [point for point in points if (point["network"], point["size"]) == (name, size)]
+            if name != names[0]:
+                upper.scatter([p["macs_ratio"] for p in mine], [p["speedup"] for p in mine], color=colour, zorder=3)
+                for point in mine:
+                    place = {"xytext": (5, -3), "textcoords": "offset points", "fontsize": 7}
+                    upper.annotate(f"{point['batch']}", (point["macs_ratio"], point["speedup"]), **place)
+            xs, ys = zip(*((point["batch"], point["images_per_second"]) for point in mine), strict=True)
+            lower.plot(xs, ys, marker="o", color=colour, label=name)
+        upper.set(title=f"{size}×{size}", xlabel="times fewer MACs", ylabel="times as fast (number: batch size)")
+        upper.set(xlim=(0.9, most), ylim=(0, most))
+        lower.set(xlabel="batch size", ylabel="images per second", ylim=(0, None))
+        lower.set_xscale("log", base=2)
+        lower.set_xticks(xs, [str(x) for x in xs])
+        for axis in (upper, lower):
+            axis.grid(alpha=0.3)
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.legend(fontsize=7)
+    report.save_figure(path, figure, title)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,85 @@
+"""Speed and memory, measured side by side."""
+
+import pytest
+import torch
+from torch import nn
+
+from norton.latency import forms, latencies, peak_memory
+from norton.report import speed_sentence
+
+
+class Recorder(nn.Module):
+    """Writes down that it was called, and on what; copies share the book."""
+
+    def __init__(self, name, book):
+        super().__init__()
+        self.name, self.book = name, [book]
+
+    def __deepcopy__(self, memo):
+        return Recorder(self.name, self.book[0])
+
+    def forward(self, x):
+        self.book[0].append((self.name, len(x)))
+        return x
+
+
+def test_networks_take_turns_at_the_same_batches_after_seeing_each():
+    book = []
+    nets = {name: Recorder(name, book) for name in ("a", "b")}
+    one, two = torch.zeros(1, 3), torch.zeros(2, 3)
+    found = latencies(nets, one, two, repeats=3)
+    assert book == [(name, size) for size in (1, 2, 1, 2, 1) for name in ("a", "b")]
+    assert set(found) == {"a", "b"}
+    for latency in found.values():
+        low, high = latency.quartiles
+        assert 0 < low <= latency.milliseconds <= high
+        assert latency.form == "dense"
+
+
+def test_medians_not_means(monkeypatch):
+    import norton.latency
+
+    times = iter([9.0, 1.0, 2.0, 50.0, 3.0, 4.0])  # the first one warms up
+    monkeypatch.setattr(norton.latency, "_time", lambda *_: next(times))
+    latency = latencies({"a": nn.Identity()}, torch.zeros(1), repeats=5)["a"]
+    assert latency.milliseconds == 3000
+    assert latency.quartiles == (2000, 4000)
+
+
+def test_the_fastest_form_counts(monkeypatch):
+    import norton.latency
+
+    net = norton.decompose(nn.Sequential(nn.Conv2d(4, 4, 3)), 1)
+    assert forms(net) == ("factored", "grouped", "composed")
+    speed = {"factored": 3.0, "grouped": 1.0, "composed": 2.0}
+    monkeypatch.setattr(norton.latency, "_time", lambda net, *_: speed[net[0].form])
+    before = net[0].form
+    assert latencies({"a": net}, torch.zeros(1, 4, 5, 5))["a"][:2] == (1000, "grouped")
+    assert net[0].form == before
+
+
+class Allocator(nn.Module):
+    """Holds `count` tensors of 4 MB at once, one after the other `turns` times."""
+
+    def __init__(self, count, turns):
+        super().__init__()
+        self.count, self.turns = count, turns
+
+    def forward(self, x):
+        for _ in range(self.turns):
+            held = [x.new_zeros(1_000_000) for _ in range(self.count)]
+        return len(held)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_peak_memory_is_what_is_held_at_once(count):
+    once = peak_memory(Allocator(count, 1), torch.zeros(1))
+    assert 4e6 * count <= once < 4e6 * count + 1e5
+    again = peak_memory(Allocator(count, 2), torch.zeros(1))
+    assert once <= again <= 2 * once  # the second lot is made before the first is let go of
+
+
+def test_a_sentence_says_where_fewer_macs_are_not_faster():
+    assert speed_sentence("small", 3.0, 1.5) == "small: 3.00 times fewer MACs, 1.50 times as fast"
+    assert "not faster" in speed_sentence("small", 3.0, 0.99)
+    assert "not faster" in speed_sentence("small", 3.0, 1.0)
