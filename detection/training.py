@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from detection.coco import Target
 from detection.data import DetectionData
 from detection.scoring import TYPES, results_of, score
+from norton.data.splits import generator
 from norton.decomposition.cp import set_form_
 from norton.errors import InputError
 from norton.training.fit import best_weights, trainer_of
@@ -64,11 +65,15 @@ class DetectionRecipe:
 class DetectorModule(lightning.LightningModule):
     """A detector with its losses; scores each validation and test by COCO's numbers."""
 
-    def __init__(self, net: nn.Module, recipe: DetectionRecipe, data: DetectionData):
+    def __init__(self, net: nn.Module, recipe: DetectionRecipe, data: DetectionData, seed: int = 0):
         super().__init__()
-        self.net, self.recipe, self.data = net, recipe, data
+        self.net, self.recipe, self.data, self.seed = net, recipe, data, seed
         self.found: list[dict[str, Any]] = []
         self.scores: dict[str, dict[str, float | None]] = {}
+
+    def on_train_epoch_start(self) -> None:
+        # Detectors draw the boxes that they learn from; a resumed training must draw as an uninterrupted one does.
+        torch.manual_seed(generator(self.seed, self.current_epoch, self.global_rank).initial_seed())
 
     def training_step(self, batch: tuple[Sequence[Tensor], Sequence[Target]], _: int) -> Tensor:
         images, targets = batch
@@ -114,7 +119,7 @@ class DetectorModule(lightning.LightningModule):
             self.found += results_of(int(target["image_id"]), found)
 
     def _score(self, split: str) -> None:
-        found = _of_all_devices(self.found)
+        found = _of_all_devices(self.found, self.trainer.world_size)
         self.found = []
         self.results = found
         self.scores = score(self.data.images(split).coco, found, self.data.kind, sigmas=self.data.sigmas)
@@ -122,11 +127,11 @@ class DetectorModule(lightning.LightningModule):
             self.log(f"{split}/{kind}_AP", numbers["AP"] or 0.0, prog_bar=kind == "bbox")
 
 
-def _of_all_devices(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _of_all_devices(found: list[dict[str, Any]], devices: int) -> list[dict[str, Any]]:
     """The results of all processes; an image that filled up a batch on two of them counts once."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if devices == 1:  # also after a training on several, when the others are gone
         return found
-    parts: list[list[dict[str, Any]]] = [[] for _ in range(distributed.get_world_size())]
+    parts: list[list[dict[str, Any]]] = [[] for _ in range(devices)]
     distributed.all_gather_object(parts, found)
     seen, whole = set(), []
     for part in parts:
@@ -154,8 +159,9 @@ def fit(
     if recipe.epochs == 0:
         return copy.deepcopy(net)
     lightning.seed_everything(seed, verbose=False)
-    trained = copy.deepcopy(net).to(memory_format=torch.channels_last)  # faster, above all in bfloat16
-    module = DetectorModule(set_form_(trained, recipe.form), recipe, data).train()
+    module = DetectorModule(set_form_(copy.deepcopy(net), recipe.form), recipe, data, seed).train()
+    # Faster, above all in bfloat16. Not the heads: the loss of torchvision's keypoints takes no other format.
+    module.net.backbone.to(memory_format=torch.channels_last)
     state_dict = best_weights(
         module,
         data.train_dataloader(),

@@ -1,14 +1,20 @@
 """Loaders, the published schedule, and a tiny training of each detector."""
 
+import json
+
 import pytest
 import torch
+from commands import succeeds
+from PIL import Image
 
 import norton
-from detection import build_detector
+from detection import build_detector, training
 from detection.data import MIRRORED_PERSON, AspectBatches, DetectionData, Mirrored
-from detection.training import DetectionRecipe, evaluate, fit
+from detection.scoring import TYPES
+from detection.training import DetectionRecipe, DetectorModule, evaluate, fit
 from norton.data.datamodule import EpochSampler
 
+RATES = "[0.]+[0.1]*2+[0.4]*5+[0.75]*12"
 KINDS = {"fasterrcnn": "boxes", "maskrcnn": "masks", "keypointrcnn": "keypoints"}
 COUNTS = {"train": 6, "val": 2, "test": 2}
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -39,6 +45,96 @@ def test_a_tiny_training(detector, kind, root, tmp_path):
     scores, _ = evaluate(trained, data, **QUIET)
     assert set(scores) == {"bbox", *{"masks": ["segm"], "keypoints": ["keypoints"]}.get(kind, [])}
     assert 0 <= scores["bbox"]["AP"] <= 1
+
+
+class Stopped(Exception):
+    """The machine is gone."""
+
+
+def test_a_training_that_was_stopped_goes_on_to_the_same_weights(root, tmp_path, monkeypatch):
+    data = scenes_data(root)
+    small = {"min_size": 64, "max_size": 64, "rpn_post_nms_top_n_train": 20, "box_batch_size_per_image": 4}
+    net = build_detector("fasterrcnn", norton.build("resnet_50", 1, RATES), data.num_classes, **small)
+    recipe = DetectionRecipe(epochs=2, learning_rate=0.01, warmup_steps=1, gradient_clip=1.0)
+    whole = fit(net, data, recipe, folder=tmp_path / "whole", **QUIET)
+
+    def stops(module, batch, number, step=DetectorModule.training_step):
+        if (module.current_epoch, number) == (1, 1):
+            raise Stopped
+        return step(module, batch, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DetectorModule, "training_step", stops)
+        with pytest.raises(Stopped):
+            fit(net, data, recipe, folder=tmp_path / "stopped", **QUIET)
+    resumed = fit(net, data, recipe, folder=tmp_path / "stopped", **QUIET)
+    last = [torch.load(tmp_path / name / "last.ckpt", weights_only=True)["state_dict"] for name in ("whole", "stopped")]
+    assert all(torch.equal(value, last[1][key]) for key, value in last[0].items())
+    assert all(torch.equal(value, resumed.state_dict()[key]) for key, value in whole.state_dict().items())
+
+
+def test_an_image_that_filled_up_a_batch_on_two_devices_counts_once(monkeypatch):
+    def gather(parts, mine):
+        parts[:] = [[{"image_id": 1, "score": 0.5}, {"image_id": 1, "score": 0.25}], mine]
+
+    monkeypatch.setattr(training.distributed, "all_gather_object", gather)
+    mine = [{"image_id": 2, "score": 0.1}, {"image_id": 1, "score": 0.5}, {"image_id": 1, "score": 0.25}]
+    found = training._of_all_devices(mine, 2)
+    assert sorted((one["image_id"], one["score"]) for one in found) == [(1, 0.25), (1, 0.5), (2, 0.1)]
+
+
+def coco_root(tmp_path):
+    """A tiny COCO as on disk: a person, a crowd of category 90, and an image without anything."""
+    (tmp_path / "annotations").mkdir()
+    for year, shapes in (("train2017", [(60, 40), (40, 60), (50, 50)]), ("val2017", [(60, 40)])):
+        (tmp_path / year).mkdir()
+        images, objects = [], []
+        for number, (width, height) in enumerate(shapes, 7):
+            name = f"{number:012}.jpg"
+            Image.new("RGB", (width, height), "grey").save(tmp_path / year / name)
+            images.append({"id": number, "file_name": name, "width": width, "height": height})
+            common = {"image_id": number, "area": 300.0, "bbox": [5, 5, 20, 30]}
+            person = {"category_id": 1, "iscrowd": 0, "keypoints": [9, 9, 2] * 17, "num_keypoints": 17}
+            if number != 9:
+                corners = [[5, 5, 25, 5, 25, 35, 5, 35]]
+                objects.append({"id": 2 * number, "segmentation": corners, **common, **person})
+            everywhere = {"size": [height, width], "counts": [width * height]}
+            crowd = {"category_id": 90, "iscrowd": 1, "segmentation": everywhere}
+            objects.append({"id": 2 * number + 1, **common, **crowd})
+        person, brush = {"id": 1, "name": "person", "keypoints": ["k"] * 17}, {"id": 90, "name": "toothbrush"}
+        people = [one for one in objects if one["category_id"] == 1]
+        for name, kinds, found in (("instances", [person, brush], objects), ("person_keypoints", [person], people)):
+            content = {"images": images, "categories": kinds, "annotations": found}
+            (tmp_path / "annotations" / f"{name}_{year}.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind, classes", [("boxes", 91), ("masks", 91), ("keypoints", 2)])
+def test_coco_as_on_disk(kind, classes, tmp_path):
+    data = DetectionData("coco", kind, 2, root=coco_root(tmp_path))
+    assert data.num_classes == classes
+    assert data.num_keypoints == (17 if kind == "keypoints" else None)
+    assert data.categories[1] == "person"
+    batches = list(data.train_dataloader())
+    targets = [target for _, batch in batches for target in batch]
+    assert sorted(target["image_id"] for target in targets) == [7, 8]  # a crowd alone teaches nothing
+    for target in targets:
+        assert target["labels"].tolist() == [1] and target["boxes"].shape == (1, 4)
+    assert ("masks" in targets[0]) == (kind == "masks") and ("keypoints" in targets[0]) == (kind == "keypoints")
+    assert [len(images) for images, _ in data.val_dataloader()] == [1]
+    detector = next(name for name, learns in KINDS.items() if learns == kind)
+    net = build_detector(detector, norton.build("resnet_50", 1, RATES), classes, min_size=64)
+    scores, _ = evaluate(net, data, **QUIET)
+    assert list(scores) == list(TYPES[kind])
+
+
+@pytest.mark.slow
+def test_two_devices(tmp_path):
+    tiny = f"data.size=64 data.counts={{train:8,val:4,test:2}} data.batch_size=2 data.root={tmp_path}/scenes"
+    devices = "trainer.accelerator=cpu trainer.devices=2 trainer.strategy=ddp training.epochs=1"
+    succeeds(f"python -m detection.train detector.options.min_size=64 rank=1 {tiny} {devices} out={tmp_path}/a")
+    metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert 0 <= metrics["bbox"]["AP"] <= 1
 
 
 def test_the_published_schedule():
