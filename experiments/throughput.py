@@ -219,7 +219,8 @@ def picture(path: Path, points: Sequence[Mapping[str, Any]], title: str) -> None
     names = list(dict.fromkeys(point["network"] for point in points))
     figure = Figure(figsize=(1.5 + 4.2 * len(sizes), 7.5), layout="constrained")
     axes = figure.subplots(2, len(sizes), squeeze=False)
-    most = 1.1 * max(max(point["macs_ratio"], point["speedup"]) for point in points)
+    most = 1.3 * max(max(point["macs_ratio"], point["speedup"]) for point in points)
+    least = 0.8 * min(point["speedup"] for point in points)
     for column, size in enumerate(sizes):
         upper, lower = axes[:, column]
         upper.plot([1, most], [1, most], color="#8c8c8c", linestyle="--", label="as the MACs promise")
@@ -234,7 +235,11 @@ def picture(path: Path, points: Sequence[Mapping[str, Any]], title: str) -> None
             xs, ys = zip(*((point["batch"], point["images_per_second"]) for point in mine), strict=True)
             lower.plot(xs, ys, marker="o", color=colour, label=name)
         upper.set(title=f"{size}×{size}", xlabel="times fewer MACs", ylabel="times as fast (number: batch size)")
-        upper.set(xlim=(0.9, most), ylim=(0, most))
+        upper.set_xscale("log", base=2)
+        upper.set_yscale("log", base=2)
+        upper.set(xlim=(0.9, most), ylim=(least, most))
+        for axis in (upper.xaxis, upper.yaxis):
+            axis.set_major_formatter("{x:g}")
         lower.set(xlabel="batch size", ylabel="images per second", ylim=(0, None))
         lower.set_xscale("log", base=2)
         lower.set_xticks(xs, [str(x) for x in xs])
