@@ -72,6 +72,11 @@ class CocoImages(Dataset):
         """With the background; labels are COCO's category ids, which have gaps."""
         return 1 + max(self.coco.cats, default=0)
 
+    @property
+    def num_keypoints(self) -> int:
+        """Of an object of the category that has the most."""
+        return max((len(category.get("keypoints", ())) for category in self.coco.cats.values()), default=0)
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -147,7 +152,7 @@ class CocoImages(Dataset):
             target["masks"] = tv_tensors.Mask(np.stack(masks) if masks else np.zeros((0, *size), dtype=np.uint8))
         if self.kind == "keypoints":
             points = torch.tensor([one["keypoints"] for one in objects], dtype=torch.float32)
-            target["keypoints"] = points.reshape(len(objects), -1, 3)
+            target["keypoints"] = points.reshape(len(objects), self.num_keypoints, 3)
         return target
 
 

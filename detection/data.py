@@ -153,9 +153,7 @@ class DetectionData(lightning.LightningDataModule):
 
     @property
     def num_keypoints(self) -> int | None:
-        if self.kind != "keypoints":
-            return None
-        return max(len(category.get("keypoints", ())) for category in self.images("val").coco.cats.values())
+        return self.images("val").num_keypoints if self.kind == "keypoints" else None
 
     def train_dataloader(self) -> DataLoader:
         images = Mirrored(self.images("train"), self.seed, self.name != "scenes", MIRRORED_PERSON)

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 import norton
-from detection.coco import CocoImages, open_annotations
+from detection.coco import CocoImages, encode, open_annotations
 from detection.scenes import KEYPOINTS, extreme_points, scenes, write_scenes
-from detection.scoring import results_of, score
+from detection.scoring import results_for, results_of, score
 
 COUNTS = {"train": 12, "val": 3, "test": 3}
 
@@ -128,6 +128,49 @@ def test_scores_by_hand(tmp_path):
     assert numbers["APs"] is None
 
 
+def test_keypoints_score_by_hand(tmp_path):
+    """All keypoints 4 pixels off, area 1600, sigma 0.05: OKS = exp(-4² / (2 · 1600 · (2 · 0.05)²)) = exp(-1/2) = 0.607."""
+    points = [[10.0, 10.0, 2], [30.0, 40.0, 2]]
+    one = {"bbox": [0, 0, 40, 40], "keypoints": sum(points, []), "num_keypoints": 2}
+    coco = open_annotations(tiny(tmp_path, [one]))
+    found = {"boxes": torch.tensor([[0.0, 0, 40, 40]]), "labels": torch.tensor([1]), "scores": torch.tensor([0.9])}
+    found["keypoints"] = torch.tensor([[[14.0, 10.0, 1], [30.0, 44.0, 1]]])
+    results = results_of(7, found)
+    numbers = score(coco, results, "keypoints", sigmas=[0.05, 0.05])["keypoints"]
+    assert numbers["AP"] == pytest.approx(0.3)  # thresholds 0.50, 0.55, 0.60 of ten
+    assert (numbers["AP50"], numbers["AP75"]) == (pytest.approx(1), 0)
+    wider = score(coco, results, "keypoints", sigmas=[0.1, 0.1])["keypoints"]  # exp(-1/8) = 0.882
+    assert wider["AP"] == pytest.approx(0.8)
+
+
+def test_masks_score_by_hand_with_their_own_area(tmp_path):
+    """A box of 1600 pixels, large for COCO's smallest class; the mask in it has 400, which is small, and IoU 0.5."""
+    whole = np.zeros((100, 100), dtype=np.uint8)
+    whole[:20, :20] = 1
+    truth = {
+        "bbox": [0, 0, 40, 40],
+        "segmentation": {"size": [100, 100], "counts": encode(torch.tensor(whole))["counts"]},
+    }
+    coco = open_annotations(tiny(tmp_path, [truth]))
+    coco.anns[1]["area"] = 400.0
+    found = {"boxes": torch.tensor([[0.0, 0, 40, 40]]), "labels": torch.tensor([1]), "scores": torch.tensor([0.9])}
+    found["masks"] = torch.tensor(whole).float()[None, None].clone()
+    found["masks"][..., 10:, :] = 0
+    scores = score(coco, results_of(7, found), "masks")
+    assert scores["bbox"]["AP"] == pytest.approx(1)
+    assert scores["segm"]["AP"] == scores["segm"]["APs"] == pytest.approx(0.1)  # the threshold 0.50 alone
+    assert scores["segm"]["APm"] is None
+
+
+def test_result_files_hold_one_type_each(tmp_path):
+    found = {"boxes": torch.tensor([[0.0, 0, 4, 4]]), "labels": torch.tensor([1]), "scores": torch.tensor([0.9])}
+    found["keypoints"] = torch.tensor([[[1.0, 1, 1]]])
+    (one,) = results_for(results_of(7, found), "keypoints")
+    assert one == {"image_id": 7, "category_id": 1, "keypoints": [1, 1, 1], "score": pytest.approx(0.9)}
+    (one,) = results_for(results_of(7, found), "bbox")
+    assert set(one) == {"image_id", "category_id", "bbox", "score"}
+
+
 def test_nothing_found_scores_zero(root):
     assert score(opened(root).coco, [])["bbox"]["AP"] == 0
 
@@ -140,6 +183,22 @@ def test_odd_boxes_are_counted(tmp_path):
     assert target["boxes"].tolist() == [[0, 0, 50, 50], [90, 90, 100, 100]]
     assert (data.skipped, data.cut) == (2, 1)
     assert data.with_objects() == [0]
+
+
+@pytest.mark.parametrize("kind", ["boxes", "masks", "keypoints"])
+def test_images_without_objects(kind, root, tmp_path):
+    content = json.loads((root / "annotations" / "keypoints_train.json").read_text())
+    (tmp_path / "a.json").write_text(json.dumps({**content, "annotations": []}))
+    data = CocoImages(root / "train", open_annotations(tmp_path / "a.json"), kind)
+    target = data[0][1]
+    assert target["boxes"].shape == (0, 4)
+    assert kind != "masks" or target["masks"].shape == (0, 128, 128)
+    assert kind != "keypoints" or target["keypoints"].shape == (0, 4, 3)
+    assert data.with_objects() == []
+
+
+def test_a_crowd_alone_is_no_object(tmp_path):
+    crowd = [{"bbox": [0, 0, 90, 90], "iscrowd": 1}]
     empty = CocoImages(tmp_path, open_annotations(tiny(tmp_path, crowd)))
     assert empty[0][1]["boxes"].shape == (0, 4)
     assert empty.with_objects() == []
