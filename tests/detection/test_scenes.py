@@ -129,9 +129,8 @@ def test_scores_by_hand(tmp_path):
 
 
 def test_keypoints_score_by_hand(tmp_path):
-    """All keypoints 4 pixels off, area 1600, sigma 0.05: OKS = exp(-4² / (2 · 1600 · (2 · 0.05)²)) = exp(-1/2) = 0.607."""
-    points = [[10.0, 10.0, 2], [30.0, 40.0, 2]]
-    one = {"bbox": [0, 0, 40, 40], "keypoints": sum(points, []), "num_keypoints": 2}
+    """All keypoints 4 pixels off, area 1600, sigma 0.05: OKS = exp(-4² / (2 · 1600 · 0.1²)) = exp(-1/2) = 0.607."""
+    one = {"bbox": [0, 0, 40, 40], "keypoints": [10, 10, 2, 30, 40, 2], "num_keypoints": 2}
     coco = open_annotations(tiny(tmp_path, [one]))
     found = {"boxes": torch.tensor([[0.0, 0, 40, 40]]), "labels": torch.tensor([1]), "scores": torch.tensor([0.9])}
     found["keypoints"] = torch.tensor([[[14.0, 10.0, 1], [30.0, 44.0, 1]]])
@@ -147,10 +146,7 @@ def test_masks_score_by_hand_with_their_own_area(tmp_path):
     """A box of 1600 pixels, large for COCO's smallest class; the mask in it has 400, which is small, and IoU 0.5."""
     whole = np.zeros((100, 100), dtype=np.uint8)
     whole[:20, :20] = 1
-    truth = {
-        "bbox": [0, 0, 40, 40],
-        "segmentation": {"size": [100, 100], "counts": encode(torch.tensor(whole))["counts"]},
-    }
+    truth = {"bbox": [0, 0, 40, 40], "segmentation": encode(torch.tensor(whole))}
     coco = open_annotations(tiny(tmp_path, [truth]))
     coco.anns[1]["area"] = 400.0
     found = {"boxes": torch.tensor([[0.0, 0, 40, 40]]), "labels": torch.tensor([1]), "scores": torch.tensor([0.9])}
