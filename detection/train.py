@@ -29,8 +29,9 @@ def run(cfg: DictConfig) -> None:
         net = fit(net, data, recipe, folder=folder / "training", seed=cfg.seed, **options)
         save_detector(net, path)
     if rank_zero_only.rank == 0:
-        one = {**steps.plain(cfg.trainer), "devices": 1, "num_nodes": 1, "strategy": "auto"}
-        scores, results = evaluate(net, data, **one)
+        # What detection.evaluate measures by default, whatever the training's precision and length were.
+        kept = {name: cfg.trainer[name] for name in ("accelerator", "enable_progress_bar")}
+        scores, results = evaluate(net, data, devices=1, **kept)
         claims = {kind: numbers["AP"] for kind, numbers in scores.items()}
         record = steps.lineage_record("train", cfg, ("detector", "training", "data", "seed"))
         save_detector(net, path, metrics={**claims, "data": data.name}, lineage=[record])
