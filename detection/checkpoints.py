@@ -44,6 +44,22 @@ def load_detector(path: str | Path, **options: Any) -> nn.Module:
     return net.eval()
 
 
+def holds_detector(content: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's content is a detector, ours or published."""
+    return "detector" in content or any(key.startswith("roi_heads.") for key in content["state_dict"])
+
+
+def start_from_(net: nn.Module, trained: nn.Module) -> list[str]:
+    """Give a detector all weights of another one that fit by name and shape, in place; returns the names of the others.
+
+    So a Mask R-CNN goes on from a Faster R-CNN, and a detector from one of other classes.
+    """
+    mine, theirs = net.state_dict(), trained.state_dict()
+    fitting = {key for key in mine if key in theirs and theirs[key].shape == mine[key].shape}
+    net.load_state_dict({key: theirs[key] if key in fitting else value for key, value in mine.items()})
+    return [key for key in mine if key not in fitting]
+
+
 def _own(content: Mapping[str, Any], path) -> tuple[dict[str, Any], list[dict]]:
     if content.get("format") != FORMAT:
         raise InputError(f"{path}: format {content.get('format')!r} is not {FORMAT}; use the version that wrote it")

@@ -7,11 +7,14 @@ from omegaconf import DictConfig
 from torch import nn
 
 import norton
-from detection.checkpoints import load_detector, save_detector
+from detection.checkpoints import holds_detector, load_detector, save_detector, start_from_
 from detection.models import build_detector
 from detection.reporting import KINDS, open_data, write_scores
 from detection.training import DetectionRecipe, evaluate, fit
 from norton import cli, steps
+from norton.checkpoints import read
+from norton.models import dense_network
+from norton.plan import apply_plan_
 
 
 @cli.script("detection_train")
@@ -48,20 +51,33 @@ def open_recipe(cfg: DictConfig) -> DetectionRecipe:
 
 
 def open_detector(cfg: DictConfig, data) -> nn.Module:
-    """A detector over the backbone of `checkpoint=`, or over one with random weights."""
-    if cfg.checkpoint is not None:
-        told = {"rank": steps.plain(cfg.rank), "compress_rate": steps.plain(cfg.compress_rate)}
-        backbone = norton.load(cfg.checkpoint, **told)
+    """A detector over the backbone of `checkpoint=`, or over one with random weights.
+
+    Where `checkpoint=` is itself a detector, all of its weights that fit are taken.
+    """
+    torch.manual_seed(cfg.seed)
+    told = {"rank": steps.plain(cfg.rank), "compress_rate": steps.plain(cfg.compress_rate)}
+    trained = None
+    if cfg.checkpoint is None:
+        backbone = norton.build("resnet_50", told["rank"] or 0, told["compress_rate"])
+    elif holds_detector(read(cfg.checkpoint)):
+        if any(value is not None for value in told.values()):
+            raise norton.InputError(f"{cfg.checkpoint} is a detector, which has its ranks; give no rank, compress_rate")
+        trained = load_detector(cfg.checkpoint)
+        backbone = apply_plan_(dense_network("resnet_50"), trained.plan)
     else:
-        torch.manual_seed(cfg.seed)
-        backbone = norton.build("resnet_50", steps.plain(cfg.rank) or 0, steps.plain(cfg.compress_rate))
+        backbone = norton.load(cfg.checkpoint, **told)
     d = cfg.detector
     options = steps.plain(d.options) or {}
     if data.num_keypoints is not None:
         options["num_keypoints"] = data.num_keypoints
     choices = {"trainable_layers": d.trainable_layers, "frozen_batchnorm": d.frozen_batchnorm}
     choices["categories"] = data.categories
-    return build_detector(d.kind, backbone, data.num_classes, **choices, **options)
+    net = build_detector(d.kind, backbone, data.num_classes, **choices, **options)
+    if trained is not None and (new := start_from_(net, trained)):
+        parts = dict.fromkeys(".".join(key.split(".")[:2]) for key in new)
+        print(f"not in {cfg.checkpoint}, hence from random weights: {', '.join(parts)}")
+    return net
 
 
 if __name__ == "__main__":

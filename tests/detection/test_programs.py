@@ -37,6 +37,24 @@ def test_train_and_evaluate(run, tmp_path):
     assert found["segm"] == pytest.approx(metrics["segm"], abs=1e-6)
 
 
+def test_a_detector_goes_on_from_another(run, tmp_path):
+    common = [*TINY, f"data.root={tmp_path}/scenes", "detector.options.min_size=64", "training.epochs=0"]
+    code, _, error = run("train", *common, "rank=1", RATES, f"out={tmp_path}/a")
+    assert code == 0, error[-2000:]
+    first = f"checkpoint={tmp_path}/a/model.pt"
+    code, out, error = run("train", *common, "detector=keypointrcnn", first, f"out={tmp_path}/b", "seed=1")
+    assert code == 0, error[-2000:]
+    new = "roi_heads.box_predictor, roi_heads.keypoint_head, roi_heads.keypoint_predictor"
+    assert f"from random weights: {new}" in " ".join(out.split())
+    faster, keypoint = (load_detector(tmp_path / name / "model.pt") for name in ("a", "b"))
+    assert keypoint.plan == faster.plan
+    weights = keypoint.state_dict()
+    same = {key for key, value in faster.state_dict().items() if weights[key].equal(value)}
+    assert same == {key for key in faster.state_dict() if not key.startswith("roi_heads.box_predictor")}
+    code, _, error = run("train", *common, first, "rank=1", f"out={tmp_path}/c")
+    assert code == 2 and "is a detector, which has its ranks" in error
+
+
 @pytest.mark.parametrize("program, arguments, message", [
     ("train", ["checkpoint=checkpoints/resnet_56_clutter.pt"], "the backbone is a resnet_56"),
     ("train", ["detector.trainable_layers=9"], "trainable_layers is 9"),
