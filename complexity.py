@@ -7,6 +7,7 @@ from torch import nn
 
 import norton
 from norton import cli, report, steps
+from norton.checkpoints import holds_detector, read
 from norton.counting import Complexity, LayerCost, percent_removed
 from norton.files import write_json
 from norton.flags import ABOUT_DATA, translate
@@ -15,7 +16,8 @@ from norton.models import NETWORKS
 
 @cli.script("complexity", partial(translate, ignored=ABOUT_DATA))
 def run(cfg: DictConfig) -> None:
-    if cfg.model.arch is not None and cfg.model.arch not in NETWORKS:
+    given = cfg.checkpoint is not None and holds_detector(read(cfg.checkpoint))
+    if given or (cfg.model.arch is not None and cfg.model.arch not in NETWORKS):
         count_detector(cfg)
         return
     if cfg.checkpoint is not None:
@@ -60,6 +62,9 @@ def count_detector(cfg: DictConfig) -> None:
         options["size"] = tuple(cfg.input_size)[1:]
     if cfg.checkpoint is not None:
         net = detection.load_detector(cfg.checkpoint)
+        told = {"model": cfg.model.arch or net.arch, "rank": cfg.rank, "compress_rate": cfg.compress_rate}
+        if told != {"model": net.arch, "rank": None, "compress_rate": None}:
+            raise norton.InputError(f"{cfg.checkpoint} is a {net.arch}, which has its ranks; give neither with it")
     else:
         backbone = norton.build("resnet_50", steps.plain(cfg.rank) or 0, steps.plain(cfg.compress_rate))
         net = detection.build_detector(cfg.model.arch, backbone, cfg.model.num_classes)

@@ -44,11 +44,6 @@ def load_detector(path: str | Path, **options: Any) -> nn.Module:
     return net.eval()
 
 
-def holds_detector(content: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint's content is a detector, ours or published."""
-    return "detector" in content or any(key.startswith("roi_heads.") for key in content["state_dict"])
-
-
 def start_from_(net: nn.Module, trained: nn.Module) -> list[str]:
     """Give a detector all weights of another one that fit by name and shape, in place; returns the names of the others.
 

@@ -33,6 +33,7 @@ def open_annotations(path: str | Path) -> COCO:
         raise InputError(f"{path}: not JSON ({error}); fetch it again") from None
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "categories")):
         raise InputError(f"{path}: no COCO annotations; expected lists of images, categories and annotations")
+    _check_fields(content, path)
     known = {kind: {entry["id"] for entry in content[kind]} for kind in ("images", "categories")}
     for one in content.get("annotations", []):
         for key, kind in (("image_id", "images"), ("category_id", "categories")):
@@ -45,6 +46,21 @@ def open_annotations(path: str | Path) -> COCO:
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         coco.createIndex()
     return coco
+
+
+def _check_fields(content: dict[str, Any], path: Path) -> None:
+    """Raise InputError for entries without what COCO's have; whoever leaves out iscrowd means no crowd."""
+    needed = {
+        "images": ("id", "file_name", "width", "height"),
+        "categories": ("id", "name"),
+        "annotations": ("id", "image_id", "category_id", "bbox", "area"),
+    }
+    for kind, fields in needed.items():
+        for number, entry in enumerate(content.get(kind, [])):
+            if missing := [field for field in fields if field not in entry]:
+                raise InputError(f"{path}: number {number} of its {kind} has no {missing[0]}; COCO's have {fields}")
+    for one in content.get("annotations", []):
+        one.setdefault("iscrowd", 0)
 
 
 class CocoImages(Dataset):
@@ -124,6 +140,8 @@ class CocoImages(Dataset):
             if box[2] <= box[0] or box[3] <= box[1]:
                 self.skipped += 1
                 continue
+            if self.kind == "masks" and "segmentation" not in one:
+                raise InputError(f"annotation {one['id']} has no segmentation, which masks are learnt from")
             self.cut += box != [x, y, x + width, y + height]
             found.append({**one, "box": box})
         return found

@@ -6,12 +6,12 @@ from pathlib import Path
 import lightning
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from torchvision.transforms.v2 import functional
 
 from detection.coco import CocoImages, Target, open_annotations
 from detection.scenes import COUNTS, KEYPOINTS, SIZE, write_scenes
-from norton.data.datamodule import EpochSampler, LateLoader, check_loading
+from norton.data.datamodule import EpochSampler, LateLoader, check_loading, devices
 from norton.data.splits import generator
 from norton.errors import InputError
 
@@ -100,6 +100,23 @@ class AspectBatches(Sampler):
             yield rest[start : start + self.batch_size]
 
 
+class Share(Sequence):
+    """The indices of every n-th of `count` images, where n devices train together: those of this device."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def _indices(self) -> range:
+        number, rank = devices()
+        return range(rank, self.count, number)
+
+    def __len__(self) -> int:
+        return len(self._indices())
+
+    def __getitem__(self, place: int) -> int:
+        return self._indices()[place]
+
+
 class DetectionData(lightning.LightningDataModule):
     """The loaders of a detection data set; `scenes` are written at the first use.
 
@@ -129,17 +146,18 @@ class DetectionData(lightning.LightningDataModule):
         self.root = Path(root) if root is not None else ROOTS[name]
         self.size, self.counts = size, dict(counts)
         self.sigmas = SIGMAS[name]
-        self._splits: dict[str, CocoImages] = {}
+        self._splits: dict[tuple, CocoImages] = {}  # by layout, for COCO reports on the images that it selects by
 
     def images(self, split: str) -> CocoImages:
         """The images of a split, opened once."""
-        if split not in self._splits:
+        layout = LAYOUTS[self.name][split]
+        if layout not in self._splits:
             if self.name == "scenes":
                 write_scenes(self.root, seed=self.seed, size=self.size, counts=self.counts, progress=True)
-            folder, instances, keypoints = LAYOUTS[self.name][split]
+            folder, instances, keypoints = layout
             annotations = open_annotations(self.root / (keypoints if self.kind == "keypoints" else instances))
-            self._splits[split] = CocoImages(self.root / folder, annotations, self.kind)
-        return self._splits[split]
+            self._splits[layout] = CocoImages(self.root / folder, annotations, self.kind)
+        return self._splits[layout]
 
     @property
     def num_classes(self) -> int:
@@ -166,15 +184,19 @@ class DetectionData(lightning.LightningDataModule):
             images, batch_sampler=batches, num_workers=self.num_workers, collate_fn=tuples, generator=sampler.generator
         )
 
-    def val_dataloader(self) -> DataLoader:
-        return self._in_order("val")
+    def val_dataloader(self, shared: bool = False) -> DataLoader:
+        """shared: devices that train together take every n-th image each."""
+        return self._in_order("val", shared)
 
     def test_dataloader(self) -> DataLoader:
         return self._in_order("test")
 
-    def _in_order(self, split: str) -> DataLoader:
+    def _in_order(self, split: str, shared: bool = False) -> DataLoader:
+        images = self.images(split)
+        if shared:
+            images = Subset(images, Share(len(images)))
         options = {"num_workers": self.num_workers, "collate_fn": tuples, "generator": generator(self.seed)}
-        return LateLoader(self.images(split), batch_size=self.batch_size, **options)
+        return LateLoader(images, batch_size=self.batch_size, **options)
 
 
 def tuples(batch: Sequence[tuple[Tensor, Target]]) -> tuple[tuple[Tensor, ...], tuple[Target, ...]]:

@@ -23,7 +23,8 @@ def draw(image: Tensor, found: Mapping[str, Tensor], categories: Mapping[int, st
     found: of one image, as torchvision's detectors give it.  categories: label → name; a label without name is written
     as a number.  threshold: the least score of what is drawn.
     """
-    found = {key: value[found["scores"] >= threshold].cpu() for key, value in found.items()}
+    # The best come first and are drawn last, over the others.
+    found = {key: value[found["scores"] >= threshold].flip(0).cpu() for key, value in found.items()}
     scale = max(1, -(-LEAST_SIDE // min(image.shape[-2:])))
     picture = image.cpu().repeat_interleave(scale, 1).repeat_interleave(scale, 2)
     labels = found["labels"].tolist()

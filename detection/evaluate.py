@@ -15,13 +15,18 @@ def run(cfg: DictConfig) -> None:
         raise norton.InputError("no checkpoint: give checkpoint=FILE, a detector")
     steps.check_settings(cfg)
     net = load_detector(cfg.checkpoint, **steps.plain(cfg.options))
-    data = open_data(cfg, KINDS[net.arch])
+    data = open_data(cfg, KINDS[net.arch], [cfg.split])
     if net.recipe["num_classes"] != data.num_classes:
         raise norton.InputError(
             f"the detector tells {net.recipe['num_classes']} classes apart, with the background, the data {data.name} "
             f"have {data.num_classes}; choose other data"
         )
-    options = {**steps.plain(cfg.trainer), "devices": 1, "num_nodes": 1, "strategy": "auto"}
+    if (keypoints := net.recipe.get("num_keypoints", 17)) != data.num_keypoints and data.num_keypoints is not None:
+        raise norton.InputError(
+            f"the detector finds {keypoints} keypoints, the objects of {data.name} have {data.num_keypoints}; choose "
+            "other data"
+        )
+    options = {**steps.trainer_options(cfg), "devices": 1, "num_nodes": 1, "strategy": "auto"}
     scores, results = evaluate(net, data, split=cfg.split, **options)
     write_scores(cli.open_folder(cfg), net, data, scores, results)
 

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -38,13 +39,13 @@ def frames(path: str | Path, limit: int | None = None) -> Iterator[Frame]:
     return (Frame(file.name, _pixels(read_picture(file))) for file in image_files(path)[:limit])
 
 
-def frame_rate(path: str | Path) -> float:
+def frame_rate(path: str | Path) -> Fraction:
     """Frames per second of a video, 25 where it does not say."""
     with av.open(str(path)) as container:
-        return float(container.streams.video[0].average_rate or 25)
+        return Fraction(container.streams.video[0].average_rate or 25)
 
 
-def write_video(path: str | Path, images: Iterable[Tensor], rate: float) -> Path:
+def write_video(path: str | Path, images: Iterable[Tensor], rate: Fraction | int) -> Path:
     """Write images (3, H, W) uint8 of one size as H.264; whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,13 +78,13 @@ def _video_frames(path: Path) -> Iterator[Frame]:
         raise InputError(f"{path}: a video without frames; fetch it again")
 
 
-def _encode(path: Path, images: Iterable[Tensor], rate: float) -> None:
+def _encode(path: Path, images: Iterable[Tensor], rate: Fraction | int) -> None:
     with av.open(str(path), "w") as container:
         stream = None
         for image in images:
             height, width = (side // 2 * 2 for side in image.shape[-2:])  # colours are stored for 2×2 pixels
             if stream is None:
-                stream = container.add_stream("libx264", rate=round(rate))
+                stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1001))
                 stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
             pixels = image[:, :height, :width].permute(1, 2, 0).contiguous().numpy()
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))

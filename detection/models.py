@@ -42,9 +42,15 @@ def build_detector(
     body = fpn_backbone(backbone, trainable_layers, frozen_batchnorm)
     num_classes = CLASSES[kind] if num_classes is None else num_classes
     known = inspect.signature(DETECTORS[kind].__init__).parameters
-    if unknown := sorted(set(options) - set(known)):  # torchvision swallows what it does not know
+    if unknown := sorted(set(options) - set(list(known)[3:-1])):  # torchvision swallows what it does not know
         raise InputError(f"{kind} has no option {', '.join(unknown)}; it has {', '.join(list(known)[3:-1])}")
-    net = DETECTORS[kind](body, num_classes, **options)
+    for name in ("min_size", "max_size"):
+        if not isinstance(size := options.get(name, 800), int | tuple | list) or size == 0:
+            raise InputError(f"{kind}'s {name} is {size!r}; it must be a number of pixels")
+    try:
+        net = DETECTORS[kind](body, num_classes, **options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{kind}: torchvision does not take these options, {options} ({error})") from None
     net.arch, net.plan = kind, plan_of(backbone)
     choices = {"trainable_layers": trainable_layers, "frozen_batchnorm": frozen_batchnorm}
     choices["categories"] = dict(categories or {})

@@ -1,6 +1,6 @@
 """What the detection programs share: data of a config, and scores as files for people and for COCO."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ from norton.files import write_json
 KINDS = {"fasterrcnn": "boxes", "maskrcnn": "masks", "keypointrcnn": "keypoints"}  # what each detector learns
 
 
-def open_data(cfg: DictConfig, kind: str) -> DetectionData:
-    """The data of `data`; they are looked for at once."""
+def open_data(cfg: DictConfig, kind: str, splits: Sequence[str] = ("train", "val", "test")) -> DetectionData:
+    """The data of `data`; these splits are looked for at once."""
     try:
         data = DetectionData(**steps.plain(cfg.data), kind=kind)
     except TypeError as error:
         raise InputError(f"data={cfg.data.get('name')}: {error}") from None
-    for split in ("train", "val", "test"):
+    for split in splits:
         images = data.images(split)
         if images.skipped or images.cut:
             print(f"{split}: {images.skipped} boxes of no area skipped, {images.cut} cut at the edge of their image")

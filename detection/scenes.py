@@ -6,7 +6,6 @@ extreme points) in `annotations/keypoints_SPLIT.json`. Neither a digit nor a pix
 
 import json
 import math
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -50,6 +49,10 @@ def write_scenes(
     Raises InputError where `root` holds something else, or scenes of other settings.
     """
     root = Path(root)
+    for name, number in {"size": size, **counts}.items():
+        least = 2 * SIDES[0] if name == "size" else 1
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise InputError(f"scenes: {name} is {number!r}; it must be a whole number of at least {least}")
     settings = {"seed": seed, "size": size, "counts": dict(counts), "version": 1}
     if root.exists() and any(root.iterdir()):
         _check_same(root, settings)
@@ -60,9 +63,10 @@ def write_scenes(
         for split, count in counts.items():
             _write_split(whole, split, count, size, seed, progress)
         write_json(whole / _SETTINGS, settings)
-        if root.exists():
-            root.rmdir()
-        shutil.move(whole, root)
+        try:
+            whole.rename(root)  # also over an empty folder
+        except OSError:  # another process was faster
+            _check_same(root, settings)
     return root
 
 

@@ -12,7 +12,6 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from detection.coco import encode
-from norton.errors import InputError
 
 NAMES = {
     "bbox": ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
@@ -60,14 +59,11 @@ def score(
     image_ids: which images count, all by default.  sigmas: one per keypoint, those of COCO's people by default.
     """
     known = {one["id"] for one in annotations.dataset["categories"]}
-    if unknown := sorted({one["category_id"] for one in results} - known):
-        raise InputError(f"the results name category {unknown[0]}, which the annotations lack; is it the right data?")
-    if not results:
-        return {kind: dict.fromkeys(NAMES[kind], 0.0) for kind in TYPES[kind]}
+    results = [one for one in results if one["category_id"] in known]  # COCO's labels have gaps
     scores = {}
     for iou in TYPES[kind]:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints tables of its own
-            found = annotations.loadRes(copy.deepcopy(results_for(results, iou)))
+            found = _opened(annotations, results_for(results, iou))
             evaluation = COCOeval(annotations, found, iou)
             if iou == "keypoints" and sigmas is not None:
                 evaluation.params.kpt_oks_sigmas = np.array(sigmas)
@@ -79,3 +75,13 @@ def score(
         numbers = [None if value < 0 else float(value) for value in evaluation.stats]
         scores[iou] = dict(zip(NAMES[iou], numbers, strict=True))
     return scores
+
+
+def _opened(annotations: COCO, results: list[dict[str, Any]]) -> COCO:
+    """Results as pycocotools wants them, which cannot open none."""
+    if results:
+        return annotations.loadRes(copy.deepcopy(results))
+    empty = COCO()
+    empty.dataset = {**annotations.dataset, "annotations": []}
+    empty.createIndex()
+    return empty

@@ -7,18 +7,19 @@ from omegaconf import DictConfig
 from torch import nn
 
 import norton
-from detection.checkpoints import holds_detector, load_detector, save_detector, start_from_
+from detection.checkpoints import load_detector, save_detector, start_from_
 from detection.models import build_detector
 from detection.reporting import KINDS, open_data, write_scores
 from detection.training import DetectionRecipe, evaluate, fit
 from norton import cli, steps
-from norton.checkpoints import read
+from norton.checkpoints import holds_detector, read
 from norton.models import dense_network
 from norton.plan import apply_plan_
 
 
 @cli.script("detection_train")
 def run(cfg: DictConfig) -> None:
+    steps.whole(cfg, "seed", 0)
     recipe = open_recipe(cfg)
     data = open_data(cfg, KINDS.get(cfg.detector.kind, "boxes"))
     net = open_detector(cfg, data)
@@ -28,7 +29,7 @@ def run(cfg: DictConfig) -> None:
         net = load_detector(path)
     else:
         loggers = [instantiate(logger) for logger in cfg.logger.values()] if cfg.logger else []
-        options = {**steps.plain(cfg.trainer), "loggers": loggers}
+        options = {**steps.trainer_options(cfg), "loggers": loggers}
         net = fit(net, data, recipe, folder=folder / "training", seed=cfg.seed, **options)
         save_detector(net, path)
     if rank_zero_only.rank == 0:
@@ -39,7 +40,9 @@ def run(cfg: DictConfig) -> None:
         record = steps.lineage_record("train", cfg, ("detector", "training", "data", "seed"))
         save_detector(net, path, metrics={**claims, "data": data.name}, lineage=[record])
         write_scores(folder, net, data, scores, results)
-        print(f"next: python -m detection.evaluate checkpoint={path}")
+        where = f" detection_data@data={data.name}" * (data.name != "scenes")
+        where += f" data.root={cfg.data.root}" * (cfg.data.root is not None)
+        print(f"next: python -m detection.evaluate checkpoint={path}{where}")
 
 
 def open_recipe(cfg: DictConfig) -> DetectionRecipe:

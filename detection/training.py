@@ -16,7 +16,7 @@ from detection.coco import Target
 from detection.data import DetectionData
 from detection.scoring import TYPES, results_of, score
 from norton.data.splits import generator
-from norton.decomposition.cp import set_form_
+from norton.decomposition.cp import FORMS, set_form_
 from norton.errors import InputError
 from norton.training.fit import best_weights, trainer_of
 
@@ -51,6 +51,8 @@ class DetectionRecipe:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise InputError(f"training.{name} is {value!r}; it must be a number of at least 0")
+        if self.form not in FORMS:
+            raise InputError(f"training.form is {self.form!r}; choose one of {', '.join(FORMS)}")
         if list(self.steps) != sorted(self.steps) or any(not isinstance(step, int) or step < 1 for step in self.steps):
             raise InputError(f"training.steps is {list(self.steps)!r}; it must be rising epochs of at least 1")
 
@@ -68,7 +70,11 @@ class DetectorModule(lightning.LightningModule):
     def __init__(self, net: nn.Module, recipe: DetectionRecipe, data: DetectionData, seed: int = 0):
         super().__init__()
         self.net, self.recipe, self.data, self.seed = net, recipe, data, seed
+        # In mixed precision torchvision would round boxes as it does what these say of them: to 4 pixels at 800.
+        for layer in (net.rpn.head, net.roi_heads.box_predictor):
+            layer.register_forward_hook(_in_float32)
         self.found: list[dict[str, Any]] = []
+        self.seen: list[int] = []
         self.scores: dict[str, dict[str, float | None]] = {}
 
     def on_train_epoch_start(self) -> None:
@@ -116,29 +122,33 @@ class DetectorModule(lightning.LightningModule):
     def _find(self, batch: tuple) -> None:
         images, targets = batch
         for target, found in zip(targets, self.net(list(images)), strict=True):
-            self.found += results_of(int(target["image_id"]), found)
+            self.seen.append(int(target["image_id"]))
+            self.found += results_of(self.seen[-1], found)
 
     def _score(self, split: str) -> None:
-        found = _of_all_devices(self.found, self.trainer.world_size)
-        self.found = []
-        self.results = found
-        self.scores = score(self.data.images(split).coco, found, self.data.kind, sigmas=self.data.sigmas)
+        # Not all images, where the Trainer's limit_val_batches says so.
+        seen, self.results = (_of_all_devices(part, self.trainer.world_size) for part in (self.seen, self.found))
+        self.seen, self.found = [], []
+        annotations = self.data.images(split).coco
+        self.scores = score(annotations, self.results, self.data.kind, image_ids=seen, sigmas=self.data.sigmas)
         for kind, numbers in self.scores.items():
             self.log(f"{split}/{kind}_AP", numbers["AP"] or 0.0, prog_bar=kind == "bbox")
 
 
-def _of_all_devices(found: list[dict[str, Any]], devices: int) -> list[dict[str, Any]]:
-    """The results of all processes; an image that filled up a batch on two of them counts once."""
+def _in_float32(_: nn.Module, __: Any, outputs: Any) -> Any:
+    """A hook: the outputs of a layer, tensors or lists of them, in float32."""
+    if isinstance(outputs, Tensor):
+        return outputs.float()
+    return type(outputs)(_in_float32(_, __, output) for output in outputs)
+
+
+def _of_all_devices(found: list, devices: int) -> list:
+    """What the processes have found together, each in its share of the images."""
     if devices == 1:  # also after a training on several, when the others are gone
         return found
-    parts: list[list[dict[str, Any]]] = [[] for _ in range(devices)]
+    parts: list[list] = [[] for _ in range(devices)]
     distributed.all_gather_object(parts, found)
-    seen, whole = set(), []
-    for part in parts:
-        here = {one["image_id"] for one in part}
-        whole += [one for one in part if one["image_id"] not in seen]
-        seen |= here
-    return whole
+    return [one for part in parts for one in part]
 
 
 def fit(
@@ -165,7 +175,7 @@ def fit(
     state_dict = best_weights(
         module,
         data.train_dataloader(),
-        data.val_dataloader(),
+        data.val_dataloader(shared=True),
         monitor=f"val/{TYPES[data.kind][-1]}_AP",
         folder=folder,
         max_epochs=recipe.epochs,

@@ -1,6 +1,8 @@
 """Draw what detectors find, dense beside compressed, with the frames per second of each."""
 
 import io
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,8 @@ def run(cfg: DictConfig) -> None:
     timed = [frame.image.to(device) / 255 for frame in frames(path, min(cfg.timed_images, limit or cfg.timed_images))]
     measured = measure(nets, timed, cfg.repeats)
     for name, net in nets.items():
-        set_form_(net, "fast" if measured[name]["form"] == "dense" else measured[name]["form"])
+        if measured[name]["form"] != "dense":
+            set_form_(net, measured[name]["form"])
     folder = cli.open_folder(cfg)
     drawn = draw_all(nets, measured, frames(path, limit), cfg.threshold, device)
     written = write_pictures(folder, drawn, path, limit)
@@ -65,12 +68,12 @@ def open_detectors(cfg: DictConfig) -> dict[str, nn.Module]:
     given = steps.plain(cfg.compressed) or []
     given = [given] if isinstance(given, str) else given
     options = steps.plain(cfg.options)
-    first = load_detector(cfg.checkpoint, **options)
-    nets = {"dense" if not first.plan else report.labels([cfg.checkpoint])[0]: first}
-    names = ["compressed"] if len(given) == 1 else report.labels(given)
-    for name, file in zip(names, given, strict=True):
-        nets[name] = load_detector(file, **options)
-    return nets
+    paths = [str(path) for path in (cfg.checkpoint, *given)]
+    names = report.labels(paths)
+    nets = [load_detector(path, **options) for path in paths]
+    if len(nets) == 2 and not nets[0].plan and nets[1].plan:
+        names = ["dense", "compressed"]
+    return dict(zip(names, nets, strict=True))
 
 
 def open_images(cfg: DictConfig) -> tuple[Path, int | None]:
@@ -137,11 +140,20 @@ def write_pictures(folder: Path, drawn: Iterator[Frame], path: Path, limit: int 
     if is_video(path):
         written = [write_video(folder / "video.mp4", (frame.image for frame in watched()), frame_rate(path)).name]
     else:
-        for frame in watched():
-            write_png(folder / "images" / f"{Path(frame.name).stem}.png", frame.image)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".images-") as temporary:
+            for frame in watched():
+                write_png(free_name(Path(temporary), frame.name), frame.image)
+            shutil.rmtree(folder / "images", ignore_errors=True)
+            shutil.copytree(temporary, folder / "images")
         written = ["images/"]
     write_png(folder / "picture.png", stacked(first))
     return [*written, "picture.png"]
+
+
+def free_name(folder: Path, name: str) -> Path:
+    """Where the picture of an image goes; a.jpg and a.png get one each."""
+    path = folder / f"{Path(name).stem}.png"
+    return folder / f"{name}.png" if path.exists() else path
 
 
 def write_png(path: Path, picture: Tensor) -> None:

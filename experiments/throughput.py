@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 import norton
 from norton import cli, report, steps
-from norton.checkpoints import read
+from norton.checkpoints import holds_detector, read
 from norton.files import write_json
 from norton.latency import latencies, peak_memory
 from norton.models import NETWORKS
 
-PUBLISHED_PROPOSALS = 1000  # that the published MACs of detectors are counted at
 DETECTIONS = 10  # what an image of everyday things holds
 
 
@@ -33,7 +32,14 @@ def run(cfg: DictConfig) -> None:
     points = []
     for size, batch_size in track(list(product(sizes, batch_sizes)), "measure", transient=True):
         resized = {name: prepared(net, size, cfg) for name, net in nets.items()}
-        points += measure(resized, pictures(detectors, size, batch_size, cfg.seed).to(device), cfg.repeats)
+        try:
+            points += measure(resized, pictures(detectors, size, batch_size, cfg.seed).to(device), cfg.repeats)
+        except RuntimeError as error:  # torch's word for too little memory
+            if "memory" not in str(error):
+                raise
+            print(f"{size}×{size}, batch {batch_size}: left out, there is not enough memory")
+    if not points:
+        raise norton.InputError("there is not enough memory for any of the batches; choose smaller ones")
 
     folder = cli.open_folder(cfg)
     arch = next(iter(nets.values())).arch
@@ -102,8 +108,7 @@ def random_networks(cfg: DictConfig) -> dict[str, nn.Module]:
 
 def open_file(path: str) -> nn.Module:
     """The classifier or detector of a checkpoint."""
-    content = read(path)
-    if "detector" not in content and not any(key.startswith("roi_heads.") for key in content["state_dict"]):
+    if not holds_detector(read(path)):
         return norton.load(path)
     import detection
 
@@ -124,6 +129,8 @@ def prepared(net: nn.Module, size: int, cfg: DictConfig) -> nn.Module:
         return net
     net = copy.deepcopy(net)
     net.transform.min_size, net.transform.max_size = (size,), size
+    from detection.counting import PUBLISHED_PROPOSALS
+
     # With random weights the numbers would be luck, other for each network, and decide what is measured.
     random = cfg.model.arch is not None
     proposals = cfg.proposals if cfg.proposals is not None or not random else PUBLISHED_PROPOSALS

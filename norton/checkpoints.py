@@ -76,6 +76,11 @@ def load(
     return rebuild(read(path), path, arch=arch, rank=rank, compress_rate=compress_rate, net=net)
 
 
+def holds_detector(content: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's content is a detector, ours or published."""
+    return "detector" in content or any(key.startswith("roi_heads.") for key in content["state_dict"])
+
+
 def read(path: str | Path) -> dict[str, Any]:
     """The plain content of a checkpoint file, with a `state_dict`; code in it is refused, never run."""
     path = Path(path)

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from norton.errors import InputError
 from norton.files import write_whole
 
 Row = Mapping[str, Any]
@@ -41,9 +42,17 @@ def format_cell(value: Any) -> str:
 
 
 def labels(paths: Sequence[str]) -> list[str]:
-    """File names without their ending, or the paths where names repeat: every decompose.py run writes a model.pt."""
-    stems = [Path(path).stem for path in paths]
-    return stems if len(set(stems)) == len(stems) else list(paths)
+    """A name per file: without its ending, or of its folder, or the path, the first of these that tells all apart.
+
+    Every run writes a model.pt.  Raises InputError for a file that is given twice.
+    """
+    if len({str(Path(path).resolve()) for path in paths}) < len(paths):
+        raise InputError(f"the same file is given twice: {', '.join(map(str, paths))}")
+    for name in (lambda path: path.stem, lambda path: path.resolve().parent.name, str):
+        names = [name(Path(path)) for path in paths]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def speed_sentence(name: str, macs_ratio: float, speedup: float) -> str:

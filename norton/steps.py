@@ -132,6 +132,16 @@ def whole(cfg: DictConfig, name: str, least: int) -> None:
         raise InputError(f"{name} is {value!r}; it must be a whole number of at least {least}")
 
 
+def trainer_options(cfg: DictConfig) -> dict[str, Any]:
+    """The Lightning Trainer's settings that are a user's.  Raises InputError for those that follow from others."""
+    instead = {"max_epochs": "training.epochs", "gradient_clip_val": "training.gradient_clip", "logger": "logger"}
+    options = plain(cfg.trainer)
+    for name, setting in instead.items():
+        if name in options:
+            raise InputError(f"trainer.{name} follows from {setting}; set that")
+    return options
+
+
 def device(name: str) -> torch.device:
     """The device that a user names; auto: a GPU where there is one."""
     if name == "auto":
@@ -176,7 +186,7 @@ def fit(net: nn.Module, cfg: DictConfig, group: str, data, folder: Path) -> nn.M
 
     loggers = [instantiate(logger) for logger in cfg.logger.values()] if cfg.logger else []
     return train(
-        net, data, recipe(cfg[group], group), folder=folder, seed=cfg.seed, loggers=loggers, **plain(cfg.trainer)
+        net, data, recipe(cfg[group], group), folder=folder, seed=cfg.seed, loggers=loggers, **trainer_options(cfg)
     )
 
 
@@ -185,7 +195,7 @@ def evaluate(net: nn.Module, cfg: DictConfig, data, split: str = "test") -> dict
     from norton.training import evaluate as measure
 
     check_classes(net, data)
-    options = {**plain(cfg.trainer), "devices": 1, "num_nodes": 1, "strategy": "auto"}
+    options = {**trainer_options(cfg), "devices": 1, "num_nodes": 1, "strategy": "auto"}
     return measure(net, data, split=split, **options)
 
 

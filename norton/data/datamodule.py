@@ -30,18 +30,18 @@ class EpochSampler(DistributedSampler):
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
-        self.generator.set_state(generator(self.seed, epoch, _devices()[1]).get_state())
+        self.generator.set_state(generator(self.seed, epoch, devices()[1]).get_state())
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
 
     def __len__(self) -> int:
-        return math.ceil(len(self.dataset) / _devices()[0])
+        return math.ceil(len(self.dataset) / devices()[0])
 
     def __iter__(self) -> Iterator[int]:
-        devices, rank = _devices()
+        number, rank = devices()
         order = torch.randperm(len(self.dataset), generator=generator(self.seed, self.epoch))
-        filled = torch.arange(len(self) * devices) % len(order)  # devices must get equally many
-        return iter(order[filled][rank::devices].tolist())
+        filled = torch.arange(len(self) * number) % len(order)  # devices must get equally many
+        return iter(order[filled][rank::number].tolist())
 
 
 class LateLoader(DataLoader):
@@ -55,7 +55,7 @@ class LateLoader(DataLoader):
             raise InputError(str(error).rpartition("InputError: ")[2].strip()) from error
 
 
-def _devices() -> tuple[int, int]:
+def devices() -> tuple[int, int]:
     """How many devices train together, and which this is."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_world_size(), distributed.get_rank()

@@ -75,6 +75,8 @@ def best_weights(
     folder: takes the training state after every epoch; with `resume`, a training found there goes on where it was.
     """
     folder = Path(folder)
+    if own := {"callbacks", "num_sanity_val_steps", "default_root_dir", "enable_model_summary"} & set(trainer_options):
+        raise InputError(f"trainer.{min(own)} is what a training sets itself; leave it out")
     best = ModelCheckpoint(folder, filename="best", monitor=monitor, mode="max", enable_version_counter=False)
     # One of its own: `save_last` of the other would be written only when an epoch is the best so far.
     last = ModelCheckpoint(folder, filename=Path(LAST).stem, enable_version_counter=False)
@@ -87,6 +89,8 @@ def best_weights(
         enable_model_summary=False,
         **trainer_options,
     )
+    if not trainer.limit_val_batches:
+        raise InputError("trainer.limit_val_batches is 0; the best epoch is picked on validation images")
     state = folder / LAST
     trainer.fit(module, train, selection, ckpt_path=state if resume and state.exists() else None, weights_only=True)
     state_dict = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]

@@ -63,7 +63,7 @@ def test_devices_share_one_epoch(monkeypatch, devices):
     whole = list(sampler)
     shares = []
     for rank in range(devices):
-        monkeypatch.setattr("norton.data.datamodule._devices", lambda rank=rank: (devices, rank))
+        monkeypatch.setattr("norton.data.datamodule.devices", lambda rank=rank: (devices, rank))
         shares.append(list(sampler))
         assert len(shares[-1]) == len(sampler)
     assert set().union(*shares) == set(whole)

@@ -1,6 +1,7 @@
 """Loaders, the published schedule, and a tiny training of each detector."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,14 +74,67 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_weights(root, tmp_path,
     assert all(torch.equal(value, resumed.state_dict()[key]) for key, value in whole.state_dict().items())
 
 
-def test_an_image_that_filled_up_a_batch_on_two_devices_counts_once(monkeypatch):
+def test_devices_share_the_images_and_put_together_what_they_found(root, monkeypatch):
+    data = scenes_data(root)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr("detection.data.devices", lambda rank=rank: (2, rank))
+        shares.append([target["image_id"] for _, batch in data.val_dataloader(shared=True) for target in batch])
+        assert len(next(iter(data.val_dataloader()))[0]) == COUNTS["val"]  # after training one device sees all
+    assert shares == [[1], [2]]
+
     def gather(parts, mine):
-        parts[:] = [[{"image_id": 1, "score": 0.5}, {"image_id": 1, "score": 0.25}], mine]
+        parts[:] = [[1], mine]
 
     monkeypatch.setattr(training.distributed, "all_gather_object", gather)
-    mine = [{"image_id": 2, "score": 0.1}, {"image_id": 1, "score": 0.5}, {"image_id": 1, "score": 0.25}]
-    found = training._of_all_devices(mine, 2)
-    assert sorted((one["image_id"], one["score"]) for one in found) == [(1, 0.25), (1, 0.5), (2, 0.1)]
+    assert training._of_all_devices([2], 2) == [1, 2]
+    assert training._of_all_devices([2], 1) == [2]
+
+
+@pytest.mark.parametrize("batch_size, devices, accumulated", [(2, 8, 1), (8, 1, 1), (4, 2, 3)])
+def test_the_rate_is_scaled_by_the_images_of_a_step(batch_size, devices, accumulated):
+    net = torch.nn.Module()
+    net.rpn, net.roi_heads = torch.nn.Module(), torch.nn.Module()
+    net.rpn.head, net.roi_heads.box_predictor = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    recipe = DetectionRecipe(epochs=1, learning_rate=0.02, warmup_steps=0)
+    module = DetectorModule(net, recipe, SimpleNamespace(batch_size=batch_size, kind="boxes"))
+    trainer = SimpleNamespace(world_size=devices, accumulate_grad_batches=accumulated, estimated_stepping_batches=9)
+    module._trainer = trainer
+    (group,) = module.configure_optimizers()["optimizer"].param_groups
+    assert group["lr"] == pytest.approx(0.02 * batch_size * devices * accumulated / 16)
+
+
+def test_boxes_are_exact_in_mixed_precision(root):
+    """In bfloat16 a coordinate of 100 pixels has steps of half a pixel."""
+    data = scenes_data(root)
+    torch.manual_seed(0)
+    options = {"box_score_thresh": 0.0, "min_size": 64, "max_size": 64, "rpn_post_nms_top_n_test": 20}
+    net = build_detector("fasterrcnn", norton.build("resnet_50", 1, RATES), 11, **options).eval()
+    _, results = evaluate(net, data, precision="bf16-mixed", **QUIET)
+    values = torch.tensor([one["bbox"] for one in results]).flatten()
+    assert (values != values.bfloat16().float()).float().mean() > 0.3
+
+
+def test_only_the_images_that_were_looked_at_count(root):
+    data = scenes_data(root)
+    data.batch_size = 1
+    found = {int(target["image_id"]): target for target in (data.images("test")[index][1] for index in range(2))}
+
+    class Oracle(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rpn, self.roi_heads = torch.nn.Module(), torch.nn.Module()
+            self.rpn.head = self.roi_heads.box_predictor = torch.nn.Identity()
+            self.turn = 0
+
+        def forward(self, images):
+            self.turn += 1
+            target = found[self.turn]
+            return [{"boxes": target["boxes"], "labels": target["labels"], "scores": torch.ones(len(target["labels"]))}]
+
+    scores, _ = evaluate(Oracle(), data, limit_test_batches=1, **QUIET)
+    assert len(found[2]["boxes"]) > 0
+    assert scores["bbox"]["AP"] == pytest.approx(1)
 
 
 def coco_root(tmp_path):
