@@ -72,6 +72,8 @@ def open_detector(cfg: DictConfig, data) -> nn.Module:
         backbone = norton.load(cfg.checkpoint, **told)
     d = cfg.detector
     options = steps.plain(d.options) or {}
+    if "num_classes" in options:
+        raise norton.InputError("detector.options has num_classes, which the data decide; leave it out")
     if data.num_keypoints is not None:
         options["num_keypoints"] = data.num_keypoints
     choices = {"trainable_layers": d.trainable_layers, "frozen_batchnorm": d.frozen_batchnorm}

@@ -134,12 +134,15 @@ def prepared(net: nn.Module, size: int, cfg: DictConfig) -> nn.Module:
     # With random weights the numbers would be luck, other for each network, and decide what is measured.
     random = cfg.model.arch is not None
     proposals = cfg.proposals if cfg.proposals is not None or not random else PUBLISHED_PROPOSALS
-    detections = cfg.detections if cfg.detections is not None or not random else DETECTIONS
+    detections = cfg.detections
+    if detections is None and random:  # only masks and keypoints are computed for detections
+        detections = DETECTIONS if net.roi_heads.has_mask() or net.roi_heads.has_keypoint() else 0
     if proposals is not None:
         net.rpn._pre_nms_top_n["testing"] = net.rpn._post_nms_top_n["testing"] = proposals
         net.rpn.nms_thresh, net.rpn.min_size = 1.0, -1.0  # boxes stay that cover each other, or have no area
     if detections is not None:
-        net.roi_heads.score_thresh, net.roi_heads.nms_thresh = -1.0, 1.0
+        net.roi_heads.score_thresh = -1.0 if detections else 1.0  # all boxes score more, or none
+        net.roi_heads.nms_thresh = 1.0
         net.roi_heads.detections_per_img = detections
     return net
 

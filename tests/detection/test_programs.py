@@ -60,13 +60,17 @@ def test_a_detector_goes_on_from_another(run, tmp_path):
     ("train", ["detector.trainable_layers=9"], "trainable_layers is 9"),
     ("train", ["+detector.options.colour=red"], "has no option colour"),
     ("train", ["training.steps=[5,2]"], "rising epochs"),
+    ("train", ["training.form=nix"], "training.form is 'nix'"),
+    ("train", ["seed=-1"], "seed is -1"),
+    ("train", ["data.size=10"], "size is 10"),
+    ("train", ["+detector.options.num_classes=5"], "num_classes, which the data decide"),
     ("train", ["detection_data@data=coco"], "no annotations at"),
     ("evaluate", [], "no checkpoint: give checkpoint=FILE"),
     ("evaluate", ["checkpoint=checkpoints/resnet_56_clutter.pt"], "holds no detector"),
 ])  # fmt: skip
 def test_bad_input_is_one_line(program, arguments, message, run, tmp_path):
     tiny = [] if "coco" in str(arguments) else TINY
-    code, _, error = run(program, *arguments, *tiny, f"data.root={tmp_path}/data", f"out={tmp_path}/out")
+    code, _, error = run(program, *tiny, *arguments, f"data.root={tmp_path}/data", f"out={tmp_path}/out")
     assert code == 2
     assert message in error
     assert len([line for line in error.splitlines() if line.startswith("error: ")]) == 1

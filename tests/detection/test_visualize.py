@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -14,7 +15,9 @@ import norton
 from detection import build_detector, save_detector
 from detection.drawing import COLOURS, draw, side_by_side, stacked, titled
 from detection.frames import frame_rate, frames, write_video
+from detection.visualize import free_name
 from norton.errors import InputError
+from norton.report import labels
 
 RATES = "[0.]+[0.1]*2+[0.4]*5+[0.75]*12"
 GREY = torch.full((3, 200, 300), 128, dtype=torch.uint8)
@@ -91,6 +94,12 @@ def test_a_video_comes_back(tmp_path):
     assert written(tmp_path) == {"film.mp4"}
 
 
+@pytest.mark.parametrize("rate", [Fraction(2, 5), Fraction(30000, 1001), 60])
+def test_frame_rates_stay(rate, tmp_path):
+    path, _ = film(tmp_path / "film.mp4", rate=rate)
+    assert frame_rate(path) == rate
+
+
 def test_sides_of_a_video_are_even(tmp_path):
     path, _ = film(tmp_path / "odd.mp4", size=(49, 65))
     assert next(iter(frames(path))).image.shape == (3, 48, 64)
@@ -119,6 +128,27 @@ def test_videos_that_cannot_be_read(tmp_path):
     for name, message in messages.items():
         with pytest.raises(InputError, match=message):
             list(frames(tmp_path / name))
+
+
+def test_pictures_of_16_bits_keep_their_greys(tmp_path):
+    Image.fromarray(np.array([[0, 32768, 65535]], dtype=np.uint16)).save(tmp_path / "a.png")
+    (one,) = frames(tmp_path)
+    assert one.image[0].tolist() == [[0, 128, 255]]
+
+
+def test_images_of_one_stem_get_a_picture_each(tmp_path):
+    first = free_name(tmp_path, "a.jpg")
+    assert first.name == "a.png"
+    first.write_text("taken")
+    assert free_name(tmp_path, "a.png").name == "a.png.png"
+
+
+def test_names_tell_files_apart():
+    assert labels(["x/a.pt", "x/b.pt"]) == ["a", "b"]
+    assert labels(["x/model.pt", "y/model.pt"]) == ["x", "y"]
+    assert labels(["x/y/model.pt", "z/y/model.pt"]) == ["x/y/model.pt", "z/y/model.pt"]
+    with pytest.raises(InputError, match="given twice"):
+        labels(["x/a.pt", "x/../x/a.pt"])
 
 
 def test_folders_and_files(tmp_path):
@@ -182,6 +212,7 @@ def test_program_on_a_video(files, tmp_path, monkeypatch, capsys):
     ("images=docs/demo.png limit=0", "limit is 0"),
     ("images=tests", "holds no image file"),
     ("checkpoint=null", "no checkpoint"),
+    ("images=docs/demo.png +options.min_size=wide", "min_size is 'wide'"),
     ("compressed=checkpoints/resnet_56_clutter.pt", "holds no detector"),
     ("+options.colour=1", "has no option colour"),
 ])  # fmt: skip
