@@ -123,8 +123,9 @@ def draw_all(
 
 def title(name: str, measured: Mapping[str, Mapping]) -> str:
     first = next(iter(measured.values()))
-    fewer = f", {norton.counting.percent_removed(measured[name]['macs'], first['macs']):.0f}% fewer MACs"
-    return f"{name}{fewer if measured[name] is not first else ''}\n{measured[name]['fps']:.1f} frames per second"
+    removed = norton.counting.percent_removed(measured[name]["macs"], first["macs"])
+    cost = f", {abs(removed):.0f}% {'fewer' if removed > 0 else 'more'} MACs" if measured[name] is not first else ""
+    return f"{name}{cost}\n{measured[name]['fps']:.1f} frames per second"
 
 
 def write_pictures(folder: Path, drawn: Iterator[Frame], path: Path, limit: int | None) -> list[str]:

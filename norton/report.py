@@ -57,6 +57,8 @@ def labels(paths: Sequence[str]) -> list[str]:
 
 def speed_sentence(name: str, macs_ratio: float, speedup: float) -> str:
     """What a network's fewer MACs brought; both numbers: how many times less than the dense network's."""
+    if macs_ratio < 1:
+        return f"{name}: {1 / macs_ratio:.2f} times more MACs, {speedup:.2f} times as fast"
     fewer = f"{name}: {macs_ratio:.2f} times fewer MACs"
     if speedup > 1:
         return f"{fewer}, {speedup:.2f} times as fast"

@@ -83,3 +83,4 @@ def test_a_sentence_says_where_fewer_macs_are_not_faster():
     assert speed_sentence("small", 3.0, 1.5) == "small: 3.00 times fewer MACs, 1.50 times as fast"
     assert "not faster" in speed_sentence("small", 3.0, 0.99)
     assert "not faster" in speed_sentence("small", 3.0, 1.0)
+    assert speed_sentence("large", 0.5, 0.8) == "large: 2.00 times more MACs, 0.80 times as fast"
