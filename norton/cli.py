@@ -28,23 +28,28 @@ _TRACEBACK_WANTED = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 def script(
-    config_name: str, translate: Callable[[list[str]], list[str]] = list
+    config_name: str, translate: Callable[[list[str]], list[str]] = list, *, is_sweep: bool = False
 ) -> Callable[[Callable[[DictConfig], int | None]], Callable[[], None]]:
     """Turn `run(cfg)` into a Hydra program on `configs/<config_name>.yaml`.
 
-    translate: rewrites the command line's arguments before Hydra sees them.  Bad input ends with one line on stderr and
-    exit code 2; HYDRA_FULL_ERROR=1 asks for the traceback.  What `run` returns is the exit code.
+    translate: rewrites the command line's arguments before Hydra sees them.  is_sweep: the program's jobs are the
+    points of one sweep, which share a folder.  Bad input ends with one line on stderr and exit code 2;
+    HYDRA_FULL_ERROR=1 asks for the traceback.  What `run` returns is the exit code.
     """
 
     def decorate(run: Callable[[DictConfig], int | None]) -> Callable[[], None]:
         @functools.wraps(run)
         def job(cfg: DictConfig) -> None:
             _quiet_libraries()
-            if HydraConfig.get().mode == RunMode.MULTIRUN:  # jobs of one sweep start within the same second
+            if (
+                not is_sweep and HydraConfig.get().mode == RunMode.MULTIRUN
+            ):  # jobs of one sweep start within the same second
                 cfg.out = f"{cfg.out}/{HydraConfig.get().job.num}"
             try:
                 code = run(cfg)
             except (*BAD_INPUT, KeyboardInterrupt) as error:
+                if is_sweep:
+                    raise  # to the sweeper, which reports
                 _report(error)  # here already, or Hydra would announce the error in a line of its own
             if code:
                 sys.exit(code)
@@ -56,7 +61,7 @@ def script(
             try:
                 sys.argv[1:] = [quote(argument) for argument in translate(sys.argv[1:])]
                 hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
-            except BAD_INPUT as error:
+            except (*BAD_INPUT, KeyboardInterrupt) as error:
                 _report(error)
 
         return main

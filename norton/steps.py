@@ -42,7 +42,8 @@ def open_network(cfg: DictConfig, *, told: bool = False) -> tuple[nn.Module, dic
     if cfg.model.arch is None:
         raise InputError("no network: give checkpoint=FILE, or model=NAME for one with random weights")
     torch.manual_seed(cfg.seed)
-    return build(cfg.model.arch, num_classes=cfg.model.num_classes), {"metrics": {}, "lineage": []}
+    narrow = plain(cfg.model.get("compress_rate"))
+    return build(cfg.model.arch, 0, narrow, cfg.model.num_classes), {"metrics": {}, "lineage": []}
 
 
 def inherited(origin: dict[str, Any]) -> dict[str, Any]:
@@ -139,6 +140,8 @@ def trainer_options(cfg: DictConfig) -> dict[str, Any]:
     for name, setting in instead.items():
         if name in options:
             raise InputError(f"trainer.{name} follows from {setting}; set that")
+    if "callbacks" in options:
+        raise InputError("trainer.callbacks is what a training sets itself; leave it out")
     return options
 
 
@@ -153,20 +156,20 @@ def device(name: str) -> torch.device:
         raise InputError(f"device is {name!r}, which torch does not find here; choose cpu, cuda or auto") from None
 
 
-def decompose(net: nn.Module, cfg: DictConfig) -> nn.Module:
+def decompose(net: nn.Module, cfg: DictConfig, *, progress: bool = True) -> nn.Module:
     """`norton.decompose` as configured."""
     require(cfg, "decompose")
     d = cfg.decomposition
     options = plain(d.options) or {}
     return norton.decompose(
-        net, plain(cfg.rank), method=d.method, skip=plain(d.skip), seed=d.seed, progress=True, **options
+        net, plain(cfg.rank), method=d.method, skip=plain(d.skip), seed=d.seed, progress=progress, **options
     )
 
 
-def prune(net: nn.Module, cfg: DictConfig) -> nn.Module:
+def prune(net: nn.Module, cfg: DictConfig, *, progress: bool = True) -> nn.Module:
     """`norton.prune` as configured."""
     require(cfg, "prune")
-    return norton.prune(net, plain(cfg.compress_rate), progress=True, **plain(cfg.pruning))
+    return norton.prune(net, plain(cfg.compress_rate), progress=progress, **plain(cfg.pruning))
 
 
 def calibrate_(net: nn.Module, cfg: DictConfig, data=None) -> nn.Module:
@@ -178,16 +181,20 @@ def calibrate_(net: nn.Module, cfg: DictConfig, data=None) -> nn.Module:
     return net
 
 
-def fit(net: nn.Module, cfg: DictConfig, group: str, data, folder: Path) -> nn.Module:
-    """Train by the recipe of a config group; state and logs go to `folder`."""
-    from hydra.utils import instantiate
-
+def fit(net: nn.Module, cfg: DictConfig, group: str, data, folder: Path, **options) -> nn.Module:
+    """Train by the recipe of a config group; state and logs go to `folder`.  options: more of `norton.training.fit`."""
     from norton.training import fit as train
 
-    loggers = [instantiate(logger) for logger in cfg.logger.values()] if cfg.logger else []
-    return train(
-        net, data, recipe(cfg[group], group), folder=folder, seed=cfg.seed, loggers=loggers, **trainer_options(cfg)
-    )
+    options = {**trainer_options(cfg), **options}
+    options.setdefault("loggers", loggers(cfg))
+    return train(net, data, recipe(cfg[group], group), folder=folder, seed=cfg.seed, **options)
+
+
+def loggers(cfg: DictConfig) -> list:
+    """The Lightning loggers of `logger=`."""
+    from hydra.utils import instantiate
+
+    return [instantiate(logger) for logger in cfg.logger.values()] if cfg.logger else []
 
 
 def evaluate(net: nn.Module, cfg: DictConfig, data, split: str = "test") -> dict[str, float]:

@@ -24,14 +24,15 @@ def composed(*overrides, name="pipeline"):
 def test_choice(group, choice):
     detection = {"detector": "detector", "detection_data": "detection_data@data"}
     detection["detection_training"] = "detection_training@training"
-    program = "detection_train" if group in detection else "pipeline"
+    program = "detection_train" if group in detection else "ablation" if group == "way" else "pipeline"
     cfg = composed(f"{detection.get(group, group)}={choice}", name=program)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiment(experiment):
-    program = "detection_train" if experiment.startswith("scenes") else "pipeline"
+    programs = {"scenes": "detection_train", "sweep": "ablation"}
+    program = programs.get(experiment.split("_")[0], "pipeline")
     OmegaConf.to_container(composed(f"experiment={experiment}", name=program), resolve=True, throw_on_missing=True)
 
 

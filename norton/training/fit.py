@@ -27,6 +27,7 @@ def fit(
     folder: str | Path,
     seed: int = 0,
     loggers: Sequence = (),
+    callbacks: Sequence = (),
     resume: bool = True,
     **trainer_options,
 ) -> nn.Module:
@@ -49,6 +50,7 @@ def fit(
         selection,
         monitor="val/top1",
         folder=folder,
+        callbacks=callbacks,
         resume=resume,
         max_epochs=recipe.epochs,
         logger=list(loggers),
@@ -67,6 +69,7 @@ def best_weights(
     *,
     monitor: str,
     folder: str | Path,
+    callbacks: Sequence = (),
     resume: bool = True,
     **trainer_options,
 ) -> dict[str, Tensor]:
@@ -75,7 +78,7 @@ def best_weights(
     folder: takes the training state after every epoch; with `resume`, a training found there goes on where it was.
     """
     folder = Path(folder)
-    if own := {"callbacks", "num_sanity_val_steps", "default_root_dir", "enable_model_summary"} & set(trainer_options):
+    if own := {"num_sanity_val_steps", "default_root_dir", "enable_model_summary"} & set(trainer_options):
         raise InputError(f"trainer.{min(own)} is what a training sets itself; leave it out")
     best = ModelCheckpoint(folder, filename="best", monitor=monitor, mode="max", enable_version_counter=False)
     # One of its own: `save_last` of the other would be written only when an epoch is the best so far.
@@ -83,7 +86,7 @@ def best_weights(
     # tqdm, because Lightning's default shows nothing where the output is not a terminal.
     bar = [TQDMProgressBar(refresh_rate=10)] if trainer_options.get("enable_progress_bar", True) else []
     trainer = trainer_of(
-        callbacks=[best, last, *bar],
+        callbacks=[best, last, *bar, *callbacks],
         num_sanity_val_steps=0,
         default_root_dir=folder,
         enable_model_summary=False,

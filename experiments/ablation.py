@@ -1,0 +1,21 @@
+"""A sweep: a grid of ranks, rates, criteria, seeds and whatever else, every point of it through the chain."""
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from experiments import points, sweeper
+from norton import cli
+
+
+@cli.script("ablation", is_sweep=True)
+def job(cfg: DictConfig) -> None:
+    points.run(cfg, list(HydraConfig.get().overrides.task))
+
+
+def run() -> None:
+    sweeper.register()
+    job()
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,342 @@
+"""Sweeps: what a point is, that none is lost or run twice, and what bad input says."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from commands import run_here
+from conftest import REPOSITORY
+from hydra import compose, initialize_config_dir
+from sweeps import TINY, records, results
+
+from experiments import points, sweeper
+from experiments.points import Sweep
+from norton import files
+from norton.cli import CONFIGS, quote
+from norton.errors import InputError
+
+GRID = "rank=1,2 compress_rate=[0.]*13,[0.3]*13"
+
+
+@pytest.fixture
+def sweep(monkeypatch, capsys):
+    """Run a sweep of small points in this process; returns exit code, stdout, stderr."""
+
+    def start(folder, more=GRID):
+        return run_here(f"python -m experiments.ablation {TINY} out={folder} {more}", monkeypatch, capsys)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A sweep of four points with fine-tuning, undisturbed."""
+    folder = tmp_path_factory.mktemp("sweep") / "a"
+    with pytest.MonkeyPatch.context() as patch:
+        command = f"python -m experiments.ablation {TINY} out={folder} {GRID} training=clutter training.epochs=1"
+        assert run_here(command, patch, Silent())[0] == 0
+    return folder
+
+
+class Silent:
+    def readouterr(self):
+        return "", ""
+
+
+def config(*overrides):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("ablation", [quote(override) for override in overrides])
+
+
+def meant(*overrides):
+    return points.identity(
+        points.meaning(config("model=resnet_56", "rank=2", "compress_rate=[0.]+[0.2]*29", *overrides))
+    )
+
+
+# What a point is
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "out=elsewhere",
+        "name=other",
+        "shared=elsewhere",
+        "extend=true",
+        "data.root=elsewhere",
+        "data.num_workers=2",
+        "logger=csv",
+        "trainer.accelerator=cpu",
+        "compress_rate=[0.0]+[0.20]*10+[0.2]*19",
+        "pretraining.epochs=3",  # no step trains the dense network
+        "+training.learning_rate=1",  # nothing is fine-tuned
+    ],
+)
+def test_a_point_stays_the_same(override):
+    assert meant(override) == meant()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "rank=3",
+        "compress_rate=[0.]+[0.3]*29",
+        "seed=1",
+        "pruning=l2",
+        "pruning.dense_criterion=pabs",
+        "data=mnist5k",
+        "data.seed=1",
+        "calibration.images=64",
+        "decomposition.options.starts=1",
+        "model.compress_rate=[0.5]*30",
+        "training=clutter",
+        "steps=[prune,decompose]",
+        "split=val",
+        "trainer.precision=bf16-mixed",
+        "latency_batch=1",
+    ],
+)
+def test_a_point_becomes_another(override):
+    assert meant(override) != meant()
+
+
+def test_a_checkpoint_counts_by_its_content(tmp_path):
+    one, copy, other = (tmp_path / name for name in ("one.pt", "copy.pt", "other.pt"))
+    one.write_bytes(b"weights")
+    copy.write_bytes(b"weights")
+    other.write_bytes(b"others")
+    first, second, third = (meant(f"checkpoint={path}") for path in (one, copy, other))
+    assert first == second != third
+    one.write_bytes(b"changed")
+    assert meant(f"checkpoint={one}") != first
+
+
+# Nothing is lost, nothing is done twice
+
+
+def test_shared_work_is_done_once(finished):
+    made = Counter(path.name.split("_")[0] for path in (finished / "shared").glob("*_*"))
+    assert made == {"dense": 1, "measures": 1, "decompose": 2}
+    assert len(records(finished)) == 4
+    assert not list((finished / "running").iterdir()) and not list((finished / "training").iterdir())
+
+
+def test_a_record_holds_what_a_reader_needs(finished):
+    for point, record in records(finished).items():
+        assert record["status"] == "done" and record["point"] == point
+        assert points.identity(record["meaning"]) == point
+        found = record["result"]
+        assert found["macs"] < found["dense"]["macs"]
+        assert (finished / "points" / found["checkpoint"]).exists()
+
+
+def test_a_finished_sweep_is_left_alone(finished, sweep):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.json")}
+    code, out, _ = sweep(finished, f"{GRID} training=clutter training.epochs=1")
+    assert code == 0 and "4 points, 4 of them done" in out
+    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*.json")}
+
+
+def test_a_point_repeats_by_its_command(finished, tmp_path, monkeypatch, capsys):
+    point, about = next(iter(json.loads((finished / "sweep.json").read_text())["points"].items()))
+    code, *_ = run_here(f"{about['command']} out={tmp_path / 'b'}", monkeypatch, capsys)
+    assert code == 0
+    assert results(tmp_path / "b") == {point: results(finished)[point]}
+
+
+def test_a_truncated_result_runs_again(finished, sweep):
+    before = results(finished)
+    path = finished / "points" / f"{next(iter(before))}.json"
+    path.write_text(path.read_text()[:200])
+    code, out, _ = sweep(finished, f"{GRID} training=clutter training.epochs=1")
+    assert code == 0 and f"{path} is no whole result; that point runs again" in out
+    assert results(finished) == before
+
+
+def test_a_point_that_fails_is_recorded_and_tried_again(tmp_path, sweep, monkeypatch):
+    measure = points.measure
+
+    def stumbles(cfg, *rest):
+        if cfg.rank == 1:
+            raise RuntimeError("out of luck")
+        return measure(cfg, *rest)
+
+    monkeypatch.setattr(points, "measure", stumbles)
+    code, out, err = sweep(tmp_path / "a")
+    assert code == 1 and "2 of 4 points done, 2 failed" in out and "RuntimeError: out of luck" in err
+    assert Counter(record["status"] for record in records(tmp_path / "a").values()) == {"done": 2, "failed": 2}
+    monkeypatch.undo()
+    code, out, _ = sweep(tmp_path / "a")
+    assert code == 0 and "4 points, 2 of them done" in out
+    assert {record["status"] for record in records(tmp_path / "a").values()} == {"done"}
+
+
+def test_a_point_that_another_process_runs_is_left_to_it(tmp_path, sweep):
+    folder = tmp_path / "a"
+    assert sweep(folder, "rank=1,2 compress_rate=[0.]*13")[0] == 0
+    point = next(iter(records(folder)))
+    (folder / "points" / f"{point}.json").unlink()
+    held = f"""
+from pathlib import Path; from experiments.points import Sweep
+with Sweep(Path({str(folder)!r})).lock({point!r}): print("held", flush=True); input()"""
+    command = [sys.executable, "-c", held]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        code, out, _ = sweep(folder, "rank=1,2 compress_rate=[0.]*13")
+        other.communicate("\n")
+    assert code == 0 and "1 run elsewhere" in out and point not in records(folder)
+
+
+KILLED = f"""
+import os, random, signal, sys, time
+sys.argv = ["ablation"]
+import lightning, torch, torchmetrics.classification
+from experiments import ablation, points
+from norton import cli, files
+
+COMMAND = {TINY!r}.split() + sys.stdin.readline().split()
+dice = random.Random(0)
+
+def attempt(kill_at_write=None, kill_after=None):
+    child = os.fork()
+    if child:
+        if kill_after is not None:
+            time.sleep(kill_after)
+            try:
+                os.kill(child, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        return os.waitpid(child, 0)[1]
+    count, fsync = [0], os.fsync
+    def counted(number):  # in the middle of a write: the temporary file is there, the result is not
+        count[0] += 1
+        if count[0] == kill_at_write:
+            os.kill(os.getpid(), signal.SIGKILL)
+        fsync(number)
+    files.os.fsync = counted
+    sys.argv = ["ablation", *COMMAND]
+    try:
+        ablation.run()
+    except SystemExit as done:
+        os._exit(done.code or 0)
+    os._exit(0)
+
+killed = [attempt(kill_at_write=dice.randint(1, 14)) for _ in range(8)]
+killed += [attempt(kill_after=dice.uniform(0.2, 3)) for _ in range(12)]
+print("killed", sum(status == signal.SIGKILL for status in killed), "last", attempt())
+"""
+
+
+def test_a_sweep_that_is_killed_twenty_times_ends_like_an_undisturbed_one(finished, tmp_path):
+    words = f"out={tmp_path / 'a'} {GRID} training=clutter training.epochs=1\n"
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED], input=words, env=env, capture_output=True, text=True, timeout=600
+    )
+    killed = int(done.stdout.rsplit("killed ", 1)[1].split()[0])
+    assert done.stdout.rstrip().endswith("last 0"), done.stderr[-2000:]
+    assert killed >= 8  # the others came too late
+    assert results(tmp_path / "a") == results(finished)
+    left = [path for path in (tmp_path / "a" / "points").iterdir() if path.suffix not in (".json", ".pt")]
+    assert not [path for path in left if not path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    "launcher", ["joblib hydra.launcher.n_jobs=2", "submitit_local hydra.launcher.cpus_per_task=1"]
+)
+def test_launchers_find_the_same(launcher, finished, tmp_path, monkeypatch, capsys):
+    command = f"python -m experiments.ablation {TINY} out={tmp_path / 'a'} {GRID} training=clutter training.epochs=1"
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run_here(f"{command} hydra/launcher={launcher} hydra.sweep.dir={tmp_path}", monkeypatch, capsys)
+    assert code == 0, err
+    assert results(tmp_path / "a") == results(finished)
+
+
+def test_wandb_groups_the_points_of_a_sweep(tmp_path, sweep):
+    code, *_ = sweep(tmp_path / "a", "rank=1,2 compress_rate=[0.]*13 logger=wandb")
+    assert code == 0
+    runs = list((tmp_path / "a" / "logs" / "wandb").glob("offline-run-*"))
+    assert len(runs) == 2
+    assert all(b"ablation" in next(run.glob("*.wandb")).read_bytes() for run in runs)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    "grid, message",
+    [
+        ("rank=range(3,3)", "the grid is empty"),
+        ("rank=1,2,1 compress_rate=[0.]*13", "two points of the grid are the same: rank=1 and rank=1"),
+        ("rank=2 compress_rate=[0.]*13,[0.0]*13", "two points of the grid are the same"),
+        ("rank=1", "no rates"),
+        ("compress_rate=[0.]*13", "no rank"),
+        ("rank=1 compress_rate=[0.]*13 steps=[prune,train]", "train comes first"),
+        ("rank=1 compress_rate=[0.]*13 steps=[squeeze]", "unknown step 'squeeze'"),
+        ("rank=1 compress_rate=[0.]*13 trainer.devices=2", "a point of a sweep computes on one device"),
+        ("rank=1 compress_rate=[0.]*13 checkpoint=missing.pt", "no checkpoint at missing.pt"),
+        ("rank=1 compress_rate=[0.]*13 repeats=0 latency_batch=4", "repeats is 0"),
+    ],
+)
+def test_bad_grids(grid, message, tmp_path, sweep):
+    code, _, err = sweep(tmp_path / "a", grid)
+    assert code == 2 and message in err
+    assert not (tmp_path / "a").exists()
+
+
+def test_rates_that_do_not_fit_fail_as_points(tmp_path, sweep):
+    code, _, err = sweep(tmp_path / "a", "rank=1 compress_rate=[0.]*5,[0.]*13")
+    assert code == 1 and "needs 13 rates, got 5" in err
+    assert Counter(record["status"] for record in records(tmp_path / "a").values()) == {"done": 1, "failed": 1}
+
+
+def test_a_folder_with_another_sweep_is_refused_unless_extended(tmp_path, sweep):
+    folder = tmp_path / "a"
+    assert sweep(folder, "rank=1 compress_rate=[0.]*13")[0] == 0
+    code, _, err = sweep(folder, "rank=1,2 compress_rate=[0.]*13")
+    assert code == 2 and "holds another sweep" in err and "extend=true" in err
+    code, out, _ = sweep(folder, "rank=1,2 compress_rate=[0.]*13 extend=true")
+    assert code == 0 and "2 points, 1 of them done" in out
+    assert len(json.loads((folder / "sweep.json").read_text())["points"]) == 2
+
+
+def test_a_folder_with_something_else_is_refused(tmp_path, sweep):
+    (tmp_path / "thesis.tex").write_text("")
+    code, _, err = sweep(tmp_path, "rank=1 compress_rate=[0.]*13")
+    assert code == 2 and "holds something else than a sweep" in err
+
+
+def test_two_sweeps_with_one_name_that_start_together(tmp_path):
+    sweep, plan = Sweep(tmp_path / "a"), lambda point: [sweeper.Planned(point, point, [], {}, "")]
+    sweeper.open_sweep(sweep, plan("one"), [], False, "a")
+    sweeper.open_sweep(sweep, plan("one"), [], False, "a")
+    with pytest.raises(InputError, match="holds another sweep"):
+        sweeper.open_sweep(sweep, plan("two"), [], False, "a")
+
+
+def test_a_full_disk_ends_the_sweep(tmp_path, sweep, monkeypatch):
+    fsync, left = os.fsync, [12]
+
+    def filled(number):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(number)
+
+    monkeypatch.setattr(files.os, "fsync", filled)
+    code, _, err = sweep(tmp_path / "a")
+    assert code == 2 and "No space left on device" in err
+    assert all(record["status"] == "done" for record in records(tmp_path / "a").values())
+    monkeypatch.undo()
+    assert sweep(tmp_path / "a")[0] == 0
+    assert len(results(tmp_path / "a")) == 4
+
+
+def test_points_that_begin_alike_take_turns():
+    planned = [sweeper.Planned(f"{a}{b}", "", [], {}, a) for a in "xyz" for b in "123"]
+    assert [one.point for one in sweeper.take_turns(planned)] == ["x1", "y1", "z1", "x2", "y2", "z2", "x3", "y3", "z3"]

@@ -1,0 +1,173 @@
+"""The report of a sweep: its numbers by hand, its files, and that a browser shows it without an error."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from commands import run_here, written
+
+from experiments import report
+from experiments.points import FORMAT
+
+DENSE = {"top1": 95.0, "top5": 100.0, "loss": 0.1, "macs": 1000, "params": 100}
+
+
+def record(point, rank, rates, criterion, seed, top1, macs, latency=2.0):
+    cfg = {"steps": ["decompose", "prune", "finetune"], "rank": rank, "compress_rate": rates, "seed": seed}
+    cfg |= {"pruning": {"criterion": criterion}, "training": {"epochs": 2}}
+    found = {"arch": "resnet_56", "data": "clutter", "dense": DENSE, "top1": top1, "top1_before": top1 - 20}
+    found |= {"nmse": 0.1 / rank, "macs": macs, "params": macs // 10, "latency_ms": latency, "dense_latency_ms": 4.0}
+    found |= {"macs_removed_percent": 100 - macs / 10, "params_removed_percent": 100 - macs / 10}
+    about = {"format": FORMAT, "point": point, "status": "done", "label": f"rank {rank} {rates} seed {seed}"}
+    return {**about, "result": found, "config": cfg, "seconds": 1.0, "machine": "CPU, 1 thread"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A half-finished sweep: two ranks, two rates, two criteria, two seeds; one point failed, one is damaged."""
+    made, index = [], {}
+    for rank in (1, 2):
+        for rates, kept in (("[0.]*30", 1.0), ("[0.5]*30", 0.5)):
+            for criterion in ("pabs", "l2"):
+                for seed in (0, 1):
+                    top1 = 80 + 5 * rank + 4 * kept + 2 * seed - (criterion == "l2")
+                    made.append(record(f"p{len(made)}", rank, rates, criterion, seed, top1, int(350 * rank * kept)))
+    for number, one in enumerate(made):
+        cfg = one["config"]
+        swept = {"rank": str(cfg["rank"]), "compress_rate": cfg["compress_rate"], "seed": str(cfg["seed"])}
+        index[one["point"]] = {"label": one["label"], "swept": swept, "command": f"python -m point {number}"}
+        if number == 14:
+            one = {**one, "status": "failed", "error": "<b>no luck</b>"}
+        text = json.dumps(one)
+        path = tmp_path / "points" / f"{one['point']}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text[:100] if number == 15 else text)
+    index["later"] = {"label": "later", "swept": {}, "command": ""}
+    whole = {"format": FORMAT, "name": "half", "command": "python -m experiments.ablation rank=1,2", "points": index}
+    (tmp_path / "sweep.json").write_text(json.dumps(whole))
+    return tmp_path
+
+
+@pytest.fixture
+def reported(folder, monkeypatch, capsys):
+    code, out, err = run_here(f"python -m experiments.report sweep={folder}", monkeypatch, capsys)
+    assert code == 0, err
+    return folder, out
+
+
+def test_files(reported):
+    folder, out = reported
+    assert {"report.html", "points.csv", "table.md", "pareto.png", "heatmap.png", "budgets.png"} <= written(folder)
+    assert "14 of 17 points done, 1 failed, 2 missing" in out
+    assert "p15.json is no whole result" in out and "failed: rank 2 [0.5]*30 seed 0: <b>no luck</b>" in out
+
+
+def test_numbers(reported):
+    folder, _ = reported
+    lines = (folder / "table.md").read_text().splitlines()
+    assert lines[0].startswith("| rank | rates | criterion | top-1 % | before fine-tuning |")
+    assert lines[2].startswith("| 1 | [0.]*30 | pabs | 90.00 ± 1.41 | 70.00 | 0.1000 |")  # of 89 and 91
+    assert lines[2].endswith("| 65.00 | 65.00 | 2.0 | 2.00 | 2 |")
+    assert len(lines) == 2 + 7  # the eighth configuration failed and is damaged
+    points = list(csv.DictReader((folder / "points.csv").open()))
+    assert len(points) == 14 and points[0]["top1"] == "89.0" and points[0]["command"] == "python -m point 0"
+
+
+def test_page_is_self_contained_and_escapes(reported):
+    page = (reported[0] / "report.html").read_text()
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=.?(https?:)?//", page)
+    assert "<b>no luck</b>" not in page and "&lt;b&gt;no luck" in page
+    assert page.count("<details>") == 14 and "python -m point 13" in page
+
+
+@pytest.mark.skipif(not (shutil.which("chromium") or shutil.which("google-chrome")), reason="needs Chromium")
+def test_page_in_a_browser(reported):
+    folder, _ = reported
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    options = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        "--virtual-time-budget=5000",
+    ]
+    for width in (1400, 500):
+        shown = subprocess.run(
+            [browser, *options, f"--window-size={width},900", "--dump-dom", f"file://{folder}/report.html"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert "CONSOLE" not in shown.stderr, shown.stderr
+        assert shown.stdout.count('class="main-svg"') >= 2 * 6  # three fronts, two maps, a budget
+
+
+def test_front():
+    points = [(3, 90), (1, 70), (2, 95), (2, 60), (4, 95), (5, 96)]
+    assert report.front(points) == [(1, 70), (2, 95), (5, 96)]
+
+
+def test_front_by_its_definition():
+    points = [((7 * i) % 13, (5 * i) % 11) for i in range(40)]
+    best = [p for p in points if not any(q[0] <= p[0] and q[1] >= p[1] and q != p for q in points)]
+    assert report.front(points) == sorted(set(best))
+
+
+def mean(top1, removed, params=1, **said):
+    return {"top1": top1, "macs_removed_percent": removed, "said": said, "params": params}
+
+
+def test_budgets():
+    means = [mean(90, 64.2), mean(91, 65.9), mean(92, 66.1), mean(93, 40.0)]
+    assert {budget: [m["top1"] for m in found] for budget, found in report.budget_slices(means, None, 1).items()} == {
+        65: [91, 90]
+    }
+    assert [m["top1"] for m in report.budget_slices(means, [65], 1.5)[65]] == [92, 91, 90]
+    assert report.budget_slices(means, [40], 1) == {40: [means[3]]}
+
+
+def test_a_map_leaves_missing_points_open():
+    small, middle, large = (
+        mean(80 + n, 0, n, rank=rank, rates=rates)
+        for n, (rank, rates) in enumerate([(1, "half"), (1, "none"), (2, "none")])
+    )
+    assert report.heat_maps([small, large, middle]) == {None: ([1, 2], ["none", "half"], [[81, 82], [80, None]])}
+
+
+def test_the_paper_is_the_background_on_its_own_data_alone():
+    dense = {"params": 853018}
+    on = [{"arch": "resnet_56", "data": "cifar10", "dense": dense}]
+    found = {method: rest for method, *rest in report.published(on)}
+    assert found["HRank-1"][0] == 93.52
+    assert report.published([on[0] | {"data": "clutter"}]) == []
+    assert report.published([on[0] | {"dense": {"params": 1}}]) == []
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ("", "no sweep: give sweep=DIR"),
+        ("sweep=nowhere", "nowhere holds no sweep"),
+        ("sweep=FOLDER budgets=[lots]", "it must be a list of percentages"),
+        ("sweep=FOLDER tolerance=-1", "tolerance is -1"),
+    ],
+)
+def test_bad_input(settings, message, folder, monkeypatch, capsys):
+    settings = settings.replace("FOLDER", str(folder))
+    code, _, err = run_here(f"python -m experiments.report {settings}", monkeypatch, capsys)
+    assert code == 2 and message in err
+
+
+def test_a_sweep_without_results(folder, monkeypatch, capsys):
+    shutil.rmtree(folder / "points")
+    code, _, err = run_here(f"python -m experiments.report sweep={folder}", monkeypatch, capsys)
+    assert code == 2 and "has a result yet" in err
+
+
+def test_a_damaged_index(folder, monkeypatch, capsys):
+    (folder / "sweep.json").write_text("{")
+    code, _, err = run_here(f"python -m experiments.report sweep={folder}", monkeypatch, capsys)
+    assert code == 2 and "is damaged" in err
