@@ -2,7 +2,6 @@
 
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch import nn
 
@@ -15,6 +14,7 @@ from norton import cli, steps
 from norton.checkpoints import holds_detector, read
 from norton.models import dense_network
 from norton.plan import apply_plan_
+from norton.training import leave_devices
 
 
 @cli.script("detection_train")
@@ -32,7 +32,7 @@ def run(cfg: DictConfig) -> None:
         options = {**steps.trainer_options(cfg), "loggers": loggers}
         net = fit(net, data, recipe, folder=folder / "training", seed=cfg.seed, **options)
         save_detector(net, path)
-    if rank_zero_only.rank == 0:
+    if leave_devices():
         # What detection.evaluate measures by default, whatever the training's precision and length were.
         kept = {name: cfg.trainer[name] for name in ("accelerator", "enable_progress_bar")}
         scores, results = evaluate(net, data, devices=1, **kept)

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch import nn
 
@@ -13,6 +12,7 @@ from norton.checkpoints import read
 from norton.files import write_json
 from norton.latency import latencies
 from norton.plan import plan_of
+from norton.training import leave_devices
 
 BASELINES = {path.stem for path in (cli.CONFIGS / "experiment").glob("*_baseline.yaml")}
 LABELS = {"train": "dense", "decompose": "decomposed", "prune": "pruned", "finetune": "fine-tuned"}
@@ -39,7 +39,7 @@ def run(cfg: DictConfig) -> None:
     for number, step in enumerate(cfg.steps, start=1):
         net, origin["lineage"] = run_step(net, origin["lineage"], step, number, cfg, data, folder)
         stages[label(step, stages)] = stage_file(folder, number, step)
-    if rank_zero_only.rank == 0:  # on several devices every process runs the chain; one reports
+    if leave_devices():  # on several devices every process runs the chain; one reports
         measure(stages, cfg, data, folder)
 
 

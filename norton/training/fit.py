@@ -8,7 +8,8 @@ import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
-from torch import Tensor, nn
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader
 
 from norton.data.datamodule import ClassificationData
@@ -116,6 +117,13 @@ def evaluate(
     # torchmetrics computes in float32, where 96.35 is 96.35000228881836.
     accuracies = {name: round(100 * measured[name], 4) for name in ("top1", "top5")}
     return {**accuracies, "loss": measured["loss"]}
+
+
+def leave_devices() -> bool:
+    """End what the devices of a training do together; whether this process is the one that goes on."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()  # or whoever measures alone would wait for the others' shares
+    return rank_zero_only.rank == 0
 
 
 def trainer_of(**options) -> lightning.Trainer:

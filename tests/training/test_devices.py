@@ -1,12 +1,18 @@
 """Two processes that train together end where one does with the same batches."""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from commands import succeeds
 from conftest import REPOSITORY
+
+import norton
+from norton.data.datamodule import ClassificationData
+from norton.training import evaluate
 
 # BatchNorm is left out: each process normalises by its own half of a batch, unless trainer.sync_batchnorm, which
 # torch has for GPUs alone.
@@ -51,3 +57,17 @@ def test_torchrun_with_two_processes(alone, tmp_path):
     for name, weights in alone.items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], weights, rtol=1e-4, atol=1e-5)
+
+
+def test_the_chain_under_torchrun(tmp_path):
+    port = 20000 + (os.getpid() + 1) % 20000
+    small = "model.compress_rate=[0.9]*13 data=mnist5k data.batch_size=16 calibration.images=16 latency_batch=4"
+    once = "training=clutter training.epochs=1 pretraining.epochs=1 +trainer.limit_train_batches=2"
+    both = "trainer.devices=2 trainer.strategy=ddp trainer.accelerator=cpu trainer.enable_progress_bar=false"
+    chain = f"model=vgg_16_bn steps=[train,decompose,finetune] rank=1 {small} {once} {both} out={tmp_path / 'a'}"
+    torchrun = f"python -m torch.distributed.run --nproc_per_node=2 --master_port={port} -m experiments.pipeline"
+    succeeds(f"{torchrun} {chain}")
+    claimed = json.loads((tmp_path / "a" / "metrics.json").read_text())["fine-tuned"]
+    data = ClassificationData("mnist5k", batch_size=100)
+    alone = evaluate(norton.load(tmp_path / "a" / "3_finetune.pt"), data, accelerator="cpu", enable_progress_bar=False)
+    assert claimed["top1"] == alone["top1"]
