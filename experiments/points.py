@@ -51,11 +51,13 @@ def meaning(cfg: DictConfig) -> dict[str, Any]:
     if said["training"].get("epochs") == 0:
         said["training"] = {"epochs": 0}
     about = {
-        "train": ("pretraining", "pretraining_seed"),
+        "train": ("pretraining",),
         "decompose": ("decomposition", "rank"),
         "prune": ("pruning", "compress_rate"),
         "finetune": ("training",),
     }
+    if cfg.checkpoint is not None and "train" not in said["steps"]:
+        del said["pretraining_seed"]  # else it decides the random weights to start from
     for step, keys in about.items():
         if step not in said["steps"]:
             said = {key: value for key, value in said.items() if key not in keys}
@@ -241,19 +243,20 @@ def measure(cfg: DictConfig, sweep: Sweep, point: str, say: Callable[[str], None
         steps.check_fit(dense, cfg, step)
     whole = dense_measures(dense, dense_file, cfg, data, sweep, say)
     net, nmse, lineage = first_compressed(dense, dense_file, cfg, data, sweep, say)
-    rest = cfg.steps[len(first_steps(cfg)) :]
-    found, before = {}, None
-    for number, step in enumerate(rest):
-        if step == "finetune":
+    before = None
+    for number, step in enumerate(cfg.steps[len(first_steps(cfg)) :]):
+        if step != "finetune":
+            net, error = compressed(net, step, cfg, data, say)
+            nmse = error if error is not None else nmse
+        elif cfg.training.epochs:
             before = before or accuracy(net, cfg, data, say)
             net = fine_tuned(net, cfg, data, sweep.training(point) / f"{number}", say, loggers)
         else:
-            net, error = compressed(net, step, cfg, data, say)
-            nmse = error if error is not None else nmse
+            continue
         lineage = [*lineage, steps.lineage_record(step, cfg, USED[step])]
-    after = accuracy(net, cfg, data, say) if before is None or cfg.training.epochs else before
+    after = accuracy(net, cfg, data, say)
     cost = norton.complexity(net)
-    found |= {
+    found = {
         "arch": dense.arch,
         "data": data.name,
         "split": cfg.split,
@@ -339,8 +342,6 @@ def fine_tuned(
     net: nn.Module, cfg: DictConfig, data, folder: Path, say: Callable[[str], None], loggers: list
 ) -> nn.Module:
     """A network after fine-tuning, with the order and augmentation of the point's seed."""
-    if cfg.training.epochs == 0:
-        return net
     data.splits  # noqa: B018  made by data.seed: all points see the same images, each seed in an order of its own
     seed, data.seed = data.seed, cfg.seed
     try:
@@ -436,7 +437,8 @@ def first_compressed(
     if step is None:
         return dense, None, lineage
     said = meaning(cfg)
-    about = {key: said.get(key) for key in ("checkpoint", "model", "data", "calibration", *USED[step])}
+    keys = ("checkpoint", "model", "pretraining_seed", "data", *USED[step])
+    about = {key: said.get(key) for key in keys}
     path = sweep.shared(f"{step}_{identity(about | {'file': file and file.name})}.pt")
     with made_once(path, say) as missing:
         if missing:
