@@ -66,10 +66,7 @@ def check_data(cfg: DictConfig, data) -> None:
     splits = data.splits
     if {"train", "finetune"} & set(cfg.steps):
         len(splits.train), len(splits.val)
-    if len(splits.test) < cfg.latency_batch:
-        raise norton.InputError(
-            f"latency_batch is {cfg.latency_batch}; the test split of {data.name} has {len(splits.test)} images"
-        )
+    steps.check_latency_batch(cfg, data)
 
 
 def run_step(

@@ -29,6 +29,7 @@ from norton.latency import latencies
 from norton.rates import parse_rates
 
 FORMAT = 1
+IN_LABEL = ("rank", "compress_rate", "pruning", "pruning.criterion", "seed", "way")  # swept settings it shows anyway
 STEPS = ("train", "decompose", "prune", "finetune")
 # What cannot change a result: where it is written, what is shown and logged, where things are read and computed.
 NO_MEANING = ("out", "name", "shared", "extend", "logger")
@@ -159,31 +160,46 @@ def read_result(path: Path) -> dict[str, Any] | None:
     return record
 
 
+def sweep_of(cfg: DictConfig) -> Sweep:
+    return Sweep(Path(str(cfg.out)), Path(str(cfg.shared)))
+
+
+def read_index(sweep: Sweep) -> dict[str, Any]:
+    """What a sweep consists of.  Raises InputError where the folder holds no sweep."""
+    try:
+        index = json.loads(sweep.index.read_text())
+    except FileNotFoundError:
+        raise norton.InputError(f"{sweep.folder} holds no sweep; give the folder of one, with its sweep.json") from None
+    except ValueError:
+        index = None
+    if not isinstance(index, dict) or index.get("format") != FORMAT or not isinstance(index.get("points"), dict):
+        raise norton.InputError(f"{sweep.index} is damaged; remove it, and start the sweep again")
+    return index
+
+
 # How a point is measured
 
 
 def run(cfg: DictConfig, overrides: list[str]) -> str:
     """Measure one point and write its record: done, failed, or elsewhere if another process is at it.
 
-    Raises InputError where the record cannot be written.
+    Raises InputError where the record cannot be written, and where the sweep does not know the point.
     """
-    sweep, point = Sweep(Path(cfg.out), Path(cfg.shared)), identity(meaning(cfg))
+    sweep, point = sweep_of(cfg), identity(meaning(cfg))
+    label = read_index(sweep)["points"].get(point, {}).get("label")
+    if label is None:
+        raise norton.InputError(f"a config or a checkpoint was changed while {sweep.folder} ran; start it again")
     try:
-        with sweep.lock(point, timeout=0):
+        with sweep.lock(point, timeout=2):  # whoever tidies up holds it for a moment
             if _done(sweep.result(point)):  # by another process, since this one made its plan
                 return "done"
-            return _run(cfg, overrides, sweep, point)
+            return _run(cfg, overrides, sweep, point, label)
     except Timeout:
         return "elsewhere"
 
 
-def _run(cfg: DictConfig, overrides: list[str], sweep: Sweep, point: str) -> str:
-    start, label = time.time(), short_label(cfg)
-
-    def say(stage: str) -> None:
-        status = {"point": point, "label": label, "stage": stage, "host": socket.gethostname(), "started": start}
-        write_json(sweep.running(point), status)
-
+def _run(cfg: DictConfig, overrides: list[str], sweep: Sweep, point: str, label: str) -> str:
+    clock = Clock(sweep.running(point), {"point": point, "label": label, "host": socket.gethostname()})
     record = {
         "format": FORMAT,
         "point": point,
@@ -199,18 +215,50 @@ def _run(cfg: DictConfig, overrides: list[str], sweep: Sweep, point: str) -> str
         "machine": report.machine(torch.device("cpu")),
     }
     try:
-        say("starts")
-        record |= {"status": "done", "result": measure(cfg, sweep, point, say)}
+        clock.say("start")
+        record |= {"status": "done", "result": measure(cfg, sweep, point, clock.say)}
     except Exception as error:  # whatever it is, the other points go on
-        known = isinstance(error, norton.InputError)
-        text = str(error) if known else f"{type(error).__name__}: {error}"
-        record |= {"status": "failed", "error": text, "traceback": None if known else traceback.format_exc()}
+        record |= {"status": "failed", **_told(error)}
     finally:
-        sweep.running(point).unlink(missing_ok=True)
-    write_json(sweep.result(point), record | {"seconds": time.time() - start})
+        clock.stop()
+    write_json(sweep.result(point), record | {"seconds": clock.total, "seconds_by_stage": clock.stages})
     if record["status"] == "done":
         shutil.rmtree(sweep.training(point), ignore_errors=True)
     return record["status"]
+
+
+def _told(error: Exception) -> dict[str, str | None]:
+    if isinstance(error, norton.InputError):
+        return {"error": str(error), "traceback": None}
+    return {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+
+
+class Clock:
+    """Says in a file what a point is at, for whoever shows it, and keeps how long each stage took."""
+
+    def __init__(self, path: Path, about: Mapping[str, Any]):
+        self.path, self.about, self.stages = path, about, {}
+        self.started = self.since = time.time()
+        self.stage = "start"
+
+    def say(self, text: str) -> None:
+        """Begin a stage; what follows a colon is a detail of it."""
+        self._add()
+        self.stage = text.split(":")[0]
+        write_json(self.path, {**self.about, "stage": text, "started": self.started})
+
+    def stop(self) -> None:
+        self._add()
+        self.path.unlink(missing_ok=True)
+
+    @property
+    def total(self) -> float:
+        return self.since - self.started
+
+    def _add(self) -> None:
+        now = time.time()
+        self.stages[self.stage] = self.stages.get(self.stage, 0.0) + now - self.since
+        self.since = now
 
 
 def _done(path: Path) -> bool:
@@ -236,8 +284,19 @@ def measure(cfg: DictConfig, sweep: Sweep, point: str, say: Callable[[str], None
     check(cfg)
     cfg = cfg.copy()
     cfg.trainer.update(enable_progress_bar=False, devices=1)
-    loggers = open_loggers(cfg, point)
+    with open_loggers(cfg, point) as loggers:
+        found = _measure(cfg, sweep, point, say, loggers)
+        for logger in loggers:
+            logger.log_hyperparams({"point": meaning(cfg)})
+            logger.log_metrics(
+                {f"point/{key}": value for key, value in found.items() if isinstance(value, int | float)}
+            )
+        return found
+
+
+def _measure(cfg: DictConfig, sweep: Sweep, point: str, say: Callable[[str], None], loggers: list) -> dict[str, Any]:
     data = _data(json.dumps(steps.plain(cfg.data), sort_keys=True))
+    steps.check_latency_batch(cfg, data)
     dense, dense_file = start_network(cfg, data, sweep, say)
     for step in cfg.steps:
         steps.check_fit(dense, cfg, step)
@@ -255,6 +314,7 @@ def measure(cfg: DictConfig, sweep: Sweep, point: str, say: Callable[[str], None
             continue
         lineage = [*lineage, steps.lineage_record(step, cfg, USED[step])]
     after = accuracy(net, cfg, data, say)
+    say("count")
     cost = norton.complexity(net)
     found = {
         "arch": dense.arch,
@@ -279,10 +339,10 @@ def measure(cfg: DictConfig, sweep: Sweep, point: str, say: Callable[[str], None
             "dense_latency_ms": times["dense"].milliseconds,
         }
     if cfg.training.epochs and "finetune" in cfg.steps:
+        say("save")
         claims = {"data": data.name, "macs": cost.macs, "params": cost.params, **(after if cfg.split == "test" else {})}
         norton.save(net, sweep.network(point), metrics=claims, lineage=lineage)
         found["checkpoint"] = sweep.network(point).name
-    log(loggers, cfg, found)
     return found
 
 
@@ -294,26 +354,23 @@ USED = {
 }
 
 
-def open_loggers(cfg: DictConfig, point: str) -> list:
+@contextmanager
+def open_loggers(cfg: DictConfig, point: str) -> Iterator[list]:
     """The loggers of a point, each with a name of its own in the sweep's folder; wandb groups the points of a sweep."""
     for name, logger in (cfg.logger or {}).items():
         own = {"save_dir": f"{cfg.out}/logs"}
         own |= {"csv": {"name": point}, "wandb": {"name": short_label(cfg), "group": cfg.name}}.get(name, {})
         for key, value in own.items():
             OmegaConf.update(logger, key, value, force_add=True)
-    return steps.loggers(cfg)
-
-
-def log(loggers: list, cfg: DictConfig, found: Mapping[str, Any]) -> None:
-    """Give a point's result to its loggers, and close them."""
-    numbers = {f"point/{key}": value for key, value in found.items() if isinstance(value, int | float)}
-    for logger in loggers:
-        logger.log_hyperparams({"point": meaning(cfg)})
-        logger.log_metrics(numbers)
-        logger.save()
-        logger.finalize("success")
-        if hasattr(logger.experiment, "finish"):  # wandb's run, which the next point would go on with
-            logger.experiment.finish()
+    loggers = steps.loggers(cfg)
+    try:
+        yield loggers
+    finally:
+        for logger in loggers:
+            logger.save()
+            logger.finalize("success")
+            if hasattr(logger.experiment, "finish"):  # wandb's run, which the next point would go on with
+                logger.experiment.finish()
 
 
 @functools.lru_cache(maxsize=2)
@@ -323,7 +380,7 @@ def _data(settings: str):
 
 
 def accuracy(net: nn.Module, cfg: DictConfig, data, say: Callable[[str], None]) -> dict[str, float]:
-    say(f"accuracy on {cfg.split}")
+    say(f"accuracy: {cfg.split}")
     return steps.evaluate(net, cfg, data, cfg.split)
 
 
@@ -341,8 +398,8 @@ def compressed(
 def fine_tuned(
     net: nn.Module, cfg: DictConfig, data, folder: Path, say: Callable[[str], None], loggers: list
 ) -> nn.Module:
-    """A network after fine-tuning, with the order and augmentation of the point's seed."""
-    data.splits  # noqa: B018  made by data.seed: all points see the same images, each seed in an order of its own
+    """A network after fine-tuning on batches in the order of the point's seed."""
+    data.splits  # noqa: B018  made by data.seed: all see the same images, augmented alike, each seed in its own order
     seed, data.seed = data.seed, cfg.seed
     try:
         line = epoch_line(say, "fine-tune")
@@ -396,21 +453,26 @@ def start_network(cfg: DictConfig, data, sweep: Sweep, say: Callable[[str], None
             lineage = [*origin["lineage"], steps.lineage_record("train", cfg, USED["train"])]
             norton.save(trained, path, metrics={"data": data.name}, lineage=lineage)
             shutil.rmtree(folder, ignore_errors=True)
-    return _loaded(str(path)), path
+    return loaded(path), path
 
 
 def _opened(cfg: DictConfig) -> tuple[nn.Module, dict[str, Any]]:
     if cfg.checkpoint is not None:
-        net = _loaded(str(cfg.checkpoint))
+        net = loaded(cfg.checkpoint)
         return net, {"lineage": list(read(cfg.checkpoint).get("lineage", []))}
     start = cfg.copy()
     start.seed = cfg.pretraining_seed
     return steps.open_network(start)
 
 
-@functools.lru_cache(maxsize=4)
-def _loaded(path: str) -> nn.Module:
+def loaded(path: str | Path) -> nn.Module:
     """A network that points share and none changes."""
+    status = os.stat(path)
+    return _loaded(str(path), status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(path: str, changed: int, size: int) -> nn.Module:
     return norton.load(path)
 
 
@@ -451,17 +513,30 @@ def first_compressed(
 
 @contextmanager
 def made_once(path: Path, say: Callable[[str], None]) -> Iterator[bool]:
-    """Whether a shared file is missing and this process is the one to make it; others wait."""
-    if path.exists():
+    """Whether a shared file is missing or damaged and this process is the one to make it; others wait."""
+    if usable(path):
         yield False
         return
     mine = lock(path.parent / "locks" / f"{path.stem}.lock", timeout=0)
     try:
         mine.acquire()
     except Timeout:
-        say(f"waits for {path.name}, which another point is making")
+        say(f"wait: another point is making {path.name}")
         mine.acquire(timeout=-1)
     try:
-        yield not path.exists()
+        yield not usable(path)
     finally:
         mine.release()
+
+
+def usable(path: Path) -> bool:
+    """Whether a shared file is there and whole."""
+    if not path.exists():
+        return False
+    try:
+        json.loads(path.read_text()) if path.suffix == ".json" else read(path)
+    except ValueError:  # also InputError
+        print(f"{path} is damaged and made again")
+        path.unlink(missing_ok=True)
+        return False
+    return True

@@ -13,10 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 from plotly.offline import get_plotlyjs
 
 import norton
-from experiments import paper_tables, sweeper
-from experiments.points import Sweep, read_result
+from experiments import paper_tables
+from experiments.points import IN_LABEL, Sweep, identity, read_index, read_result
 from norton import cli, report, steps
 from norton.files import write_whole
+from norton.rates import parse_rates
 
 Row = dict[str, Any]
 TEMPLATE = Path(__file__).parent / "templates" / "report.html"
@@ -28,6 +29,7 @@ COSTS = {
     "latency_percent": ("latency (% of the dense network's)", 1),
 }
 PUBLISHED = {"macs": 2, "params": 3}  # where `published` has them
+SEEDS = ("seed", "decomposition.seed")
 SYMBOLS = ["circle", "square", "diamond", "cross", "x", "triangle-up", "star", "hexagon"]
 MARKERS = ["o", "s", "D", "P", "X", "^", "*", "h"]
 
@@ -36,7 +38,7 @@ MARKERS = ["o", "s", "D", "P", "X", "^", "*", "h"]
 def run(cfg: DictConfig) -> None:
     check(cfg)
     sweep = Sweep(Path(str(cfg.sweep)))
-    index = sweeper.read_index(sweep)
+    index = read_index(sweep)
     rows, failures, damaged = collect(sweep, index)
     folder = Path(str(cfg.out or sweep.folder))
     if not rows:
@@ -44,13 +46,15 @@ def run(cfg: DictConfig) -> None:
     means = over_seeds(rows)
     slices = budget_slices(means, steps.plain(cfg.budgets), cfg.tolerance)
     missing = len(index["points"]) - len(rows) - len(failures)
-    title = f"{index['name']}: {rows[0]['arch']} on {rows[0]['data']}"
+    arch, data = (", ".join(dict.fromkeys(row[key] for row in rows)) for key in ("arch", "data"))
+    title = f"{index['name']}: {arch} on {data}"
     state = f"{len(rows)} of {len(index['points'])} points done"
     state += f", {len(failures)} failed" * bool(failures) + f", {missing} missing" * bool(missing)
 
     files = ["report.html", "points.csv", "table.md", "pareto.png"]
-    write_whole(folder / "points.csv", paper_tables.as_csv([flat(row) for row in rows]))
-    report.write_table(folder / "table.md", [cells(mean) for mean in means])
+    write_whole(folder / "points.csv", paper_tables.as_csv(uniform([flat(row) for row in rows])))
+    table = uniform([cells(mean) for mean in means])
+    report.write_table(folder / "table.md", table)
     pareto_picture(folder / "pareto.png", means, rows, f"{title}, {state}")
     if maps := heat_maps(means):
         heat_picture(folder / "heatmap.png", maps, title)
@@ -60,10 +64,10 @@ def run(cfg: DictConfig) -> None:
         files.append("budgets.png")
     write_whole(folder / "report.html", page(title, state, index, rows, means, maps, slices, failures, cfg.tolerance))
 
-    report.print_table([cells(mean) for mean in means], f"{title}, {state}")
+    report.print_table(table, f"{title}, {state}")
     for path in damaged:
         print(f"{path} is no whole result; start the sweep again to repeat that point")
-    for label, error in failures.items():
+    for label, error in failures:
         print(f"failed: {label}: {error}")
     print(f"written to {folder}/: {', '.join(files)}")
 
@@ -85,9 +89,9 @@ def _number(value: Any, low: float, high: float) -> bool:
 # The points
 
 
-def collect(sweep: Sweep, index: Mapping[str, Any]) -> tuple[list[Row], dict[str, str], list[Path]]:
-    """The rows of the points that are done, label → error of those that failed, and the files that are damaged."""
-    rows, failures, damaged = [], {}, []
+def collect(sweep: Sweep, index: Mapping[str, Any]) -> tuple[list[Row], list[tuple[str, str]], list[Path]]:
+    """The rows of the points that are done, (label, error) of those that failed, and the files that are damaged."""
+    rows, failures, damaged = [], [], []
     for point, about in index["points"].items():
         try:
             record = read_result(sweep.result(point))
@@ -97,9 +101,10 @@ def collect(sweep: Sweep, index: Mapping[str, Any]) -> tuple[list[Row], dict[str
         if record is None:
             continue
         if record["status"] == "failed":
-            failures[about["label"]] = record["error"]
+            failures.append((about["label"], record["error"]))
             continue
         rows.append(row(point, about, record))
+    tell_apart_(rows)
     return rows, failures, damaged
 
 
@@ -112,12 +117,16 @@ def row(point: str, about: Mapping[str, Any], record: Mapping[str, Any]) -> Row:
         said["rates"] = cfg["compress_rate"] if isinstance(cfg["compress_rate"], str) else str(cfg["compress_rate"])
         said["criterion"] = cfg["pruning"]["criterion"]
     # Whatever else was swept, by the name it was swept by; a group's choice says more than its settings.
-    known = {"rank", "compress_rate", "pruning", "pruning.criterion", "seed"}
-    said |= {key.lstrip("+"): value.strip("'\"") for key, value in about["swept"].items() if key not in known}
+    known = set(IN_LABEL) - {"way"}
+    said |= {key: value.strip("'\"") for key, value in about["swept"].items() if key not in known}
+    settings = flattened(record["meaning"])
+    for key in SEEDS:
+        settings.pop(key, None)
     speedup = found["dense_latency_ms"] / found["latency_ms"] if "latency_ms" in found else None
     return {
         "point": point,
         "said": said,
+        "settings": settings,
         "seed": cfg["seed"],
         "arch": found["arch"],
         "data": found["data"],
@@ -135,19 +144,56 @@ def row(point: str, about: Mapping[str, Any], record: Mapping[str, Any]) -> Row:
     }
 
 
+def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings as dotted names."""
+    flat = {}
+    for key, value in settings.items():
+        below = isinstance(value, Mapping) and key != "rank"  # ranks per layer are one setting
+        flat |= flattened(value, f"{prefix}{key}.") if below else {f"{prefix}{key}": value}
+    return flat
+
+
+def tell_apart_(rows: Sequence[Row]) -> None:
+    """Give configurations that would be called the same, of an extended sweep, the settings in which they differ."""
+    groups: dict[tuple, dict[str, dict]] = {}
+    for one in rows:
+        groups.setdefault(tuple(one["said"].items()), {})[identity(one["settings"])] = one["settings"]
+    differing = {
+        key
+        for same in groups.values()
+        for key in {key for settings in same.values() for key in settings}
+        if len({json.dumps(settings.get(key)) for settings in same.values()}) > 1
+    }
+    for one in rows:
+        for key in sorted(differing):
+            value = one["settings"].get(key)
+            one["said"].setdefault(key, value if isinstance(value, int | float | str) else json.dumps(value))
+
+
 def over_seeds(rows: Iterable[Row]) -> list[Row]:
     """Means over seeds: a row per configuration, with the standard deviation of its accuracies as `spread`."""
-    groups: dict[tuple, list[Row]] = {}
+    groups: dict[str, list[Row]] = {}
     for one in rows:
-        groups.setdefault(tuple(one["said"].items()), []).append(one)
+        groups.setdefault(identity(one["settings"]), []).append(one)
     means = []
     for same in groups.values():
         values = {key: [one[key] for one in same if one[key] is not None] for key in MEASURED}
         mean = {key: fmean(found) if found else None for key, found in values.items()}
         spread = stdev(values["top1"]) if len(same) > 1 else 0.0
         shown = {"said": same[0]["said"], "name": name(same[0]["said"]), "seeds": len(same), "spread": spread}
-        means.append({**mean, **shown, "trained": same[0]["trained"], "dense": same[0]["dense"]})
+        means.append({**mean, **shown, "trained": same[0]["trained"]})
     return means
+
+
+def uniform(rows: Sequence[Row]) -> list[Row]:
+    """Rows with the keys of all of them, None where one has no such value."""
+    keys = list(dict.fromkeys([*max(rows, key=len), *(key for row in rows for key in row)]))
+    return [{key: row.get(key) for key in keys} for row in rows]
+
+
+def dense_networks(rows: Sequence[Row]) -> list[Row]:
+    """The networks that points come from: accuracy and costs."""
+    return list({json.dumps(row["dense"]): row["dense"] | {"latency_percent": 100} for row in rows}.values())
 
 
 def name(said: Mapping[str, Any]) -> str:
@@ -171,7 +217,7 @@ def heat_maps(means: Sequence[Row]) -> dict[str, tuple[list, list, list[list[flo
     for criterion in dict.fromkeys(mean["said"].get("criterion") for mean in means):
         mine = [m for m in means if m["said"].get("criterion") == criterion and {"rank", "rates"} <= m["said"].keys()]
         ranks = sorted({m["said"]["rank"] for m in mine}, key=lambda rank: (isinstance(rank, str), rank))
-        rates = list(dict.fromkeys(m["said"]["rates"] for m in sorted(mine, key=lambda m: -m["params"])))
+        rates = sorted({m["said"]["rates"] for m in mine}, key=lambda rates: (fmean(parse_rates(rates)), rates))
         if len(ranks) < 2 or len(rates) < 2:
             continue
         best: dict[tuple, float] = {}
@@ -224,6 +270,8 @@ def flat(one: Row) -> Row:
 
 def published(rows: Sequence[Row]) -> list[tuple[str, float, float | None, float | None]]:
     """The paper's points for this network on this data: (method, top-1, MACs, parameters); none for other data."""
+    if len({(row["arch"], row["data"]) for row in rows}) > 1 or len(dense_networks(rows)) > 1:
+        return []
     dense = rows[0]["dense"]
     if paper_tables.count(rows[0]["arch"], 0, None).params != dense["params"]:
         return []  # a narrower network than the published one
@@ -246,7 +294,7 @@ def pareto_picture(path: Path, means: Sequence[Row], rows: Sequence[Row], title:
     """Accuracy against MACs, parameters and latency, with the Pareto front of each."""
     from matplotlib.figure import Figure
 
-    costs = [cost for cost in COSTS if means[0][cost] is not None]
+    costs = [cost for cost in COSTS if any(mean[cost] is not None for mean in means)]
     figure = Figure(figsize=(4.8 * len(costs), 4.6), layout="constrained")
     axes = figure.subplots(1, len(costs), squeeze=False)[0]
     colours, markers = styles(means, report.COLOURS, MARKERS)
@@ -256,13 +304,14 @@ def pareto_picture(path: Path, means: Sequence[Row], rows: Sequence[Row], title:
         background = [(p[position] / unit, p[1]) for p in published(rows) if position and p[position]]
         if background:
             axis.scatter(*zip(*background, strict=True), color="#c8c8c8", s=14)
-        for mean in means:
+        measured = [mean for mean in means if mean[cost] is not None]
+        for mean in measured:
             style = {"color": colours(mean), "marker": markers(mean), "markersize": 6, "capsize": 2, "zorder": 3}
             axis.errorbar(mean[cost] / unit, mean["top1"], yerr=mean["spread"] or None, **style)
-        xs, ys = zip(*front([(mean[cost] / unit, mean["top1"]) for mean in means]), strict=True)
+        xs, ys = zip(*front([(mean[cost] / unit, mean["top1"]) for mean in measured]), strict=True)
         axis.step(xs, ys, where="post", color="#8c8c8c", linewidth=1, linestyle="--")
-        dense = rows[0]["dense"] | {"latency_percent": 100}
-        axis.plot(dense[cost] / unit, dense["top1"], marker="*", color="black", markersize=11, linestyle="")
+        for dense in dense_networks(rows):
+            axis.plot(dense[cost] / unit, dense["top1"], marker="*", color="black", markersize=11, linestyle="")
         axis.set(xlabel=label, ylabel="top-1 %")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
@@ -360,17 +409,22 @@ def _range(means: Sequence[Row]) -> tuple[float, float]:
 
 def page(title, state, index, rows, means, maps, slices, failures, tolerance) -> str:
     """The report as one HTML file, with plotly inside."""
-    figures = {f"pareto_{cost}": pareto_figure(means, rows, cost) for cost in COSTS if means[0][cost] is not None}
+    figures = {
+        f"pareto_{cost}": pareto_figure([mean for mean in means if mean[cost] is not None], rows, cost)
+        for cost in COSTS
+        if any(mean[cost] is not None for mean in means)
+    }
+    table = uniform([columns(row) for row in rows])
     heat = {f"heat_{number}": heat_figure(criterion, *found) for number, (criterion, found) in enumerate(maps.items())}
     budgets = {f"budget_{budget:g}": budget_figure(budget, found, tolerance) for budget, found in slices.items()}
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(TEMPLATE.read_text()).render(
         title=title,
         state=state,
-        dense=rows[0]["dense"],
+        denses=dense_networks(rows),
         trained=any(row["trained"] for row in rows),
         machines=sorted({row["machine"] for row in rows}),
-        command=index["command"],
+        commands=index["commands"],
         failures=failures,
         sections={
             "Accuracy against cost": ("The dashed line is the Pareto front; the star is the dense network.", figures),
@@ -378,9 +432,9 @@ def page(title, state, index, rows, means, maps, slices, failures, tolerance) ->
             "The same budget, spent differently": ("Configurations that remove about equally many MACs.", budgets),
         },
         plots={key: json.loads(figure.to_json()) for key, figure in (figures | heat | budgets).items()},
-        columns=list(columns(rows[0])),
-        table=[(columns(row), row["command"], row["config"]) for row in rows],
-        means=[cells(mean) for mean in means],
+        columns=list(table[0]),
+        table=[(line, row["command"], row["config"]) for line, row in zip(table, rows, strict=True)],
+        means=uniform([cells(mean) for mean in means]),
         plotly=get_plotlyjs(),
     )
 
@@ -435,8 +489,9 @@ def pareto_figure(means: Sequence[Row], rows: Sequence[Row], cost: str) -> go.Fi
     xs, ys = zip(*front([(mean[cost] / unit, mean["top1"]) for mean in means]), strict=True)
     line = {"dash": "dash", "color": "#8c8c8c", "width": 1, "shape": "hv"}
     figure.add_scatter(x=xs, y=ys, mode="lines", line=line, name="Pareto front", hoverinfo="skip")
-    dense, marker = rows[0]["dense"] | {"latency_percent": 100}, {"symbol": "star", "color": "black", "size": 13}
-    figure.add_scatter(x=[dense[cost] / unit], y=[dense["top1"]], mode="markers", marker=marker, name="dense")
+    denses, marker = dense_networks(rows), {"symbol": "star", "color": "black", "size": 13}
+    xs, ys = [dense[cost] / unit for dense in denses], [dense["top1"] for dense in denses]
+    figure.add_scatter(x=xs, y=ys, mode="markers", marker=marker, name="dense")
     return _layout(figure, xaxis_title=label, yaxis_title="top-1 %")
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from rich.progress import (
     TimeRemainingColumn,
     track,
 )
+from rich.text import Text
 
 import norton
 from experiments import points
@@ -36,6 +38,8 @@ from norton import cli
 from norton.files import write_json
 
 PLUGIN = "hydra_plugins.norton.GridSweeper"  # the name in configs/ablation.yaml; Hydra takes no other beginning
+QUOTES = "'\""
+OWN = ("locks", "shared", "running", "training", "points", "logs")
 NOT_OF_A_POINT = ("name", "out", "shared", "extend")  # settings of a sweep as a whole
 
 
@@ -65,28 +69,75 @@ class GridSweeper(BasicSweeper):
         (grid,) = self.split_arguments(parsed, None)
         if not grid:
             raise norton.InputError(f"the grid is empty: {' '.join(arguments)}; give each setting at least one value")
-        swept = [override.get_key_element() for override in parsed if override.is_sweep_override()]
+        swept = [_split(override.get_key_element())[0] for override in parsed if override.is_sweep_override()]
 
         def compose(job: Sequence[str]) -> DictConfig:
             cfg = loader.load_sweep_config(self.config, list(job))
             return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
 
         plan = list(plan_points(grid, swept, compose))
-        sweep = Sweep(Path(self.config.out), Path(self.config.shared))
+        sweep = points.sweep_of(self.config)
         open_sweep(sweep, plan, arguments, bool(self.config.extend), str(self.config.name))
         missing = take_turns(find_missing(sweep, plan))
         print(f"{len(plan)} points, {len(plan) - len(missing)} of them done; {sweep.folder}/")
         if missing:
             with shown_progress(sweep, missing, len(plan)):
-                self.launch([planned.overrides for planned in missing])
+                self.launch(sweep, missing)
         summarise(sweep, plan)
         return []
 
-    def launch(self, jobs: Sequence[Sequence[str]]) -> None:
-        size = self.max_batch_size or len(jobs)
-        for first in range(0, len(jobs), size):
-            for done in self.launcher.launch(jobs[first : first + size], initial_job_idx=first):
-                _ = done.return_value  # raises what kept a point from being recorded
+    def launch(self, sweep: Sweep, missing: Sequence[Planned]) -> None:
+        """Run points.  Where a process died, those it may have been at run again alone, and the others go on."""
+        start, waiting = time.time(), list(missing)
+        while waiting:
+            batch = waiting[: self.max_batch_size or len(waiting)]
+            try:
+                self.launch_batch(batch)
+                waiting = waiting[len(batch) :]
+            except norton.InputError:
+                raise
+            except Exception:  # each launcher has its own for a process that died
+                left = abandoned(sweep)
+                suspects = [planned for planned in batch if planned.point in left]
+                if not suspects:
+                    raise
+                for planned in suspects:
+                    self.launch_alone(sweep, planned)
+                waiting = [planned for planned in waiting if not _recorded_since(sweep, planned, start)]
+
+    def launch_batch(self, batch: Sequence[Planned]) -> None:
+        for job in self.launcher.launch([planned.overrides for planned in batch], initial_job_idx=0):
+            _ = job.return_value  # raises what kept a point from being recorded
+
+    def launch_alone(self, sweep: Sweep, planned: Planned) -> None:
+        start = time.time()
+        try:
+            self.launch_batch([planned])
+        except norton.InputError:
+            raise
+        except Exception as error:
+            about = {"format": points.FORMAT, "point": planned.point, "label": planned.label, "status": "failed"}
+            why = f"its process died ({type(error).__name__}), also alone; memory may have run out"
+            seconds = time.time() - start
+            write_json(sweep.result(planned.point), {**about, "error": why, "traceback": None, "seconds": seconds})
+
+
+def abandoned(sweep: Sweep) -> set[str]:
+    """The points that have begun and whose lock nobody holds, for their process died; their lines are removed."""
+    found = set()
+    for path in sweep.running("x").parent.glob("*.json"):
+        try:
+            with sweep.lock(path.stem, timeout=1):
+                path.unlink(missing_ok=True)
+                found.add(path.stem)
+        except Timeout:
+            pass
+    return found
+
+
+def _recorded_since(sweep: Sweep, planned: Planned, start: float) -> bool:
+    path = sweep.result(planned.point)
+    return path.exists() and path.stat().st_mtime >= start
 
 
 def plan_points(grid: Sequence[Sequence[str]], swept: Sequence[str], compose) -> Iterator[Planned]:
@@ -105,7 +156,10 @@ def plan_points(grid: Sequence[Sequence[str]], swept: Sequence[str], compose) ->
         seen[point] = job
         values = dict(_split(override) for override in job)
         shares = points.identity({key: said.get(key) for key in ("rank", "decomposition", "model", "checkpoint")})
-        yield Planned(point, points.short_label(cfg), list(job), {key: values[key] for key in swept}, shares)
+        chosen = {key: values[key] for key in swept}
+        others = [f"{key} {value.strip(QUOTES)}" for key, value in chosen.items() if key not in points.IN_LABEL]
+        label = ", ".join([points.short_label(cfg), *others])
+        yield Planned(point, label, list(job), chosen, shares)
 
 
 def open_sweep(sweep: Sweep, plan: Sequence[Planned], arguments: Sequence[str], extend: bool, name: str) -> None:
@@ -117,31 +171,24 @@ def open_sweep(sweep: Sweep, plan: Sequence[Planned], arguments: Sequence[str], 
         planned.point: {"label": planned.label, "swept": planned.swept, "command": command(planned, name)}
         for planned in plan
     }
-    if sweep.folder.exists() and not sweep.index.exists() and any(_shown(sweep.folder)):
-        raise norton.InputError(f"{sweep.folder} holds something else than a sweep; choose another name= or out=")
+    if sweep.folder.exists() and not sweep.index.exists() and (others := _foreign(sweep.folder)):
+        raise norton.InputError(
+            f"{sweep.folder} holds something else than a sweep ({others[0]}); choose another name= or out="
+        )
     with sweep.lock("sweep"):
-        old = read_index(sweep)["points"] if sweep.index.exists() else {}
-        if old and old.keys() != new.keys() and not extend:
+        index = points.read_index(sweep) if sweep.index.exists() else {"points": {}, "commands": []}
+        old = index["points"]
+        others = new.keys() - old.keys()
+        if old and others and not extend:
             raise norton.InputError(
-                f"{sweep.folder} holds another sweep: of its {len(old)} points {len(old.keys() - new.keys())} are not "
-                f"in this one, which has {len(new.keys() - old.keys())} others; choose another name=, or add these "
-                "points to it with extend=true"
+                f"{sweep.folder} holds another sweep: {len(others)} of these {len(new)} points are not among its "
+                f"{len(old)}; choose another name=, or add them to it with extend=true"
             )
-        shown = typed(arguments)
-        if old.keys() | new.keys() != old.keys():
-            write_json(sweep.index, {"format": points.FORMAT, "name": name, "command": shown, "points": {**old, **new}})
-
-
-def read_index(sweep: Sweep) -> dict[str, Any]:
-    """The points of a sweep.  Raises InputError where the folder holds no sweep."""
-    try:
-        index = json.loads(sweep.index.read_text())
-        assert index["format"] == points.FORMAT and isinstance(index["points"], dict)
-    except FileNotFoundError:
-        raise norton.InputError(f"{sweep.folder} holds no sweep; give the folder of one, with its sweep.json") from None
-    except (ValueError, KeyError, TypeError, AssertionError):
-        raise norton.InputError(f"{sweep.index} is damaged; remove it, and start the sweep again") from None
-    return index
+        if others:
+            commands = [*index["commands"], typed(arguments)]
+            write_json(
+                sweep.index, {"format": points.FORMAT, "name": name, "commands": commands, "points": {**old, **new}}
+            )
 
 
 def command(planned: Planned, name: str) -> str:
@@ -211,7 +258,7 @@ def summarise(sweep: Sweep, plan: Sequence[Planned]) -> None:
 def shown_progress(sweep: Sweep, missing: Sequence[Planned], total: int) -> Iterator[None]:
     """A line per running point and a bar over all, read from the sweep's folder, whoever runs the points."""
     console = Console()
-    forget_dead(sweep)
+    abandoned(sweep)
     bar = Progress(
         TextColumn("points"),
         BarColumn(),
@@ -220,17 +267,18 @@ def shown_progress(sweep: Sweep, missing: Sequence[Planned], total: int) -> Iter
         TextColumn("left"),
         TimeRemainingColumn(elapsed_when_finished=False),
         console=console,
+        speed_estimate_period=1e9,  # points may take hours
     )
     task = bar.add_task("", total=len(missing))
     watch = Watch(sweep, missing, lambda count: bar.update(task, completed=count))
     if not console.is_terminal:  # a log: a line per point that is done
-        with watch.running(lambda planned, record: console.print(line(planned, record, watch.count, len(missing)))):
+        with watch.running(lambda planned, record: print(line(planned, record, watch, len(missing)), flush=True)):
             yield
         return
 
     class View:
         def __rich__(self):
-            return Group(*running_lines(sweep), bar)
+            return Group(*(Text(line) for line in running_lines(sweep)), bar)
 
     with Live(View(), console=console, refresh_per_second=2, transient=True), watch.running(lambda *_: None):
         yield
@@ -275,10 +323,12 @@ class Watch:
             tell(planned, record)
 
 
-def line(planned: Planned, record: Mapping[str, Any], count: int, total: int) -> str:
-    """A finished point in a log."""
+def line(planned: Planned, record: Mapping[str, Any], watch: "Watch", total: int) -> str:
+    """A finished point in a log, and the time left for the others."""
+    left = (time.time() - watch.start) / watch.count * (total - watch.count)
     outcome = record.get("error") or f"top-1 {record['result']['top1']:.2f}%"
-    return f"{count}/{total}  {planned.label}: {outcome} ({record['seconds']:.1f} s)"
+    took = f"{record['seconds']:.1f} s; {timedelta(seconds=round(left))} left"
+    return f"{watch.count}/{total}  {planned.label}: {outcome} ({took})"
 
 
 def running_lines(sweep: Sweep) -> list[str]:
@@ -292,16 +342,6 @@ def running_lines(sweep: Sweep) -> list[str]:
         where = "" if status["host"] == socket.gethostname() else f" on {status['host']}"
         lines.append(f"{status['label']}{where}: {status['stage']}, {time.time() - status['started']:.0f} s")
     return lines
-
-
-def forget_dead(sweep: Sweep) -> None:
-    """Remove the lines of processes that were killed: their locks are free."""
-    for path in sweep.running("x").parent.glob("*.json"):
-        try:
-            with sweep.lock(path.stem, timeout=0):
-                path.unlink(missing_ok=True)
-        except Timeout:
-            pass
 
 
 def register() -> None:
@@ -318,5 +358,6 @@ def _words(job: Sequence[str], swept: Sequence[str]) -> str:
     return " ".join(override for override in job if _split(override)[0] in swept)
 
 
-def _shown(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.iterdir() if not path.name.startswith("."))
+def _foreign(folder: Path) -> list[str]:
+    """What a sweep that was stopped at its very beginning cannot have left."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.name not in OWN)

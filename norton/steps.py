@@ -96,6 +96,14 @@ def check_settings(cfg: DictConfig) -> None:
             recipe(cfg[name], name)
 
 
+def check_latency_batch(cfg: DictConfig, data) -> None:
+    """Raise InputError where the test split has too few images to measure latency with."""
+    if cfg.latency_batch is not None and len(data.splits.test) < cfg.latency_batch:
+        raise InputError(
+            f"latency_batch is {cfg.latency_batch}; the test split of {data.name} has {len(data.splits.test)} images"
+        )
+
+
 def require(cfg: DictConfig, step: str) -> None:
     """Raise InputError where a step lacks what it is about."""
     if step == "decompose" and cfg.rank is None:

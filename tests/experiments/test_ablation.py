@@ -8,11 +8,13 @@ import sys
 from collections import Counter
 
 import pytest
+import torch
 from commands import run_here
 from conftest import REPOSITORY
 from hydra import compose, initialize_config_dir
 from sweeps import TINY, records, results
 
+import norton
 from experiments import points, sweeper
 from experiments.points import Sweep
 from norton import files
@@ -99,6 +101,7 @@ def test_a_point_stays_the_same(override):
         "split=val",
         "trainer.precision=bf16-mixed",
         "latency_batch=1",
+        "pretraining_seed=1",  # of the random weights
     ],
 )
 def test_a_point_becomes_another(override):
@@ -199,18 +202,15 @@ import lightning, torch, torchmetrics.classification
 from experiments import ablation, points
 from norton import cli, files
 
-COMMAND = {TINY!r}.split() + sys.stdin.readline().split()
+WORDS = {TINY!r}.split() + sys.stdin.readline().split()
 dice = random.Random(0)
 
-def attempt(kill_at_write=None, kill_after=None):
+def attempt(out, kill_at_write=None, kill_after=None):
     child = os.fork()
     if child:
         if kill_after is not None:
             time.sleep(kill_after)
-            try:
-                os.kill(child, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            os.kill(child, signal.SIGKILL)
         return os.waitpid(child, 0)[1]
     count, fsync = [0], os.fsync
     def counted(number):  # in the middle of a write: the temporary file is there, the result is not
@@ -219,31 +219,29 @@ def attempt(kill_at_write=None, kill_after=None):
             os.kill(os.getpid(), signal.SIGKILL)
         fsync(number)
     files.os.fsync = counted
-    sys.argv = ["ablation", *COMMAND]
+    sys.argv = ["ablation", *WORDS, f"out={{out}}"]
     try:
         ablation.run()
     except SystemExit as done:
         os._exit(done.code or 0)
     os._exit(0)
 
-killed = [attempt(kill_at_write=dice.randint(1, 14)) for _ in range(8)]
-killed += [attempt(kill_after=dice.uniform(0.2, 3)) for _ in range(12)]
-print("killed", sum(status == signal.SIGKILL for status in killed), "last", attempt())
+out, undisturbed = sys.stdin.read().split()
+killed = [attempt(out, kill_at_write=n) for n in (1, 2, 3, 4, 5, 6, 7, 8)]
+killed += [attempt(out, kill_after=dice.uniform(0.1, 1.8)) for _ in range(12)]
+print("killed", sum(status == signal.SIGKILL for status in killed), "last", attempt(out), attempt(undisturbed))
 """
 
 
-def test_a_sweep_that_is_killed_twenty_times_ends_like_an_undisturbed_one(finished, tmp_path):
-    words = f"out={tmp_path / 'a'} {GRID} training=clutter training.epochs=1\n"
+def test_a_sweep_that_is_killed_twenty_times_ends_like_an_undisturbed_one(tmp_path):
+    grid = "rank=1,2,3 compress_rate=[0.]*13,[0.3]*13 training=clutter training.epochs=3"
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED], input=words, env=env, capture_output=True, text=True, timeout=600
-    )
-    killed = int(done.stdout.rsplit("killed ", 1)[1].split()[0])
-    assert done.stdout.rstrip().endswith("last 0"), done.stderr[-2000:]
-    assert killed >= 8  # the others came too late
-    assert results(tmp_path / "a") == results(finished)
-    left = [path for path in (tmp_path / "a" / "points").iterdir() if path.suffix not in (".json", ".pt")]
-    assert not [path for path in left if not path.name.startswith(".")]
+    words = f"{grid}\n{tmp_path / 'a'}\n{tmp_path / 'b'}\n"
+    command = [sys.executable, "-c", KILLED]
+    done = subprocess.run(command, input=words, env=env, capture_output=True, text=True, timeout=600)
+    assert done.stdout.rstrip().endswith("killed 20 last 0 0"), done.stdout[-2000:] + done.stderr[-2000:]
+    assert len(results(tmp_path / "a")) == 6
+    assert results(tmp_path / "a") == results(tmp_path / "b")
 
 
 @pytest.mark.parametrize(
@@ -255,6 +253,87 @@ def test_launchers_find_the_same(launcher, finished, tmp_path, monkeypatch, caps
     code, _, err = run_here(f"{command} hydra/launcher={launcher} hydra.sweep.dir={tmp_path}", monkeypatch, capsys)
     assert code == 0, err
     assert results(tmp_path / "a") == results(finished)
+
+
+DIES = """
+import os, signal
+from experiments import points
+measure = points.measure
+def dies(cfg, *rest):
+    if cfg.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)  # as the system does where memory runs out
+    return measure(cfg, *rest)
+points.measure = dies
+"""
+
+
+def test_a_process_that_dies_is_one_point_that_fails(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(DIES)
+    command = [sys.executable, "-m", "experiments.ablation", *TINY.split(), f"out={tmp_path / 'a'}"]
+    command += ["rank=1,2,3", "compress_rate=[0.]*13", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "its process died" in done.stderr, done.stderr[-2000:]
+    kept = {record["label"]: record["status"] for record in records(tmp_path / "a").values()}
+    assert kept["rank 1, pabs [0.]*13, seed 0"] == "failed" and len(kept) == 3
+    assert "2 of 3 points done, 1 failed" in done.stdout
+
+
+def test_damaged_shared_files_are_made_again(tmp_path, sweep):
+    assert sweep(tmp_path / "a")[0] == 0
+    before = results(tmp_path / "a")
+    for path in (tmp_path / "a" / "shared").glob("*_*"):
+        path.write_bytes(path.read_bytes()[:50])
+    for path in (tmp_path / "a" / "points").glob("*.json"):
+        path.unlink()
+    code, out, err = sweep(tmp_path / "a")
+    assert code == 0, err
+    assert out.count("is damaged and made again") == 4
+    assert results(tmp_path / "a") == before
+
+
+def test_accuracy_is_that_of_the_last_step(tmp_path, sweep):
+    code, *_ = sweep(tmp_path / "a", "rank=1 compress_rate=[0.5]*13 steps=[train,decompose,finetune,prune]")
+    assert code == 0
+    code, *_ = sweep(tmp_path / "b", "rank=1 compress_rate=[0.5]*13 steps=[train,decompose,prune]")
+    assert code == 0
+    ((first,), (second,)) = (list(results(tmp_path / name).values()) for name in "ab")
+    assert first["loss"] == second["loss"]
+
+
+def test_a_checkpoint_that_was_overwritten_is_read_again(tmp_path, sweep):
+    path, losses = tmp_path / "c.pt", []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        norton.save(norton.build("vgg_16_bn", 0, "[0.9]*13"), path)
+        grid = f"model=none checkpoint={path} rank=1 compress_rate=[0.]*13 steps=[decompose]"
+        assert sweep(tmp_path / str(seed), grid)[0] == 0
+        losses += [result["dense"]["loss"] for result in results(tmp_path / str(seed)).values()]
+    assert losses[0] != losses[1]
+
+
+def test_an_error_text_may_look_like_markup(tmp_path, sweep, monkeypatch):
+    def stumbles(*_):
+        raise ValueError("no such thing [/tmp/x] [red]")
+
+    monkeypatch.setattr(points, "measure", stumbles)
+    code, out, _ = sweep(tmp_path / "a", "rank=1 compress_rate=[0.]*13")
+    assert code == 1 and "ValueError: no such thing [/tmp/x] [red]" in out
+
+
+def test_a_part_of_a_finished_sweep(tmp_path, sweep):
+    assert sweep(tmp_path / "a", "rank=1,2 compress_rate=[0.]*13")[0] == 0
+    code, out, _ = sweep(tmp_path / "a", "rank=1 compress_rate=[0.]*13")
+    assert code == 0 and "1 points, 1 of them done" in out
+
+
+def test_an_index_that_was_removed_is_made_again(tmp_path, sweep):
+    assert sweep(tmp_path / "a", "rank=1 compress_rate=[0.]*13")[0] == 0
+    (tmp_path / "a" / "sweep.json").write_text("{")
+    code, _, err = sweep(tmp_path / "a", "rank=1 compress_rate=[0.]*13")
+    assert code == 2 and "is damaged; remove it" in err
+    (tmp_path / "a" / "sweep.json").unlink()
+    assert sweep(tmp_path / "a", "rank=1 compress_rate=[0.]*13")[0] == 0
 
 
 def test_wandb_groups_the_points_of_a_sweep(tmp_path, sweep):
@@ -281,12 +360,26 @@ def test_wandb_groups_the_points_of_a_sweep(tmp_path, sweep):
         ("rank=1 compress_rate=[0.]*13 trainer.devices=2", "a point of a sweep computes on one device"),
         ("rank=1 compress_rate=[0.]*13 checkpoint=missing.pt", "no checkpoint at missing.pt"),
         ("rank=1 compress_rate=[0.]*13 repeats=0 latency_batch=4", "repeats is 0"),
+        ("rank=1 compress_rate=[0.]*13 training=none,nothing", "nothing"),
     ],
 )
 def test_bad_grids(grid, message, tmp_path, sweep):
     code, _, err = sweep(tmp_path / "a", grid)
     assert code == 2 and message in err
     assert not (tmp_path / "a").exists()
+
+
+def test_settings_that_are_added_can_be_swept(tmp_path, sweep):
+    code, *_ = sweep(tmp_path / "a", "rank=1 compress_rate=[0.]*13 +trainer.log_every_n_steps=1,2")
+    assert code == 0
+    labels = [record["label"] for record in records(tmp_path / "a").values()]
+    assert sorted(labels) == [f"rank 1, pabs [0.]*13, seed 0, trainer.log_every_n_steps {n}" for n in (1, 2)]
+
+
+def test_too_large_a_latency_batch_is_found_at_once(tmp_path, sweep):
+    code, _, err = sweep(tmp_path / "a", "rank=1 compress_rate=[0.]*13 latency_batch=99999")
+    assert code == 1 and "latency_batch is 99999" in err
+    assert not (tmp_path / "a" / "shared").exists()
 
 
 def test_rates_that_do_not_fit_fail_as_points(tmp_path, sweep):

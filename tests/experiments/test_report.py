@@ -21,7 +21,14 @@ def record(point, rank, rates, criterion, seed, top1, macs, latency=2.0):
     found = {"arch": "resnet_56", "data": "clutter", "dense": DENSE, "top1": top1, "top1_before": top1 - 20}
     found |= {"nmse": 0.1 / rank, "macs": macs, "params": macs // 10, "latency_ms": latency, "dense_latency_ms": 4.0}
     found |= {"macs_removed_percent": 100 - macs / 10, "params_removed_percent": 100 - macs / 10}
-    about = {"format": FORMAT, "point": point, "status": "done", "label": f"rank {rank} {rates} seed {seed}"}
+    said = {key: cfg[key] for key in ("rank", "compress_rate", "seed", "pruning")} | {"decomposition": {"seed": seed}}
+    about = {
+        "meaning": said,
+        "format": FORMAT,
+        "point": point,
+        "status": "done",
+        "label": f"rank {rank} {rates} seed {seed}",
+    }
     return {**about, "result": found, "config": cfg, "seconds": 1.0, "machine": "CPU, 1 thread"}
 
 
@@ -46,7 +53,7 @@ def folder(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_text(text[:100] if number == 15 else text)
     index["later"] = {"label": "later", "swept": {}, "command": ""}
-    whole = {"format": FORMAT, "name": "half", "command": "python -m experiments.ablation rank=1,2", "points": index}
+    whole = {"format": FORMAT, "name": "half", "commands": ["python -m experiments.ablation rank=1,2"], "points": index}
     (tmp_path / "sweep.json").write_text(json.dumps(whole))
     return tmp_path
 
@@ -116,8 +123,8 @@ def test_front_by_its_definition():
     assert report.front(points) == sorted(set(best))
 
 
-def mean(top1, removed, params=1, **said):
-    return {"top1": top1, "macs_removed_percent": removed, "said": said, "params": params}
+def mean(top1, removed, **said):
+    return {"top1": top1, "macs_removed_percent": removed, "said": said}
 
 
 def test_budgets():
@@ -130,11 +137,10 @@ def test_budgets():
 
 
 def test_a_map_leaves_missing_points_open():
-    small, middle, large = (
-        mean(80 + n, 0, n, rank=rank, rates=rates)
-        for n, (rank, rates) in enumerate([(1, "half"), (1, "none"), (2, "none")])
-    )
-    assert report.heat_maps([small, large, middle]) == {None: ([1, 2], ["none", "half"], [[81, 82], [80, None]])}
+    cells = [(1, "[0.]*3"), (2, "[0.]*3"), (1, "[0.]+[0.5]*2")]
+    means = [mean(80 + number, 0, rank=rank, rates=rates) for number, (rank, rates) in enumerate(cells)]
+    expected = ([1, 2], ["[0.]*3", "[0.]+[0.5]*2"], [[80, 81], [82, None]])
+    assert report.heat_maps(means[::-1]) == {None: expected}
 
 
 def test_the_paper_is_the_background_on_its_own_data_alone():
@@ -171,3 +177,50 @@ def test_a_damaged_index(folder, monkeypatch, capsys):
     (folder / "sweep.json").write_text("{")
     code, _, err = run_here(f"python -m experiments.report sweep={folder}", monkeypatch, capsys)
     assert code == 2 and "is damaged" in err
+
+
+def test_points_of_several_kinds_share_columns(folder, monkeypatch, capsys):
+    """Some fine-tuned, some without latency, some not pruned: no value may stand under another's name."""
+    for number, path in enumerate(sorted((folder / "points").glob("p[0-9].json"))):
+        one = json.loads(path.read_text())
+        if number == 0:
+            one["config"]["training"]["epochs"] = 0
+        if number in (0, 1):  # both seeds of the first configuration
+            del one["result"]["latency_ms"], one["result"]["dense_latency_ms"]
+        if number in (2, 3):
+            one["config"]["steps"] = ["decompose"]
+        path.write_text(json.dumps(one))
+    code, _, err = run_here(f"python -m experiments.report sweep={folder}", monkeypatch, capsys)
+    assert code == 0, err
+    header, _, *lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in (folder / "table.md").read_text().splitlines()
+    ]
+    assert all(len(line) == len(header) for line in lines)
+    first, second = (dict(zip(header, line, strict=True)) for line in lines[:2])
+    assert first["latency ms"] == "-" and first["NMSE"] == "0.1000"
+    assert second["rates"] == "-" and second["times as fast"] == "2.00"
+    assert {row["point"] for row in csv.DictReader((folder / "points.csv").open())} >= {"p0", "p2"}
+
+
+def test_other_settings_are_no_seeds(folder, monkeypatch, capsys):
+    """A sweep that was extended with another calibration: not the mean of both."""
+    path = folder / "points" / "p1.json"
+    one = json.loads(path.read_text())
+    one["meaning"]["calibration"] = {"images": 64}
+    path.write_text(json.dumps(one))
+    code, _, err = run_here(f"python -m experiments.report sweep={folder}", monkeypatch, capsys)
+    assert code == 0, err
+    header, _, first, second, *_ = (folder / "table.md").read_text().splitlines()
+    assert "calibration.images" in header
+    assert "| 89.00 |" in first and "| 91.00 |" in second and "| 64 |" in second
+
+
+def test_failures_of_one_label_are_all_told(folder, monkeypatch, capsys):
+    for point in ("p0", "p1"):
+        path = folder / "points" / f"{point}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "status": "failed", "error": f"error of {point}"}))
+    index = json.loads((folder / "sweep.json").read_text())
+    index["points"]["p1"]["label"] = index["points"]["p0"]["label"]
+    (folder / "sweep.json").write_text(json.dumps(index))
+    _, out, _ = run_here(f"python -m experiments.report sweep={folder}", monkeypatch, capsys)
+    assert "12 of 17 points done, 3 failed, 2 missing" in out and "error of p0" in out and "error of p1" in out
