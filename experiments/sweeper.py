@@ -26,7 +26,6 @@ from rich.progress import (
     Progress,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
     track,
 )
 from rich.text import Text
@@ -81,7 +80,7 @@ class GridSweeper(BasicSweeper):
         missing = take_turns(find_missing(sweep, plan))
         print(f"{len(plan)} points, {len(plan) - len(missing)} of them done; {sweep.folder}/")
         if missing:
-            with shown_progress(sweep, missing, len(plan)):
+            with shown_progress(sweep, missing):
                 self.launch(sweep, missing)
         summarise(sweep, plan)
         return []
@@ -255,7 +254,7 @@ def summarise(sweep: Sweep, plan: Sequence[Planned]) -> None:
 
 
 @contextmanager
-def shown_progress(sweep: Sweep, missing: Sequence[Planned], total: int) -> Iterator[None]:
+def shown_progress(sweep: Sweep, missing: Sequence[Planned]) -> Iterator[None]:
     """A line per running point and a bar over all, read from the sweep's folder, whoever runs the points."""
     console = Console()
     abandoned(sweep)
@@ -264,13 +263,11 @@ def shown_progress(sweep: Sweep, missing: Sequence[Planned], total: int) -> Iter
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False),
+        TextColumn("{task.fields[left]}"),
         console=console,
-        speed_estimate_period=1e9,  # points may take hours
     )
-    task = bar.add_task("", total=len(missing))
-    watch = Watch(sweep, missing, lambda count: bar.update(task, completed=count))
+    task = bar.add_task("", total=len(missing), left="")
+    watch = Watch(sweep, missing, lambda: bar.update(task, completed=watch.count, left=watch.left()))
     if not console.is_terminal:  # a log: a line per point that is done
         with watch.running(lambda planned, record: print(line(planned, record, watch, len(missing)), flush=True)):
             yield
@@ -290,6 +287,13 @@ class Watch:
     def __init__(self, sweep: Sweep, missing: Sequence[Planned], update):
         self.sweep, self.open, self.update, self.count = sweep, list(missing), update, 0
         self.start = time.time()
+
+    def left(self) -> str:
+        """The time that the other points will take, if they take as long as those before."""
+        if not self.count:
+            return ""
+        seconds = (time.time() - self.start) / self.count * len(self.open)
+        return f"{timedelta(seconds=round(seconds))} left"
 
     @contextmanager
     def running(self, tell) -> Iterator[None]:
@@ -319,15 +323,14 @@ class Watch:
                 continue
             self.open.remove(planned)
             self.count += 1
-            self.update(self.count)
+            self.update()
             tell(planned, record)
 
 
 def line(planned: Planned, record: Mapping[str, Any], watch: "Watch", total: int) -> str:
     """A finished point in a log, and the time left for the others."""
-    left = (time.time() - watch.start) / watch.count * (total - watch.count)
     outcome = record.get("error") or f"top-1 {record['result']['top1']:.2f}%"
-    took = f"{record['seconds']:.1f} s; {timedelta(seconds=round(left))} left"
+    took = f"{record['seconds']:.1f} s; {watch.left()}"
     return f"{watch.count}/{total}  {planned.label}: {outcome} ({took})"
 
 
