@@ -43,11 +43,11 @@ def run(cfg: DictConfig) -> None:
     folder = Path(str(cfg.out or sweep.folder))
     if not rows:
         raise norton.InputError(f"no point of {sweep.folder} has a result yet; {len(failures)} failed")
-    means = over_seeds(rows)
-    slices = budget_slices(means, steps.plain(cfg.budgets), cfg.tolerance)
     missing = len(index["points"]) - len(rows) - len(failures)
     arch, data = (", ".join(dict.fromkeys(row[key] for row in rows)) for key in ("arch", "data"))
-    title = f"{index['name']}: {arch} on {data}"
+    title = ", ".join([f"{index['name']}: {arch} on {data}", *constants_(rows)])
+    means = over_seeds(rows)
+    slices = budget_slices(means, steps.plain(cfg.budgets), cfg.tolerance)
     state = f"{len(rows)} of {len(index['points'])} points done"
     state += f", {len(failures)} failed" * bool(failures) + f", {missing} missing" * bool(missing)
 
@@ -170,6 +170,17 @@ def tell_apart_(rows: Sequence[Row]) -> None:
             one["said"].setdefault(key, value if isinstance(value, int | float | str) else json.dumps(value))
 
 
+def constants_(rows: Sequence[Row]) -> list[str]:
+    """What all configurations have in common, in words; it leaves their descriptions, unless nothing would be left."""
+    same = [key for key in rows[0]["said"] if len({json.dumps(row["said"].get(key)) for row in rows}) == 1]
+    if len(same) == len(rows[0]["said"]):
+        return []
+    words = [name({key: rows[0]["said"][key]}) for key in same]
+    for one in rows:
+        one["said"] = {key: value for key, value in one["said"].items() if key not in same}
+    return words
+
+
 def over_seeds(rows: Iterable[Row]) -> list[Row]:
     """Means over seeds: a row per configuration, with the standard deviation of its accuracies as `spread`."""
     groups: dict[str, list[Row]] = {}
@@ -218,12 +229,13 @@ def heat_maps(means: Sequence[Row]) -> dict[str, tuple[list, list, list[list[flo
         mine = [m for m in means if m["said"].get("criterion") == criterion and {"rank", "rates"} <= m["said"].keys()]
         ranks = sorted({m["said"]["rank"] for m in mine}, key=lambda rank: (isinstance(rank, str), rank))
         rates = sorted({m["said"]["rates"] for m in mine}, key=lambda rates: (fmean(parse_rates(rates)), rates))
-        if len(ranks) < 2 or len(rates) < 2:
-            continue
         best: dict[tuple, float] = {}
         for m in mine:
             key = m["said"]["rates"], m["said"]["rank"]
             best[key] = max(m["top1"], best.get(key, 0.0))
+        # A few points that lie scattered are no map.
+        if len(ranks) < 2 or len(rates) < 2 or 2 * len(best) <= len(ranks) * len(rates):
+            continue
         maps[criterion] = (ranks, rates, [[best.get((rate, rank)) for rank in ranks] for rate in rates])
     return maps
 
@@ -246,9 +258,7 @@ def cells(mean: Row) -> Row:
     """A configuration as a row of a table."""
     spread = f" ± {mean['spread']:.2f}" if mean["seeds"] > 1 else ""
     before = {"before fine-tuning": f"{mean['top1_before']:.2f}"} if mean["trained"] else {}
-    latency = {}
-    if mean["latency_ms"] is not None:
-        latency = {"latency ms": f"{mean['latency_ms']:.1f}", "times as fast": f"{mean['speedup']:.2f}"}
+    speed = {} if mean["speedup"] is None else {"times as fast": f"{mean['speedup']:.2f}"}
     return {
         **mean["said"],
         "top-1 %": f"{mean['top1']:.2f}{spread}",
@@ -257,7 +267,7 @@ def cells(mean: Row) -> Row:
         "MACs": report.millions(mean["macs"]),
         "MACs −%": mean["macs_removed_percent"],
         "params −%": mean["params_removed_percent"],
-        **latency,
+        **speed,
         "seeds": mean["seeds"],
     }
 
@@ -361,7 +371,7 @@ def heat_picture(path: Path, maps: Mapping[str, tuple], title: str) -> None:
         image = axis.imshow(table, aspect="auto", cmap="viridis")
         axis.set_xticks(range(len(ranks)), ranks)
         axis.set_yticks(range(len(rates)), rates, fontsize=7)
-        axis.set(xlabel="rank", title=f"{criterion}: top-1 %")
+        axis.set(xlabel="rank", title=f"{criterion}: top-1 %" if criterion else "top-1 %")
         low, high = image.get_clim()
         for y, x in ((y, x) for y in range(len(rates)) for x in range(len(ranks)) if values[y][x] is not None):
             colour = "black" if values[y][x] > (low + high) / 2 else "white"
@@ -511,7 +521,12 @@ def heat_figure(criterion: str, ranks: list, rates: list, values: list[list]) ->
     )
     figure.update_yaxes(autorange="reversed", automargin=True, type="category")
     figure.update_xaxes(type="category")
-    return _layout(figure, title=f"{criterion}: top-1 %", xaxis_title="rank", height=220 + 32 * len(rates))
+    return _layout(
+        figure,
+        title=f"{criterion}: top-1 %" if criterion else "top-1 %",
+        xaxis_title="rank",
+        height=220 + 32 * len(rates),
+    )
 
 
 def budget_figure(budget: float, found: Sequence[Row], tolerance: float) -> go.Figure:
