@@ -190,6 +190,7 @@ def over_seeds(rows: Iterable[Row]) -> list[Row]:
     for same in groups.values():
         values = {key: [one[key] for one in same if one[key] is not None] for key in MEASURED}
         mean = {key: fmean(found) if found else None for key, found in values.items()}
+        mean["speedup"] = mean["latency_percent"] and 100 / mean["latency_percent"]  # not the mean of the ratios
         spread = stdev(values["top1"]) if len(same) > 1 else 0.0
         shown = {"said": same[0]["said"], "name": name(same[0]["said"]), "seeds": len(same), "spread": spread}
         means.append({**mean, **shown, "trained": same[0]["trained"]})
@@ -325,7 +326,7 @@ def pareto_picture(path: Path, means: Sequence[Row], rows: Sequence[Row], title:
         axis.set(xlabel=label, ylabel="top-1 %")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(handles=_legend(means, colours, markers), loc="outside lower center", ncols=8, fontsize=8)
+    figure.legend(handles=_legend(means, colours, markers), loc="outside lower center", ncols=10, fontsize=8)
     report.save_figure(path, figure, title)
 
 
