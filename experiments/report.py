@@ -451,7 +451,7 @@ def page(title, state, index, rows, means, maps, slices, failures, tolerance) ->
 
 
 def columns(one: Row) -> Row:
-    """A point as a row of the page's table: numbers, so that they sort."""
+    """A point as a row of the page's table."""
     return {
         **one["said"],
         "seed": one["seed"],
@@ -467,8 +467,8 @@ def columns(one: Row) -> Row:
     }
 
 
-def _rounded(value: float | None, digits: int) -> float | str:
-    return "" if value is None else round(value, digits)
+def _rounded(value: float | None, digits: int) -> str | None:
+    return None if value is None else f"{value:.{digits}f}"
 
 
 def pareto_figure(means: Sequence[Row], rows: Sequence[Row], cost: str) -> go.Figure:
@@ -540,14 +540,15 @@ def budget_figure(budget: float, found: Sequence[Row], tolerance: float) -> go.F
         marker={"color": report.COLOURS[0]},
         text=[f"{mean['top1']:.2f}" for mean in found],
         textposition="inside",
-        insidetextanchor="start",
+        insidetextanchor="end",
         hovertemplate="%{y}: %{x:.2f}%<extra></extra>",
     )
     figure = go.Figure(bars)
     figure.update_yaxes(autorange="reversed", automargin=True)
     figure.update_xaxes(range=[low, high])
     title = f"{budget:g} ± {tolerance:g} % fewer MACs"
-    return _layout(figure, title=title, xaxis_title="top-1 %", height=170 + 30 * len(found))
+    axis = "top-1 % (axis does not begin at 0)" if low else "top-1 %"
+    return _layout(figure, title=title, xaxis_title=axis, height=170 + 30 * len(found))
 
 
 def _layout(figure: go.Figure, height: int = 400, **layout) -> go.Figure:
