@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from norton.decomposition.cp import in_form
 from norton.errors import InputError
 
 
@@ -29,9 +30,10 @@ def reestimate_batchnorm_(net: nn.Module, images: Tensor, batch_size: int = 128)
         layer.momentum = None  # a cumulative average
         layer.train()
     try:
-        for batch in images.split(batch_size):
-            if len(batch) == batch_size:
-                net(batch.to(device))
+        with in_form(net, "fast"):
+            for batch in images.split(batch_size):
+                if len(batch) == batch_size:
+                    net(batch.to(device))
     finally:
         net.train(training)
         for layer, (momentum, was_training) in zip(norms, before, strict=True):

@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from norton.decomposition.cp import CPConv2d, set_form_
 
+HOPELESS = 3  # more than the noise of a busy machine
 Batch = Tensor | Sequence[Tensor]  # images of one size, or of several, as detectors take them
 
 
@@ -32,10 +33,11 @@ def latencies(nets: Mapping[str, nn.Module], *batches: Batch, repeats: int = 7) 
     """Name → latency of each network on the batches' device; the networks take turns.
 
     Every network sees every batch once to warm up, and then one batch per repeat, all networks the same.  A network
-    with decomposed layers is timed in each of its forms, and the fastest one counts.
+    with decomposed layers is timed in each of its forms, and the fastest one counts; a form that is `HOPELESS` times
+    slower than another at the first repeat is not timed further.
     """
     device = batches[0][0].device
-    candidates = {}
+    candidates: dict[tuple[str, str], nn.Module] = {}
     for name, net in nets.items():
         for form in forms(net):
             candidates[name, form] = _copy(net, form, device)
@@ -45,8 +47,11 @@ def latencies(nets: Mapping[str, nn.Module], *batches: Batch, repeats: int = 7) 
             elapsed = _time(net, batches[turn % len(batches)], device)
             if turn >= 0:
                 times[key].append(1000 * elapsed)
-    found = {key: Latency(median(ms), key[1], _quartiles(ms)) for key, ms in times.items()}
-    return {name: min(found[name, form] for form in forms(net)) for name, net in nets.items()}
+        if turn == 0:
+            fastest = {name: min(times[name, form][0] for form in forms(net)) for name, net in nets.items()}
+            candidates = {key: net for key, net in candidates.items() if times[key][0] < HOPELESS * fastest[key[0]]}
+    found = {key: Latency(median(times[key]), key[1], _quartiles(times[key])) for key in candidates}
+    return {name: min(found[name, form] for form in forms(net) if (name, form) in found) for name, net in nets.items()}
 
 
 def forms(net: nn.Module) -> tuple[str, ...]:

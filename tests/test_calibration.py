@@ -42,3 +42,14 @@ def test_a_training_mode_with_frozen_layers_comes_back():
 def test_too_few_images():
     with pytest.raises(norton.InputError, match="a few hundred"):
         reestimate_batchnorm_(norton.build("resnet_56"), torch.zeros(1, 3, 32, 32))
+
+
+def test_the_form_of_decomposed_layers_decides_the_time_only():
+    net = norton.decompose(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), 2)
+    images = torch.randn(16, 3, 8, 8)
+    literal = net[0](images)
+    assert net[0].form == "factored"
+    reestimate_batchnorm_(net, images, batch_size=16)
+    assert net[0].form == "factored"
+    torch.testing.assert_close(net[1].running_mean, literal.mean((0, 2, 3)))
+    torch.testing.assert_close(net[1].running_var, literal.var((0, 2, 3)))

@@ -58,6 +58,21 @@ def test_the_fastest_form_counts(monkeypatch):
     assert net[0].form == before
 
 
+def test_a_hopeless_form_is_not_timed_further(monkeypatch):
+    import norton.latency
+
+    net = norton.decompose(nn.Sequential(nn.Conv2d(4, 4, 3)), 1)
+    speed, timed = {"factored": 3.0, "grouped": 1.0, "composed": 2.9}, []
+
+    def time(net, *_):
+        timed.append(net[0].form)
+        return speed[net[0].form] if timed.count("factored") > 1 else 9.0  # the first turn of all warms up
+
+    monkeypatch.setattr(norton.latency, "_time", time)
+    assert latencies({"a": net}, torch.zeros(1, 4, 5, 5), repeats=4)["a"][:2] == (1000, "grouped")
+    assert {form: timed.count(form) for form in speed} == {"factored": 2, "grouped": 5, "composed": 5}
+
+
 class Allocator(nn.Module):
     """Holds `count` tensors of 4 MB at once, one after the other `turns` times."""
 

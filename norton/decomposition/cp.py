@@ -1,6 +1,8 @@
 """Filter-wise CP: each filter a sum of R rank-one terms, run as 1×1, depthwise k×1 and depthwise 1×k convolutions."""
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, Self, get_args
 
 import torch
@@ -198,3 +200,15 @@ def set_form_(net: nn.Module, form: Form | Literal["fast"]) -> nn.Module:
         if isinstance(layer, CPConv2d):
             layer.form = form if form != "fast" else ("grouped" if layer.rank == 1 else "composed")
     return net
+
+
+@contextmanager
+def in_form(net: nn.Module, form: Form | Literal["fast"]) -> Iterator[None]:
+    """Let the decomposed layers of a network compute in another form for a while."""
+    before = [(layer, layer.form) for layer in net.modules() if isinstance(layer, CPConv2d)]
+    set_form_(net, form)
+    try:
+        yield
+    finally:
+        for layer, own in before:
+            layer.form = own
