@@ -3,7 +3,8 @@
 The sweep: ResNet-56 on `clutter`, ranks 1 to 4, two criteria, eight rates, which is 64 points.  The baseline is
 `experiments.pipeline` with `training=none`, a process for each point; `--pipelines N` of them are timed, spread over
 the grid, and their mean stands for all 64 (N=64 runs every one).  Overhead is the wall time of the sweep in one process
-that is neither compression nor measurement.  Exit code 1 if reuse is worth less than 5 times, or a point has a second of overhead.
+that is neither compression nor measurement.  Exit code 1 if reuse is worth less than 5 times, or a point has a second
+of overhead.
 """
 
 import argparse

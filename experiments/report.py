@@ -391,20 +391,18 @@ def budget_picture(path: Path, slices: Mapping[float, Sequence[Row]], tolerance:
     low, high = _range([mean for found in slices.values() for mean in found])
     for axis, (budget, found) in zip(axes, slices.items(), strict=True):
         names = [mean["name"] for mean in found]
-        drawn = axis.barh(
-            names,
-            [mean["top1"] for mean in found],
-            xerr=[mean["spread"] for mean in found],
-            color=report.COLOURS[0],
-            height=0.7,
-            capsize=2,
-        )
-        axis.bar_label(drawn, fmt="%.2f", padding=3, fontsize=7)
-        axis.invert_yaxis()
+        scores = [mean["top1"] for mean in found]
+        spreads = [mean["spread"] for mean in found] if any(mean["seeds"] > 1 for mean in found) else None
+        axis.errorbar(scores, names, xerr=spreads, fmt="o", color=report.COLOURS[0], capsize=3)
+        for name, score in zip(names, scores, strict=True):
+            offset = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
+            axis.annotate(f"{score:.2f}", (score, name), fontsize=7, **offset)
+        axis.set_ylim(len(found) - 0.5, -0.8)
+        axis.grid(axis="y", linewidth=0.3)
         axis.tick_params(labelsize=7 if tallest < 20 else 5)
         axis.set(xlim=(low, high), title=f"{budget:g} ± {tolerance:g} % fewer MACs")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[-1].set_xlabel("top-1 % (axis does not begin at 0)" if low else "top-1 %")
+    axes[-1].set_xlabel("top-1 %")
     report.save_figure(path, figure, title)
 
 
@@ -532,23 +530,21 @@ def heat_figure(criterion: str, ranks: list, rates: list, values: list[list]) ->
 
 def budget_figure(budget: float, found: Sequence[Row], tolerance: float) -> go.Figure:
     low, high = _range(found)
-    bars = go.Bar(
+    points = go.Scatter(
         x=[mean["top1"] for mean in found],
         y=[mean["name"] for mean in found],
         error_x={"array": [mean["spread"] for mean in found], "visible": any(mean["seeds"] > 1 for mean in found)},
-        orientation="h",
-        marker={"color": report.COLOURS[0]},
+        mode="markers+text",
+        marker={"color": report.COLOURS[0], "size": 9},
         text=[f"{mean['top1']:.2f}" for mean in found],
-        textposition="inside",
-        insidetextanchor="end",
+        textposition="top center",
         hovertemplate="%{y}: %{x:.2f}%<extra></extra>",
     )
-    figure = go.Figure(bars)
-    figure.update_yaxes(autorange="reversed", automargin=True)
+    figure = go.Figure(points)
+    figure.update_yaxes(range=[len(found) - 0.5, -0.8], automargin=True)
     figure.update_xaxes(range=[low, high])
     title = f"{budget:g} ± {tolerance:g} % fewer MACs"
-    axis = "top-1 % (axis does not begin at 0)" if low else "top-1 %"
-    return _layout(figure, title=title, xaxis_title=axis, height=170 + 30 * len(found))
+    return _layout(figure, title=title, xaxis_title="top-1 %", height=170 + 35 * len(found))
 
 
 def _layout(figure: go.Figure, height: int = 400, **layout) -> go.Figure:
