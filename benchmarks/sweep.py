@@ -22,7 +22,7 @@ from rich.table import Table
 
 RANKS, CRITERIA = [1, 2, 3, 4], ["pabs", "l2"]
 RATES = [f"[0.]+[{rate}]*29" for rate in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)]
-COMPUTING = ("decompose", "prune", "accuracy", "latency")
+COMPUTING = ("decompose", "prune", "accuracy", "count", "latency")
 START = "checkpoint=checkpoints/resnet_56_clutter.pt"
 
 

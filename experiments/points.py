@@ -21,7 +21,7 @@ from torch import nn
 
 import norton
 from norton import report, steps
-from norton.checkpoints import read
+from norton.checkpoints import read, rebuild
 from norton.counting import percent_removed
 from norton.decomposition.methods import is_decomposed
 from norton.files import write_json
@@ -453,27 +453,28 @@ def start_network(cfg: DictConfig, data, sweep: Sweep, say: Callable[[str], None
             lineage = [*origin["lineage"], steps.lineage_record("train", cfg, USED["train"])]
             norton.save(trained, path, metrics={"data": data.name}, lineage=lineage)
             shutil.rmtree(folder, ignore_errors=True)
-    return loaded(path), path
+    return opened(path)[0], path
 
 
 def _opened(cfg: DictConfig) -> tuple[nn.Module, dict[str, Any]]:
     if cfg.checkpoint is not None:
-        net = loaded(cfg.checkpoint)
-        return net, {"lineage": list(read(cfg.checkpoint).get("lineage", []))}
+        net, content = opened(cfg.checkpoint)
+        return net, {"lineage": list(content.get("lineage", []))}
     start = cfg.copy()
     start.seed = cfg.pretraining_seed
     return steps.open_network(start)
 
 
-def loaded(path: str | Path) -> nn.Module:
-    """A network that points share and none changes."""
+def opened(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """A network that points share and none changes, and the content of its file."""
     status = os.stat(path)
-    return _loaded(str(path), status.st_mtime_ns, status.st_size)
+    return _opened_once(str(path), status.st_mtime_ns, status.st_size)
 
 
-@functools.lru_cache(maxsize=4)
-def _loaded(path: str, changed: int, size: int) -> nn.Module:
-    return norton.load(path)
+@functools.lru_cache(maxsize=12)
+def _opened_once(path: str, changed: int, size: int) -> tuple[nn.Module, dict[str, Any]]:
+    content = read(path)
+    return rebuild(content, path), content
 
 
 def dense_measures(
@@ -494,7 +495,7 @@ def first_compressed(
     dense: nn.Module, file: Path | None, cfg: DictConfig, data, sweep: Sweep, say: Callable[[str], None]
 ) -> tuple[nn.Module, float | None, list]:
     """The network after the first compression, computed once for all points that begin so; its NMSE and lineage."""
-    lineage = list(read(file or cfg.checkpoint).get("lineage", [])) if file or cfg.checkpoint else []
+    lineage = list(opened(file or cfg.checkpoint)[1].get("lineage", [])) if file or cfg.checkpoint else []
     step = next((step for step in first_steps(cfg) if step != "train"), None)
     if step is None:
         return dense, None, lineage
@@ -507,8 +508,8 @@ def first_compressed(
             net, nmse = compressed(dense, step, cfg, data, say)
             lineage = [*lineage, steps.lineage_record(step, cfg, USED[step])]
             norton.save(net, path, metrics={"nmse": nmse}, lineage=lineage)
-    content = read(path)
-    return norton.load(path), content["metrics"]["nmse"], content["lineage"]
+    net, content = opened(path)
+    return net, content["metrics"]["nmse"], content["lineage"]
 
 
 @contextmanager
@@ -534,7 +535,7 @@ def usable(path: Path) -> bool:
     if not path.exists():
         return False
     try:
-        json.loads(path.read_text()) if path.suffix == ".json" else read(path)
+        json.loads(path.read_text()) if path.suffix == ".json" else opened(path)
     except ValueError:  # also InputError
         print(f"{path} is damaged and made again")
         path.unlink(missing_ok=True)
