@@ -83,7 +83,8 @@ def target_widths(net: nn.Module, wiring: Wiring, compress_rate: str | float | S
 
 def uniform_widths(wiring: Wiring, rate: float) -> dict[int, int]:
     """Axis → units to keep, the same fraction of every axis that can be pruned.  Raises InputError if there is none."""
-    free = [axis for axis in wiring.writers if axis not in wiring.frozen]
+    frozen = wiring.frozen
+    free = [axis for axis in wiring.writers if axis not in frozen]
     if not free:
         reasons = "; ".join(f"{layer}: {reason}" for layer, reason in list(wiring.left_whole.items())[:3])
         raise InputError(f"none of its {len(wiring.writers)} channel axes can be pruned: {reasons}")
