@@ -76,9 +76,9 @@ def load(
     layer names, and its rank and widths by the shapes of its weights.  arch, rank, compress_rate: what it is expected
     to be.  net: the dense form of a network that `norton.build` does not know; it is not changed.
 
-    A file of `norton.save` may name the path of a constructor, such as `torchvision.models.resnet18` or one of your own:
-    loading imports that path and calls it.  Nothing else in a file is ever run; `torchvision.models` apart, load such
-    files only from those whose code you would run, or pass net=, which imports nothing.
+    A file of `norton.save` may name the path of a constructor, such as `torchvision.models.resnet18` or one of your
+    own: loading imports that path and calls it.  Nothing else in a file is ever run; `torchvision.models` apart, load
+    such files only from those whose code you would run, or pass net=, which imports nothing.
 
     Raises InputError if the file is missing, truncated, holds anything but tensors and plain data, or is of another
     network, rank or rates than told.

@@ -79,6 +79,17 @@ def on_meta(net: nn.Module) -> nn.Module:
 
 # Recording the forward pass
 
+ELEMENTWISE = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.LogSigmoid),
+    *(nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Hardshrink, nn.Softshrink, nn.Softplus, nn.Softsign),
+    *(nn.Tanhshrink, nn.Threshold, nn.RReLU, nn.Identity),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
+BATCH_NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
+
 
 class _Tracer(fx.Tracer):
     """fx's tracer, with decomposed layers as leaves; `where`: the module in which it failed."""
@@ -122,6 +133,12 @@ class _Shapes(fx.Interpreter):
             self.failed = getattr(self, "failed", node)
             raise
         return node.meta["value"]
+
+    def call_module(self, target: str, args: tuple, kwargs: dict) -> Any:
+        # Shapes pass through these, and torch takes milliseconds for a BatchNorm without values.
+        if isinstance(self.fetch_attr(target), (*BATCH_NORMS, *ELEMENTWISE)) and args:
+            return args[0]
+        return super().call_module(target, args, kwargs)
 
 
 @torch.no_grad()
@@ -172,16 +189,6 @@ class Laid(NamedTuple):
     shifted: bool = False
 
 
-ELEMENTWISE = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.LogSigmoid),
-    *(nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Hardshrink, nn.Softshrink, nn.Softplus, nn.Softsign),
-    *(nn.Tanhshrink, nn.Threshold, nn.RReLU, nn.Identity),
-    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
-)
-BATCH_NORMS = (
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
-    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
-)
 HANDLERS: dict[str, Callable] = {}  # name of a function or method → what it does with channels
 
 

@@ -29,16 +29,17 @@ def build(
 
     arch: a published network's name, or the dotted path of a constructor, e.g. `torchvision.models.mobilenet_v2`, which
     is imported and called, with num_classes= if that is given.  input_size: (channels, height, width) of the latter's
-    images; by default what it says or usually takes.  rank: 0 for dense, else as in `norton.decompose`.  compress_rate: as in `norton.prune`; none removes nothing.
+    images; by default what it says or usually takes.  rank: 0 for dense, else as in `norton.decompose`.
+    compress_rate: as in `norton.prune`; none removes nothing.
+
     Raises InputError for an unknown network, a path that leads nowhere, and for ranks and rates that do not fit it.
     """
     net = dense_network(arch, num_classes, input_size)
     plan = []
     if rank != 0:
         plan.append({"op": "decompose", "method": "cp", "ranks": layer_ranks(net, rank)})
-    if compress_rate is not None:
-        if keep := _first_channels(net, compress_rate):
-            plan.append({"op": "prune", "keep": keep})
+    if compress_rate is not None and (keep := _first_channels(net, compress_rate)):
+        plan.append({"op": "prune", "keep": keep})
     if not plan:
         return net
     apply_plan_(net, plan)
@@ -52,9 +53,8 @@ def dense_network(arch: str, num_classes: int | None = None, input_size: Sequenc
     """The dense network, which remembers what it takes to build it again."""
     if num_classes is None and not is_path(arch):
         num_classes = NETWORKS[arch].default_classes
-    if num_classes is not None and (
-        isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1
-    ):
+    whole = isinstance(num_classes, int) and not isinstance(num_classes, bool)
+    if num_classes is not None and not (whole and num_classes >= 1):
         raise InputError(f"{arch}: num_classes is {num_classes!r}; it must be a whole number of at least 1")
     if is_path(arch):
         return foreign_network(arch, num_classes, input_size)

@@ -10,10 +10,11 @@ from rich.progress import track
 from torch import nn
 
 from norton.errors import InputError
-from norton.plan import OPERATIONS, record_step
+from norton.plan import record_step
 from norton.pruning.alignment import aligned_keep, connected
 from norton.pruning.criteria import CRITERIA, is_distance, keep_filters, scores
 from norton.pruning.published import published_scores
+from norton.pruning.surgery import cut_
 from norton.rates import parse_rates, pruned_width
 from norton.registry import import_submodules
 from norton.tracing import Example, wiring_of
@@ -63,7 +64,7 @@ def prune(
         small.input_size = tuple(example.shape[1:] if isinstance(example, torch.Tensor) else example)
     keep = choose(small, wiring, widths, criterion, dense_criterion, selection, progress)
     step = {"op": "prune", "keep": {wiring.name(axis): list(map(int, channels)) for axis, channels in keep.items()}}
-    OPERATIONS["prune"](small, step)
+    cut_(small, wiring, keep)  # as replaying the step does, without finding the wiring again
     record_step(small, step)
     return small
 
