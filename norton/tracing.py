@@ -119,7 +119,7 @@ def _trace(net: nn.Module) -> fx.GraphModule:
         layer = f"layer {tracer.where}, " if tracer.where else ""
         raise InputError(
             f"{type(net).__name__} cannot be traced: {layer}{place}: {_first_line(error)}; make its forward pass free "
-            f"of decisions about tensors, {HOW_TO_DECLARE}"
+            f"of decisions about values and assignments into tensors, {HOW_TO_DECLARE}"
         ) from None
 
 
@@ -205,6 +205,8 @@ class _Walk:
     def __init__(self, net: nn.Module, graph: fx.GraphModule):
         self.net, self.wiring = net, Wiring(net)
         self.laid: dict[fx.Node, Laid | None] = {}  # None: no channels, or none that can be followed
+        self.counts: dict[fx.Node, Channels] = {}  # numbers → the channels whose number they depend on
+        self.shapes: dict[fx.Node, tuple[Laid, int]] = {}  # whole shapes → whose, and of how many dimensions
         self.borrowed: dict[str, fx.Node] = {}  # layer → where a parameter of it is taken
         self.shared = _sharing(net)
         self.bound = {f"{name}.{parameter}" for name, parameter in _parameters(net) if name in self.shared}
@@ -265,9 +267,37 @@ class _Walk:
     def _apply(self, node: fx.Node, handler: Callable | None) -> Laid | None:
         """What a handler makes of a node; whatever has no handler freezes what it takes."""
         value = node.meta["value"]
-        if handler is None or (handler is not _Walk.combine and any(laid.shifted for laid in self._arguments(node))):
-            return self.unknown(node) if _holds_tensor(value) or _changes_its_input(node) else None
-        return handler(self, node) if isinstance(value, Tensor) else self.unknown(node)
+        if not _holds_tensor(value) and _name(node) != "_assert":
+            self.counts[node] = self._counted(node)
+            return None
+        moved = any(laid.shifted for laid in self._arguments(node))
+        if handler is None or not isinstance(value, Tensor) or (moved and handler is not _Walk.combine):
+            return self.unknown(node)
+        if handler is not _Walk.reshape:
+            self._freeze_counts(node, node.all_input_nodes)
+        return handler(self, node)
+
+    def _counted(self, node: fx.Node) -> Channels:
+        """The channels whose number a node without tensor depends on."""
+        name, arguments = _name(node), node.args
+        if name == "getitem" and isinstance(arguments[0], fx.Node) and (shape := self.shapes.get(arguments[0])):
+            picked = range(shape[1])[arguments[1]] if isinstance(arguments[1], int | slice) else [shape[0].dim]
+            return shape[0].channels if shape[0].dim in ([picked] if isinstance(picked, int) else picked) else ()
+        x = self._input(node)
+        if x is None:
+            return tuple(span for arg in node.all_input_nodes for span in self.counts.get(arg, ()))
+        dims = self._value(node).dim()
+        if name == "size" and len(arguments) == 2 and isinstance(arguments[1], int):
+            return x.channels if arguments[1] % dims == x.dim else ()
+        if name == "size" or (name == "getattr" and arguments[1] == "shape"):
+            self.shapes[node] = (x, dims)
+        return () if name in ("dim", "ndimension", "is_floating_point") else x.channels
+
+    def _freeze_counts(self, node: fx.Node, counts: Sequence[Any]) -> None:
+        for count in counts:
+            self.wiring.freeze(
+                self.counts.get(count, ()), f"{_place(node)}: it computes with the number of its channels"
+            )
 
     # What operations do with channels
 
@@ -275,6 +305,7 @@ class _Walk:
         """An operation after which channels cannot be told apart, or could not be removed."""
         for laid in self._arguments(node):
             self.wiring.freeze(laid.channels, f"{_place(node)}: {reason}")
+        self._freeze_counts(node, node.all_input_nodes)
 
     @handles("""relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu selu_ celu gelu silu mish sigmoid sigmoid_
         logsigmoid tanh tanh_ hardswish hardsigmoid hardtanh hardtanh_ hardshrink softshrink softplus softsign rrelu
@@ -305,8 +336,6 @@ class _Walk:
     def combine(self, node: fx.Node) -> Laid | None:
         """Sums, products and the like, element by element, with broadcasting."""
         tensors = [arg for arg in node.all_input_nodes if isinstance(arg.meta["value"], Tensor)]
-        if len(tensors) < len(node.all_input_nodes):
-            return self.unknown(node, "it computes with a size, which pruning may change")
         if len(tensors) == 1:
             return self.laid[tensors[0]]
         if self.laid[tensors[0]] is None:
@@ -422,12 +451,12 @@ class _Walk:
         if len(sizes) != node.meta["value"].dim():
             return self.unknown(node)
         size = sizes[x.dim]
+        self._freeze_counts(node, [other for other in sizes if other is not size and isinstance(other, fx.Node)])
         if size == -1:
             return x
-        source = self._size_of(size)
-        if source is None:
+        if not (isinstance(size, fx.Node) and _name(size) in ("size", "getitem") and self.counts.get(size)):
             return self.unknown(node, f"it reshapes channels to {size}, which is written down and does not follow them")
-        return self._declared(node, x, self.wiring.add, x.channels, source)
+        return self._declared(node, x, self.wiring.add, x.channels, self.counts[size])
 
     def _reshaped(self, node: fx.Node) -> Laid | None:
         """Where the channels stand after a change of shape that keeps them outermost of what they are merged with."""
@@ -445,23 +474,6 @@ class _Walk:
             ):
                 return Laid(self.wiring.flatten(x.channels, positions), dim)
         return self.unknown(node, "it splits channels, or merges them with what stands outside of them")
-
-    def _size_of(self, size: Any) -> Channels | None:
-        """The channels whose number a node takes from the shape of a tensor."""
-        if not isinstance(size, fx.Node):
-            return None
-        name, arguments = _name(size), size.args
-        if name == "getitem" and isinstance(arguments[0], fx.Node):
-            shape, dim = arguments[0], arguments[1]
-            if _name(shape) not in ("size", "getattr") or len(shape.args) != 1 + (_name(shape) == "getattr"):
-                return None
-            source = shape.args[0]
-        elif name == "size" and len(arguments) == 2:
-            source, dim = arguments
-        else:
-            return None
-        x = self.laid.get(source)
-        return x.channels if x and isinstance(dim, int) and dim % source.meta["value"].dim() == x.dim else None
 
     @handles("expand_as")
     def expand_as(self, node: fx.Node) -> Laid | None:
@@ -532,10 +544,6 @@ class _Walk:
 
 def _name(node: fx.Node) -> str:
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-
-
-def _changes_its_input(node: fx.Node) -> bool:
-    return _name(node) in ("setitem", "__setitem__")
 
 
 def _holds_tensor(value: Any) -> bool:
