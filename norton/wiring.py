@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from torch import nn
 
+OUTPUT = "it is the network's output"  # the reason why the last layer stays whole
+
 
 class Span(NamedTuple):
     """All channels of one axis, each standing `repeat` times in a row (flattened positions, or groups)."""
@@ -140,7 +142,7 @@ class Wiring:
 
     def output(self, x: Channels) -> None:
         """What the network returns, which stays whole."""
-        self.freeze(x, "it is the network's output")
+        self.freeze(x, OUTPUT)
 
     def freeze(self, x: Channels, reason: str) -> None:
         """Keep all these channels."""
