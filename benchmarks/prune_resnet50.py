@@ -1,4 +1,4 @@
-"""Time to find the channel axes of torchvision's ResNet-50, to choose 30% of its filters by a criterion, and to cut them.
+"""Time to trace torchvision's ResNet-50, to choose 30% of its filters by a criterion, and to cut them.
 
     python benchmarks/prune_resnet50.py --criterion l2
 
@@ -8,12 +8,10 @@ The exit code is 1 if that takes over five seconds, the aim for a CPU, or if the
 import argparse
 import sys
 import time
-from pathlib import Path
 
 import torch
 from torchvision.models import resnet50
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import norton
 from norton.pruning import choose, uniform_widths
 from norton.pruning.surgery import cut_

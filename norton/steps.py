@@ -378,12 +378,13 @@ def width_rows(net: nn.Module, small: nn.Module) -> list[dict[str, Any]]:
 
 
 def whole_rows(net: nn.Module) -> list[dict[str, Any]]:
-    """A row per reason why filters stay, with the layers that it is about; the network's output is left out."""
-    reasons: dict[str, list[str]] = {}
+    """A row per kind of reason why filters stay, with layers that it is about; the network's output is left out."""
+    kinds: dict[str, list[tuple[str, str]]] = {}
     for layer, reason in wiring_of(net).left_whole.items():
-        reasons.setdefault(reason, []).append(layer)
-    reasons.pop(OUTPUT, None)
-    return [
-        {"left whole": ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else ""), "why": why}
-        for why, layers in reasons.items()
-    ]
+        if reason != OUTPUT:
+            kinds.setdefault(reason.split(": ")[-1], []).append((layer, reason))
+    rows = []
+    for found in kinds.values():
+        layers, more = [layer for layer, _ in found[:2]], len(found) - 2
+        rows.append({"left whole": ", ".join(layers) + f" and {more} more" * (more > 0), "why": found[0][1]})
+    return rows

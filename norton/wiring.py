@@ -54,7 +54,7 @@ class Wiring:
     def input(self, channels: int) -> Channels:
         """The network's input, which nobody prunes."""
         x = (Span(self._new_axis(channels)),)
-        self.freeze(x, "its channels are no layer's filters")
+        self.freeze(x, "it depends on the network's input, or on channels that cannot be followed")
         return x
 
     def layer(self, name: str, x: Channels) -> Channels:
