@@ -12,20 +12,20 @@ from norton.counting import Complexity, LayerCost, percent_removed
 from norton.files import write_json
 from norton.flags import ABOUT_DATA, translate
 from norton.models import NETWORKS
+from norton.models.foreign import is_path
 
 
 @cli.script("complexity", partial(translate, ignored=ABOUT_DATA))
 def run(cfg: DictConfig) -> None:
     given = cfg.checkpoint is not None and holds_detector(read(cfg.checkpoint))
-    if given or (cfg.model.arch is not None and cfg.model.arch not in NETWORKS):
+    arch = cfg.model.arch
+    if given or (arch is not None and arch not in NETWORKS and not is_path(arch)):
         count_detector(cfg)
         return
     if cfg.checkpoint is not None:
         net, _ = steps.open_network(cfg, told=True)
-    elif cfg.model.arch is not None:
-        net = norton.build(
-            cfg.model.arch, steps.plain(cfg.rank) or 0, steps.plain(cfg.compress_rate), cfg.model.num_classes
-        )
+    elif arch is not None:
+        net = steps.build_model(cfg, steps.plain(cfg.rank) or 0, steps.plain(cfg.compress_rate))
     else:
         raise norton.InputError("no network: give model=NAME, or checkpoint=FILE")
     size = tuple(cfg.input_size) if cfg.input_size else None

@@ -21,12 +21,14 @@ def run(cfg: DictConfig) -> None:
     record = steps.lineage_record("prune", cfg, ("compress_rate", "pruning", "calibration"))
     folder = cli.open_folder(cfg)  # only now: bad input must not leave a folder behind
     norton.save(small, folder / "model.pt", metrics=metrics, lineage=[*origin["lineage"], record])
-    write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", {**metrics, "left_whole": norton.wiring_of(net).left_whole})
     report.write_table(folder / "table.md", rows)
     panels = {f"filters {when}": {row["layer"]: row[when] for row in rows} for when in ("before", "after")}
     report.layer_picture(folder / "picture.png", panels, f"{type(net).__name__}, {cfg.compress_rate}")
 
     report.print_table(rows, f"{type(net).__name__} pruned by {cfg.pruning.criterion} at {cfg.compress_rate}")
+    if whole := steps.whole_rows(net):
+        report.print_table(whole, "left whole: what reads these filters counts on all of them")
     report.print_table([{"": "network", **steps.cost_row(after, before)}])
     print(f"written to {folder}/: model.pt, config.yaml, metrics.json, table.md, picture.png")
     print(f"next: python evaluate.py checkpoint={folder}/model.pt")

@@ -68,7 +68,7 @@ class Likeness:
 def run(cfg: DictConfig) -> None:
     check(cfg)
     dense, origin = steps.open_network(cfg)
-    steps.choose_data(cfg, origin["metrics"].get("data", dense.dataset))
+    steps.choose_data(cfg, origin["metrics"].get("data", getattr(dense, "dataset", None)))
     nets = open_networks(dense, cfg)
     layer = explained_layer(explainable(dense), cfg.layer)
     # The user's own files need no data set, unless there are to be statistics over it.

@@ -22,7 +22,7 @@ from norton.plan import plan_of
 def run(cfg: DictConfig) -> None:
     check(cfg)
     net, origin = steps.open_network(cfg)
-    steps.choose_data(cfg, origin["metrics"].get("data", net.dataset))
+    steps.choose_data(cfg, origin["metrics"].get("data", getattr(net, "dataset", None)))
     given = open_compressed(net, cfg)
     if given is None:
         check_ranks(net, cfg)

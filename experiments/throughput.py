@@ -17,6 +17,7 @@ from norton.checkpoints import holds_detector, read
 from norton.files import write_json
 from norton.latency import latencies, peak_memory
 from norton.models import NETWORKS
+from norton.models.foreign import is_path
 
 DETECTIONS = 10  # what an image of everyday things holds
 
@@ -90,10 +91,10 @@ def random_networks(cfg: DictConfig) -> dict[str, nn.Module]:
     """The dense network, and that at the rank and rates of the config where there are any."""
     rank, rates = steps.plain(cfg.rank), steps.plain(cfg.compress_rate)
     torch.manual_seed(cfg.seed)
-    if cfg.model.arch in NETWORKS:
-        nets = {"dense": norton.build(cfg.model.arch, num_classes=cfg.model.num_classes)}
+    if cfg.model.arch in NETWORKS or is_path(cfg.model.arch):
+        nets = {"dense": steps.build_model(cfg)}
         if rank or rates:
-            nets["compressed"] = norton.build(cfg.model.arch, rank or 0, rates, cfg.model.num_classes)
+            nets["compressed"] = steps.build_model(cfg, rank or 0, rates)
         return nets
     import detection  # torchvision's detectors take over a second to import
 
@@ -116,7 +117,7 @@ def open_file(path: str) -> nn.Module:
 
 
 def is_detector(net: nn.Module) -> bool:
-    return net.arch not in NETWORKS
+    return hasattr(net, "roi_heads")
 
 
 def own_size(net: nn.Module) -> int:

@@ -8,6 +8,7 @@ from norton.errors import InputError
 from norton.models import build
 from norton.pruning import prune
 from norton.rates import format_rates, parse_rates
+from norton.tracing import wiring_of
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "prune",
     "save",
     "set_form_",
+    "wiring_of",
 ]

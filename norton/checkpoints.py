@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from norton.decomposition.methods import is_decomposed
 from norton.errors import InputError
 from norton.files import write_whole
 from norton.models import NETWORKS, build, dense_network
+from norton.models.foreign import is_path
 from norton.plan import apply_plan_, plan_of
+from norton.tracing import wiring_of
 
 FORMAT = 1
 
@@ -29,9 +32,12 @@ def save(
     """Write a network that `load` rebuilds: architecture, plan, weights, metrics, lineage.
 
     metrics: what the file claims, e.g. {"top1": 93.8} in percent.  lineage: where it came from, a record per step.
-    A network from elsewhere than `norton.build` can be saved too; `load` then needs its dense form.
+    A network from elsewhere than `norton.build` can be saved too; `load` then needs its dense form.  Of one that
+    `norton.build` made by the path of a constructor the file holds the path.
     """
+    size = getattr(net, "input_size", None)
     about = {"arch": getattr(net, "arch", None), "num_classes": getattr(net, "num_classes", None)}
+    about |= {"input_size": None if size is None else list(map(int, size))}
     return write(net, path, about, metrics, lineage)
 
 
@@ -69,6 +75,10 @@ def load(
     Nothing else is needed: a published file (`{"state_dict", "rank", "compress_rate"}` or less) is recognised by its
     layer names, and its rank and widths by the shapes of its weights.  arch, rank, compress_rate: what it is expected
     to be.  net: the dense form of a network that `norton.build` does not know; it is not changed.
+
+    A file of `norton.save` may name the path of a constructor, such as `torchvision.models.resnet18` or one of your
+    own: loading imports that path and calls it.  Nothing else in a file is ever run; `torchvision.models` apart, load
+    such files only from those whose code you would run, or pass net=, which imports nothing.
 
     Raises InputError if the file is missing, truncated, holds anything but tensors and plain data, or is of another
     network, rank or rates than told.
@@ -142,22 +152,37 @@ def _from_plan(content: Mapping[str, Any], path, arch: str | None, net: nn.Modul
     if not isinstance(content["format"], int) or content["format"] != FORMAT:
         raise InputError(f"{path}: format {content['format']!r} is not {FORMAT}; use the Norton version that wrote it")
     types = {"plan": list, "metrics": dict, "lineage": list, "arch": str | None, "num_classes": int | None}
+    content = {"input_size": None, **content}  # which older files lack
+    types["input_size"] = list | None
     wrong = [key for key, kind in types.items() if key not in content or not isinstance(content[key], kind)]
     if wrong:
         raise InputError(f"{path}: its {', '.join(wrong)} are missing or of the wrong type; write the file again")
     if arch is not None and content["arch"] != arch:
         raise InputError(f"{path}: holds a {content['arch'] or 'network of its own'}, not a {arch} as told")
-    with torch.device("meta"):
-        if content["arch"] is not None:
-            dense = dense_network(content["arch"], content["num_classes"])
-        elif net is None:
+    with _without_values(content["arch"]):
+        if net is not None:
+            dense = copy.deepcopy(net).to("meta")
+            if content["input_size"] is not None:
+                dense.input_size = tuple(content["input_size"])
+        elif content["arch"] is None:
             raise InputError(f"{path}: its network is none of norton.build; pass its dense form as net=")
         else:
-            dense = copy.deepcopy(net).to("meta")
+            dense = dense_network(content["arch"], content["num_classes"], content["input_size"])
         try:
             return apply_plan_(dense, content["plan"])
         except (LookupError, AttributeError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
             raise InputError(f"{path}: its plan does not fit the network ({_first_line(error)})") from None
+
+
+@contextmanager
+def _without_values(arch: str | None) -> Iterator[None]:
+    """Build networks on the meta device; constructors from elsewhere may need values, and draw random ones."""
+    if arch is not None and is_path(arch):
+        with torch.random.fork_rng(devices=[]):
+            yield
+    else:
+        with torch.device("meta"):
+            yield
 
 
 def network_of_shapes(state: Mapping[str, Tensor], path, arch: str | None = None) -> nn.Module:
@@ -220,7 +245,7 @@ def _check_stated(net: nn.Module, path, rank, compress_rate, by: str) -> None:
     if rank is not None and ranks != {rank}:
         raise InputError(f"{path}: has rank {', '.join(map(str, sorted(ranks)))}, not {rank} as {by}")
     if compress_rate is not None:
-        with torch.device("meta"):
+        with _without_values(net.arch):
             stated = build(net.arch, max(ranks) if len(ranks) == 1 else 0, compress_rate, net.num_classes)
         if widths_of(stated) != widths_of(net):
             raise InputError(f"{path}: its layers have other widths than compress_rate={compress_rate} gives, as {by}")
@@ -233,7 +258,7 @@ def ranks_of(net: nn.Module) -> set[int]:
 
 def widths_of(net: nn.Module) -> dict[str, int]:
     """First writer of each channel axis → its filters."""
-    wiring = net.wiring()
+    wiring = wiring_of(net)
     return {wiring.name(axis): wiring.width(axis) for axis in wiring.writers}
 
 

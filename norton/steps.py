@@ -20,8 +20,11 @@ from norton.decomposition.methods import is_decomposed, layer_ranks
 from norton.errors import InputError
 from norton.models import build
 from norton.names import parse_name, resembles_name
+from norton.pruning import target_widths
 from norton.rates import parse_rates
 from norton.report import millions
+from norton.tracing import wiring_of
+from norton.wiring import OUTPUT
 
 
 def plain(value: Any) -> Any:
@@ -42,8 +45,13 @@ def open_network(cfg: DictConfig, *, told: bool = False) -> tuple[nn.Module, dic
     if cfg.model.arch is None:
         raise InputError("no network: give checkpoint=FILE, or model=NAME for one with random weights")
     torch.manual_seed(cfg.seed)
-    narrow = plain(cfg.model.get("compress_rate"))
-    return build(cfg.model.arch, 0, narrow, cfg.model.num_classes), {"metrics": {}, "lineage": []}
+    return build_model(cfg, 0, plain(cfg.model.get("compress_rate"))), {"metrics": {}, "lineage": []}
+
+
+def build_model(cfg: DictConfig, rank=0, compress_rate=None) -> nn.Module:
+    """The network of `model=`, of that rank and rates."""
+    m = cfg.model
+    return build(m.arch, rank, compress_rate, m.num_classes, plain(m.get("input_size")))
 
 
 def inherited(origin: dict[str, Any]) -> dict[str, Any]:
@@ -66,6 +74,8 @@ def choose_data(cfg: DictConfig, name: str) -> None:
     if cfg.data.name != "auto":
         return
     known = {path.stem: path for path in sorted((CONFIGS / "data").glob("*.yaml")) if path.stem != "auto"}
+    if name is None:
+        raise InputError(f"nothing says which data its accuracy is about; choose data= out of {', '.join(known)}")
     if name not in known:
         choices = ", ".join(known)
         raise InputError(f"its accuracy is about {name!r}, which is none of the data here: {choices}; choose data=")
@@ -120,7 +130,7 @@ def check_fit(net: nn.Module, cfg: DictConfig, step: str) -> None:
     if step == "decompose":
         layer_ranks(net, plain(cfg.rank), plain(cfg.decomposition.skip))
     if step == "prune":
-        net.target_widths(net.check_rates(plain(cfg.compress_rate)))
+        target_widths(net, wiring_of(net), plain(cfg.compress_rate))
 
 
 def recipe(settings: DictConfig, name: str = "training"):
@@ -259,7 +269,7 @@ def verify(cfg: DictConfig, entry: dict[str, Any] | None = None) -> Verification
     claimed, lies, notes, unread = collect_claims(cfg.checkpoint, content, net, entry)
     cost = complexity(net)
     measured: dict[str, Any] = {"macs": cost.macs, "params": cost.params}
-    about = next((claim["data"] for claim in claimed.values() if "data" in claim), net.dataset)
+    about = next((claim["data"] for claim in claimed.values() if "data" in claim), getattr(net, "dataset", None))
     automatic = cfg.data.name == "auto"
     trained = content.get("lineage") or [{}]
     found = {"net": net, "cost": cost, "split": cfg.split, "last_step": trained[-1].get("step"), "claims": claimed}
@@ -272,7 +282,7 @@ def verify(cfg: DictConfig, entry: dict[str, Any] | None = None) -> Verification
             raise
         verdict = claims.judge(claimed, measured, lies=lies, missing="; ".join(filter(None, (unread, str(error)))))
         return Verification(**found, notes=notes, verdict=verdict)
-    missing = unread
+    missing, about = unread, about or data.name
     if cfg.split == "test":
         # Whoever claims an accuracy without saying on what means the data that the file is about.
         claimed = {source: {"data": about, **claim} for source, claim in claimed.items()}
@@ -323,7 +333,8 @@ def cost_row(cost: Complexity, dense: Complexity) -> dict[str, Any]:
 
 def dense_cost(net: nn.Module, convention: str = "norton", input_size=None) -> Complexity:
     """The cost of the dense network that `net` came from."""
-    return complexity(build(net.arch, num_classes=net.num_classes), input_size, convention=convention)
+    dense = build(net.arch, num_classes=net.num_classes)
+    return complexity(dense, input_size or net.input_size, convention=convention)
 
 
 def macs_panel(net: nn.Module, cost: Complexity) -> dict[str, dict[str, int]]:
@@ -353,8 +364,8 @@ def layer_rows(net: nn.Module, small: nn.Module, errors: Mapping[str, float]) ->
 
 
 def width_rows(net: nn.Module, small: nn.Module) -> list[dict[str, Any]]:
-    """A row per channel axis that can be pruned: its layers and the filters before and after."""
-    before, after = net.wiring(), small.wiring()
+    """A row per channel axis: its layers and the filters before and after."""
+    before, after = wiring_of(net), wiring_of(small)
     rows = []
     for axis, writers in before.writers.items():
         more = f" (+{len(writers) - 1} tied)" if len(writers) > 1 else ""
@@ -363,4 +374,17 @@ def width_rows(net: nn.Module, small: nn.Module) -> list[dict[str, Any]]:
         rows.append(
             {"layer": writers[0] + more, "kind": kind, "before": before.width(axis), "after": after.width(axis)}
         )
+    return rows
+
+
+def whole_rows(net: nn.Module) -> list[dict[str, Any]]:
+    """A row per kind of reason why filters stay, with layers that it is about; the network's output is left out."""
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for layer, reason in wiring_of(net).left_whole.items():
+        if reason != OUTPUT:
+            kinds.setdefault(reason.split(": ")[-1], []).append((layer, reason))
+    rows = []
+    for found in kinds.values():
+        layers, more = [layer for layer, _ in found[:2]], len(found) - 2
+        rows.append({"left whole": ", ".join(layers) + f" and {more} more" * (more > 0), "why": found[0][1]})
     return rows

@@ -194,6 +194,10 @@ BAD = [
     ("complexity.py model=vgg_16_bn compress_rate=[0.5]*3", "needs 13 rates, got 3"),
     ("complexity.py model=vgg_16_bn compress_rate=[a]*13", "cannot read '[a]*13'"),
     ("complexity.py model=vgg_16_bn compress_rate=[1.0]*13", "below 1"),
+    ("complexity.py model=torchvision", "give name="),
+    ("complexity.py model=torchvision name=nix", "has nothing callable of the name 'nix'"),
+    ("prune.py model.arch=nix.net compress_rate=0.3 out={tmp}/x", "cannot import nix"),
+    ("prune.py model=torchvision name=squeezenet1_1 compress_rate=[0.3]*4 out={tmp}/x", "has no published rates"),
     ("decompose.py checkpoint={dense}", "no rank"),
     ("decompose.py checkpoint={dense} rank=0", "rank 0"),
     ("decompose.py checkpoint={dense} rank={{layr1.*:2}}", "pattern 'layr1.*' matches no"),
@@ -253,6 +257,26 @@ def test_bad_input_is_one_line(command, message, tmp_path, monkeypatch, capsys):
     assert "Traceback" not in said
     assert len([line for line in said.splitlines() if line.startswith("error: ")]) == 1
     assert written(tmp_path) == before
+
+
+def test_a_network_of_torchvision(tmp_path, monkeypatch, capsys):
+    """By name, then from its own checkpoint alone; prune says what is left whole."""
+    commands = [
+        "prune.py model=torchvision name=shufflenet_v2_x0_5 model.num_classes=10 model.input_size=[3,32,32] "
+        "compress_rate=0.3 pruning=l2 out={tmp}/a calibration.batchnorm=false",
+        "decompose.py checkpoint={tmp}/a/model.pt rank=1 out={tmp}/b calibration.batchnorm=false",
+        "complexity.py checkpoint={tmp}/b/model.pt out={tmp}/c",
+    ]
+    for command in commands:
+        code, said, error = run_here("python " + command.format(tmp=tmp_path), monkeypatch, capsys)
+        assert code == 0, error
+        if command.startswith("prune"):
+            assert "left whole" in said
+    whole = json.loads((tmp_path / "a" / "metrics.json").read_text())["left_whole"]
+    assert "splits channels" in whole["stage2.0.branch1.2"]
+    cost = json.loads((tmp_path / "c" / "metrics.json").read_text())
+    assert cost["arch"] == "torchvision.models.shufflenet_v2_x0_5"
+    assert cost["params"] < 0.9 * cost["dense"]["params"]
 
 
 def test_a_traceback_can_be_asked_for():

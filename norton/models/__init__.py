@@ -1,4 +1,4 @@
-"""The published networks, dense or at any rank and rates."""
+"""The published networks, and any other by the path of its constructor, dense or at any rank and rates."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,8 +7,11 @@ from torch import nn
 from norton.decomposition import layer_ranks
 from norton.errors import InputError
 from norton.models.base import NETWORKS, Network
+from norton.models.foreign import foreign_network, is_path
 from norton.plan import apply_plan_
+from norton.pruning import target_widths
 from norton.registry import import_submodules
+from norton.tracing import wiring_of
 
 import_submodules(__name__)
 
@@ -18,22 +21,25 @@ __all__ = ["NETWORKS", "Network", "build", "dense_network"]
 def build(
     arch: str,
     rank: int | Mapping[str, int | None] = 0,
-    compress_rate: str | Sequence[float] | None = None,
+    compress_rate: str | float | Sequence[float] | None = None,
     num_classes: int | None = None,
+    input_size: Sequence[int] | None = None,
 ) -> nn.Module:
-    """A freshly initialised network in the published layout.
+    """A freshly initialised network: one in the published layout, or what a constructor makes.
 
-    rank: 0 for dense, else as in `norton.decompose`.  compress_rate: as in `norton.prune`; none removes nothing.
-    Raises InputError for an unknown network, and for ranks and rates that do not fit it.
+    arch: a published network's name, or the dotted path of a constructor, e.g. `torchvision.models.mobilenet_v2`, which
+    is imported and called, with num_classes= if that is given.  input_size: (channels, height, width) of the latter's
+    images; by default what it says or usually takes.  rank: 0 for dense, else as in `norton.decompose`.
+    compress_rate: as in `norton.prune`; none removes nothing.
+
+    Raises InputError for an unknown network, a path that leads nowhere, and for ranks and rates that do not fit it.
     """
-    net = dense_network(arch, num_classes)
+    net = dense_network(arch, num_classes, input_size)
     plan = []
     if rank != 0:
         plan.append({"op": "decompose", "method": "cp", "ranks": layer_ranks(net, rank)})
-    if compress_rate is not None:
-        widths = net.target_widths(net.check_rates(compress_rate))
-        if keep := _first_channels(net, widths):
-            plan.append({"op": "prune", "keep": keep})
+    if compress_rate is not None and (keep := _first_channels(net, compress_rate)):
+        plan.append({"op": "prune", "keep": keep})
     if not plan:
         return net
     apply_plan_(net, plan)
@@ -43,19 +49,26 @@ def build(
     return net
 
 
-def dense_network(arch: str, num_classes: int | None = None) -> nn.Module:
+def dense_network(arch: str, num_classes: int | None = None, input_size: Sequence[int] | None = None) -> nn.Module:
     """The dense network, which remembers what it takes to build it again."""
-    network = NETWORKS[arch]
-    num_classes = network.default_classes if num_classes is None else num_classes
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+    if num_classes is None and not is_path(arch):
+        num_classes = NETWORKS[arch].default_classes
+    whole = isinstance(num_classes, int) and not isinstance(num_classes, bool)
+    if num_classes is not None and not (whole and num_classes >= 1):
         raise InputError(f"{arch}: num_classes is {num_classes!r}; it must be a whole number of at least 1")
-    net = network(num_classes=num_classes)
+    if is_path(arch):
+        return foreign_network(arch, num_classes, input_size)
+    if input_size is not None and tuple(input_size) != NETWORKS[arch].input_size:
+        raise InputError(
+            f"{arch}: its input_size is {NETWORKS[arch].input_size}, not {tuple(input_size)}; leave it out"
+        )
+    net = NETWORKS[arch](num_classes=num_classes)
     net.arch, net.num_classes = arch, num_classes
     return net
 
 
-def _first_channels(net: nn.Module, widths: Mapping[str, int]) -> dict[str, list[int]]:
+def _first_channels(net: nn.Module, compress_rate: str | float | Sequence[float]) -> dict[str, list[int]]:
     """Weights are still random, so any channels will do."""
-    wiring = net.wiring()
-    axes = {wiring.axis_of(layer): width for layer, width in widths.items()}
+    wiring = wiring_of(net)
+    axes = target_widths(net, wiring, compress_rate)
     return {wiring.name(axis): list(range(width)) for axis, width in axes.items() if width < wiring.width(axis)}

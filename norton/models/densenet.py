@@ -64,7 +64,7 @@ class DenseNet40(nn.Module, Network):
                 x = w.cat(x, w.layer(f"{name}.conv1", w.norm(f"{name}.bn1", x)))
             if block < 3:
                 x = w.layer(f"trans{block}.conv1", w.norm(f"trans{block}.bn1", x))
-        w.layer("fc", w.flatten(w.norm("bn", x), 1))
+        w.output(w.layer("fc", w.flatten(w.norm("bn", x), 1)))
         return w
 
     def rated_layers(self) -> list[tuple[str, ...]]:

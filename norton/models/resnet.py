@@ -39,7 +39,7 @@ class ResNet50(nn.Module, Network):
                 if block == 0:
                     x = w.norm(f"{name}.downsample.1", w.layer(f"{name}.downsample.0", x))
                 x = w.add(x, y)
-        w.layer("fc", x)
+        w.output(w.layer("fc", x))
         return w
 
     def rated_layers(self) -> list[tuple[str, ...]]:

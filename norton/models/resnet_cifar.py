@@ -1,7 +1,7 @@
 """ResNet-56 and ResNet-110 for 32×32 images, with parameter-free shortcuts and the published names."""
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from norton.models.base import NETWORKS, Network
 from norton.wiring import Wiring
@@ -15,10 +15,16 @@ def match_channels(x: Tensor, channels: int, stride: int) -> Tensor:
     return F.pad(x, (0, 0, 0, 0, front, missing - front)) if missing else x
 
 
+fx.wrap("match_channels")  # tracing takes it as it is, and knows what it does
+match_channels.crops_or_pads = True
+
+
 class BasicBlock(nn.Module):
-    def __init__(self, inplanes: int, planes: int, stride: int):
+    """first: of its stage, where widths change or, once pruned, may change."""
+
+    def __init__(self, inplanes: int, planes: int, stride: int, first: bool):
         super().__init__()
-        self.stride = stride
+        self.stride, self.first = stride, first
         self.conv1 = nn.Conv2d(inplanes, planes, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
         self.relu1 = nn.ReLU(inplace=True)
@@ -29,7 +35,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu1(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        return self.relu2(y + match_channels(x, y.shape[1], self.stride))
+        return self.relu2(y + (match_channels(x, y.shape[1], self.stride) if self.first else x))
 
 
 class CifarResNet(nn.Module, Network):
@@ -44,8 +50,8 @@ class CifarResNet(nn.Module, Network):
         self.bn1 = nn.BatchNorm2d(16)
         self.relu = nn.ReLU(inplace=True)
         for stage, (inplanes, planes, stride) in enumerate([(16, 16, 1), (16, 32, 2), (32, 64, 2)], start=1):
-            blocks = [BasicBlock(inplanes, planes, stride)]
-            blocks += [BasicBlock(planes, planes, 1) for _ in range(self.depth - 1)]
+            blocks = [BasicBlock(inplanes, planes, stride, first=True)]
+            blocks += [BasicBlock(planes, planes, 1, first=False) for _ in range(self.depth - 1)]
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.add_module(self.head, nn.Linear(64, num_classes))
@@ -65,7 +71,7 @@ class CifarResNet(nn.Module, Network):
                 y = w.norm(f"{name}.bn2", w.layer(f"{name}.conv2", y))
                 # Stem and stages have rates of their own, so the first block of a stage joins two axes.
                 x = w.shift(x, y) if block == 0 else w.add(x, y)
-        w.layer(self.head, x)
+        w.output(w.layer(self.head, x))
         return w
 
     def rated_layers(self) -> list[tuple[str, ...]]:

@@ -49,7 +49,7 @@ class VGG16BN(nn.Module, Network):
         for i in self._convolutions():
             x = w.norm(f"features.norm{i}", w.layer(f"features.conv{i}", x))
         x = w.norm("classifier.norm1", w.layer("classifier.linear1", w.flatten(x, 1)))
-        w.layer("classifier.linear2", x)
+        w.output(w.layer("classifier.linear2", x))
         return w
 
     def rated_layers(self) -> list[tuple[str, ...]]:

@@ -1,6 +1,7 @@
 """Pruning: choose the filters that can go, and remove them from the network for good."""
 
 import copy
+import numbers
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,11 +10,14 @@ from rich.progress import track
 from torch import nn
 
 from norton.errors import InputError
-from norton.plan import OPERATIONS, record_step
+from norton.plan import record_step
 from norton.pruning.alignment import aligned_keep, connected
 from norton.pruning.criteria import CRITERIA, is_distance, keep_filters, scores
 from norton.pruning.published import published_scores
+from norton.pruning.surgery import cut_
+from norton.rates import parse_rates, pruned_width
 from norton.registry import import_submodules
+from norton.tracing import Example, wiring_of
 from norton.wiring import Wiring
 
 import_submodules(__name__)
@@ -25,18 +29,25 @@ SELECTIONS = {"exact": scores, "published": published_scores}  # how distances b
 
 def prune(
     net: nn.Module,
-    compress_rate: str | Sequence[float],
+    compress_rate: str | float | Sequence[float],
     *,
     criterion: str = "pabs",
     dense_criterion: str = "l2",
     selection: str = "exact",
+    example: Example | None = None,
     progress: bool = False,
 ) -> nn.Module:
     """A copy of `net` without the filters that `compress_rate` removes, decomposed or not.
 
-    compress_rate: the fraction removed per layer, as published (`[0.6]*6+[0.8]*7`).  criterion: scores the filters; a
-    distance between factors scores decomposed layers only, dense ones (1×1 convolutions above all) then go by
-    `dense_criterion`.  Layers that write to one residual stream keep the same channels, by their mean rank.
+    Works on any network whose forward pass can be traced, or that declares its channel axes, see `norton.wiring_of`;
+    `norton.wiring_of(net).left_whole` says what cannot be pruned, and why.
+
+    compress_rate: one number, the fraction removed of every axis that can be pruned; or, for the networks of
+    `norton.build` that declare them, the fraction per layer, as published (`[0.6]*6+[0.8]*7`).  example: an input or
+    its size (channels, height, width), to trace a network that says none in `input_size`.
+    criterion: scores the filters; a distance between factors scores decomposed layers only, dense ones (1×1
+    convolutions above all) then go by `dense_criterion`.  Layers that write to one residual stream keep the same
+    channels, by their mean rank.
     selection: `published` repeats two mistakes of the paper's public code, see `norton.pruning.published`.
 
     Raises InputError for unknown criteria or selections, bad rates, a layer left without filters, and weights that are
@@ -46,16 +57,39 @@ def prune(
         CRITERIA[name]
     if selection not in SELECTIONS:
         raise InputError(f"unknown selection {selection!r}; choose one of {', '.join(SELECTIONS)}")
-    if not hasattr(net, "wiring"):
-        raise InputError(f"{type(net).__name__} declares no channel wiring, so it cannot be pruned; see norton.wiring")
-    wiring, targets = net.wiring(), net.target_widths(net.check_rates(compress_rate))
-    widths = {wiring.axis_of(layer): width for layer, width in targets.items()}
+    wiring = wiring_of(net, example)
+    widths = target_widths(net, wiring, compress_rate)
     small = copy.deepcopy(net)
+    if example is not None:
+        small.input_size = tuple(example.shape[1:] if isinstance(example, torch.Tensor) else example)
     keep = choose(small, wiring, widths, criterion, dense_criterion, selection, progress)
     step = {"op": "prune", "keep": {wiring.name(axis): list(map(int, channels)) for axis, channels in keep.items()}}
-    OPERATIONS["prune"](small, step)
+    cut_(small, wiring, keep)  # as replaying the step does, without finding the wiring again
     record_step(small, step)
     return small
+
+
+def target_widths(net: nn.Module, wiring: Wiring, compress_rate: str | float | Sequence[float]) -> dict[int, int]:
+    """Axis → units to keep.  Raises InputError for rates that do not fit the network."""
+    if isinstance(compress_rate, numbers.Real) and not isinstance(compress_rate, bool):
+        return uniform_widths(wiring, *parse_rates(float(compress_rate)))
+    if not hasattr(net, "target_widths"):
+        raise InputError(
+            f"compress_rate: {type(net).__name__} has no published rates, got {compress_rate!r}; give one number, the "
+            "fraction removed of every axis that its wiring lets prune"
+        )
+    targets = net.target_widths(net.check_rates(compress_rate))
+    return {wiring.axis_of(layer): width for layer, width in targets.items()}
+
+
+def uniform_widths(wiring: Wiring, rate: float) -> dict[int, int]:
+    """Axis → units to keep, the same fraction of every axis that can be pruned.  Raises InputError if there is none."""
+    frozen = wiring.frozen
+    free = [axis for axis in wiring.writers if axis not in frozen]
+    if not free:
+        reasons = "; ".join(f"{layer}: {reason}" for layer, reason in list(wiring.left_whole.items())[:3])
+        raise InputError(f"none of its {len(wiring.writers)} channel axes can be pruned: {reasons}")
+    return {axis: max(1, pruned_width(wiring.width(axis), rate)) for axis in free}
 
 
 @torch.no_grad()
@@ -76,7 +110,7 @@ def choose(
     bound = [axes for axes in connected(wiring.shifts) if axes & changed.keys()]
     axes = sorted(set(changed).union(*bound))
     ranking = {
-        axis: axis_scores(net, wiring.writers[axis], criterion, dense_criterion, selection)
+        axis: axis_scores(net, wiring.writers[axis], criterion, dense_criterion, selection, width=wiring.width(axis))
         for axis in track(axes, "score filters", disable=not progress, transient=True)
     }
     keep = {
@@ -92,15 +126,22 @@ def choose(
 
 
 def axis_scores(
-    net: nn.Module, writers: Sequence[str], criterion: str, dense_criterion: str, selection: str = "exact"
+    net: nn.Module,
+    writers: Sequence[str],
+    criterion: str,
+    dense_criterion: str,
+    selection: str = "exact",
+    *,
+    width: int,
 ) -> np.ndarray:
-    """(channels,) mean over the layers that write an axis of each filter's rank in its layer, in [0, 1], larger = keep.
+    """(width,) mean over the layers that write an axis of each filter's rank in its layer, in [0, 1], larger = keep.
 
-    Ranks, because the layers' scores differ in scale.
+    Ranks, because the layers' scores differ in scale.  A unit of several filters has their mean score.
     """
     ranks = []
     for name in writers:
-        score = _layer_scores(name, net.get_submodule(name), criterion, dense_criterion, selection).cpu().numpy()
+        score = _layer_scores(name, net.get_submodule(name), criterion, dense_criterion, selection)
+        score = score.view(width, -1).mean(1).cpu().numpy()
         order = np.argsort(score, kind="stable")
         rank = np.empty(len(score))
         rank[order] = np.linspace(0, 1, len(score))

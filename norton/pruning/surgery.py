@@ -7,37 +7,44 @@ import torch
 from torch import Tensor, nn
 
 from norton.decomposition.cp import CPConv2d
+from norton.decomposition.methods import is_decomposed
 from norton.plan import OPERATIONS
+from norton.tracing import wiring_of
 from norton.wiring import Wiring, positions
 
 
 def cut_(net: nn.Module, wiring: Wiring, keep: Mapping[int, Sequence[int]]) -> None:
-    """Keep only the given channels of each axis, in the given order, in place.
+    """Keep only the given units of each axis, in the given order, in place.
 
-    keep: axis → channels in the network's present coordinates.  All indices are taken before anything is cut, so the
+    keep: axis → units in the network's present coordinates.  All indices are taken before anything is cut, so the
     order of the layers cannot matter.
     """
     device = next(net.parameters()).device
 
     def index(channels) -> Tensor:
-        return torch.tensor(channels, dtype=torch.long, device="cpu" if device.type == "meta" else device)
+        kept = positions(wiring, channels, keep)
+        return torch.tensor(kept, dtype=torch.long, device="cpu" if device.type == "meta" else device).to(device)
 
-    outputs = {layer: index(keep[axis]) for axis in keep for layer in wiring.writers[axis]}
-    inputs = {
-        layer: index(positions(wiring, channels, keep))
-        for layer, channels in [*wiring.passes, *wiring.reads]
-        if any(wiring.axis(span) in keep for span in channels)
-    }
+    def changes(channels) -> bool:
+        return any(wiring.axis(span) in keep for span in channels)
+
+    inputs = {layer: index(x) for layer, x in [*wiring.passes, *wiring.reads] if changes(x)}
+    outputs = {layer: index(wiring.written(layer)) for axis in keep for layer in wiring.writers[axis]}
+    parameters = [(name, index(x), dim) for name, x, dim in wiring.parameters if changes(x)]
     for name, channels in inputs.items():
-        cut_inputs_(net.get_submodule(name), channels.to(device))
+        cut_inputs_(net.get_submodule(name), channels)
     for name, channels in outputs.items():
-        cut_outputs_(net.get_submodule(name), channels.to(device))
+        cut_outputs_(net.get_submodule(name), channels)
+    for name, channels, dim in parameters:
+        path, _, attribute = name.rpartition(".")
+        owner = net.get_submodule(path)
+        setattr(owner, attribute, _select(getattr(owner, attribute), channels, dim))
 
 
 @OPERATIONS.register("prune")
 def apply_prune_(net: nn.Module, step: dict) -> None:
     """Cut a network as a recorded step says, in place."""
-    wiring = net.wiring()
+    wiring = wiring_of(net)
     cut_(net, wiring, {wiring.axis_of(layer): channels for layer, channels in step["keep"].items()})
 
 
@@ -53,19 +60,39 @@ def cut_outputs_(layer: nn.Module, kept: Tensor) -> None:
     raise TypeError(f"no output slicer for {type(layer).__name__}")
 
 
-def _select(parameter: nn.Parameter, kept: Tensor, dim: int) -> nn.Parameter:
-    selected = parameter.detach().index_select(dim, kept)
-    return nn.Parameter(selected, requires_grad=parameter.requires_grad)
+def obstacle(layer: nn.Module) -> str | None:
+    """Why a layer that a wiring names cannot be cut; None where it can."""
+    kind = type(layer).__name__
+    slicers = [cut.dispatch(type(layer)) is not cut.dispatch(object) for cut in (cut_inputs_, cut_outputs_)]
+    reads_and_writes = hasattr(layer, "out_channels") or hasattr(layer, "out_features")
+    if not (all(slicers) if reads_and_writes else any(slicers)):
+        return f"there is no slicer for a {kind}"
+    if not is_decomposed(layer) and "weight" not in layer._parameters:
+        return f"the weight of the {kind} is computed from others (a parametrisation)"
+    return None
 
 
-@cut_inputs_.register
+def _select(tensor: Tensor, kept: Tensor, dim: int) -> Tensor:
+    """A parameter stays one, a buffer stays one."""
+    selected = tensor.detach().index_select(dim, kept)
+    return nn.Parameter(selected, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else selected
+
+
+@cut_inputs_.register(nn.Conv1d)
+@cut_inputs_.register(nn.Conv2d)
+@cut_inputs_.register(nn.Conv3d)
 def _(layer: nn.Conv2d, kept: Tensor) -> None:
     layer.weight = _select(layer.weight, kept, 1)
     layer.in_channels = len(kept)
 
 
-@cut_outputs_.register
+@cut_outputs_.register(nn.Conv1d)
+@cut_outputs_.register(nn.Conv2d)
+@cut_outputs_.register(nn.Conv3d)
 def _(layer: nn.Conv2d, kept: Tensor) -> None:
+    if layer.groups > 1:  # whole groups go, with what they read
+        layer.groups = layer.groups * len(kept) // layer.out_channels
+        layer.in_channels = layer.groups * layer.weight.shape[1]
     layer.weight = _select(layer.weight, kept, 0)
     layer.out_channels = len(kept)
     if layer.bias is not None:
@@ -88,6 +115,11 @@ def _(layer: nn.Linear, kept: Tensor) -> None:
 
 @cut_inputs_.register(nn.BatchNorm1d)
 @cut_inputs_.register(nn.BatchNorm2d)
+@cut_inputs_.register(nn.BatchNorm3d)
+@cut_inputs_.register(nn.SyncBatchNorm)
+@cut_inputs_.register(nn.InstanceNorm1d)
+@cut_inputs_.register(nn.InstanceNorm2d)
+@cut_inputs_.register(nn.InstanceNorm3d)
 def _(layer: nn.BatchNorm2d, kept: Tensor) -> None:
     if layer.affine:
         layer.weight, layer.bias = _select(layer.weight, kept, 0), _select(layer.bias, kept, 0)
@@ -95,6 +127,20 @@ def _(layer: nn.BatchNorm2d, kept: Tensor) -> None:
         layer.running_mean = layer.running_mean.index_select(0, kept)
         layer.running_var = layer.running_var.index_select(0, kept)
     layer.num_features = len(kept)
+
+
+@cut_inputs_.register
+def _(layer: nn.GroupNorm, kept: Tensor) -> None:
+    layer.num_groups = layer.num_groups * len(kept) // layer.num_channels
+    layer.num_channels = len(kept)
+    if layer.affine:
+        layer.weight, layer.bias = _select(layer.weight, kept, 0), _select(layer.bias, kept, 0)
+
+
+@cut_inputs_.register
+def _(layer: nn.PReLU, kept: Tensor) -> None:
+    layer.weight = _select(layer.weight, kept, 0)
+    layer.num_parameters = len(kept)
 
 
 @cut_inputs_.register

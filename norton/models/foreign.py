@@ -1,0 +1,88 @@
+"""Networks from elsewhere: torchvision's, or a user's own, named by the dotted path of what constructs them."""
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from norton.errors import InputError
+from norton.tracing import guess_input_size, on_meta
+
+PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+
+
+def is_path(arch: str) -> bool:
+    """Whether the name of a network is the path of a constructor, such as `torchvision.models.resnet18`."""
+    return "." in arch
+
+
+def constructor(path: str) -> Callable[..., nn.Module]:
+    """The function or class of that path; its module is imported, which runs it.
+
+    Raises InputError for what is no path of names, cannot be imported or cannot be called.
+    """
+    if not PATH.fullmatch(path):
+        raise InputError(f"{path!r} is no path of a constructor; write module.name, e.g. torchvision.models.resnet18")
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise InputError(f"network {path!r}: cannot import {module} ({error}); is it on PYTHONPATH?") from None
+    if not callable(found):
+        hint = "; with model=torchvision give name=, e.g. name=mobilenet_v2" if path.endswith(".None") else ""
+        raise InputError(f"network {path!r}: {module} has nothing callable of the name {name!r}{hint}")
+    return found
+
+
+def foreign_network(path: str, num_classes: int | None = None, input_size: Sequence[int] | None = None) -> nn.Module:
+    """The network that a constructor makes, which remembers what it takes to make it again.
+
+    num_classes: passed on to the constructor; by default its own.  input_size: (channels, height, width) of an image,
+    by default the network's `input_size`, or the first of some usual sizes that it takes.
+
+    Raises InputError where the path leads nowhere, or to something else than a classifier of so many classes.
+    """
+    make = constructor(path)
+    options = {} if num_classes is None else {"num_classes": num_classes}
+    if options and not _takes(make, "num_classes"):
+        raise InputError(f"{path} takes no num_classes; leave it out, or give it that argument")
+    try:
+        net = make(**options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path} cannot be called with {options or 'nothing'}: {error}") from None
+    if not isinstance(net, nn.Module):
+        raise InputError(f"{path} makes a {type(net).__name__}, which is no network (torch.nn.Module)")
+    if input_size is not None:
+        net.input_size = _checked_size(input_size)
+    net.input_size = tuple(guess_input_size(net))
+    classes = _classes(net)
+    if num_classes not in (None, classes):
+        raise InputError(f"{path} was asked for {num_classes} classes, and its output is of size {classes}")
+    net.arch, net.num_classes = path, classes
+    return net
+
+
+def _takes(make: Callable, name: str) -> bool:
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except (TypeError, ValueError):  # built in, without a signature
+        return False
+    return any(p.name == name or p.kind == p.VAR_KEYWORD for p in parameters)
+
+
+def _checked_size(size: Sequence[int]) -> tuple[int, ...]:
+    size = tuple(size) if isinstance(size, Sequence) else (size,)
+    if len(size) != 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size):
+        raise InputError(f"input_size is {size}; give (channels, height, width), e.g. [3,224,224]")
+    return size
+
+
+@torch.no_grad()
+def _classes(net: nn.Module) -> int | None:
+    """The width of what a network returns; None where that is no tensor (N, classes)."""
+    dtype = next((p.dtype for p in net.parameters()), None)
+    output = on_meta(net).eval()(torch.empty(2, *net.input_size, device="meta", dtype=dtype))
+    return output.shape[1] if isinstance(output, torch.Tensor) and output.dim() == 2 else None
