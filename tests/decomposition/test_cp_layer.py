@@ -5,11 +5,12 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from geometries import GEOMETRIES
 from torch import nn
 
 import norton
 from norton.decomposition.cp import CPConv2d
-from geometries import GEOMETRIES
+
 
 def literal_weight(layer):
     """W[o] = sum over r of head ∘ body ∘ tail, term by term from the published tensors."""

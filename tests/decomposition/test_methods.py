@@ -1,6 +1,7 @@
 """The contract of every decomposition in the registry, and each method against tensorly's own."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import tensorly
@@ -52,7 +53,9 @@ def test_full_rank_is_exact(method, make, dtype, tolerance):
     small = decomposed(layer, method, {"fraction": 1})
     x = inputs(layer, dtype)
     assert {p.dtype for p in small.parameters()} == {dtype}
-    torch.testing.assert_close(small.composed_weight(), layer.weight, rtol=0, atol=tolerance * layer.weight.abs().max())
+    torch.testing.assert_close(
+        small.composed_weight(), layer.weight, rtol=0, atol=tolerance * layer.weight.abs().max().item()
+    )
     torch.testing.assert_close(small(x), layer(x), rtol=0, atol=tolerance * layer(x).abs().max().item())
 
 
@@ -61,7 +64,7 @@ def test_full_rank_is_exact(method, make, dtype, tolerance):
 def test_it_computes_its_composed_weight(method, make, bias):
     torch.manual_seed(1)
     layer = make(bias=bias, dtype=torch.float64)
-    small = decomposed(layer, method, {"fraction": 0.4})
+    small = decomposed(layer, method, {"fraction": 0.2})
     x = inputs(layer, torch.float64)
     torch.testing.assert_close(small(x), dense_twin(layer, small)(x), rtol=1e-10, atol=1e-10)
     assert relative_error(layer.weight, small.composed_weight()) > 1e-3  # truncated, or the test says nothing
@@ -73,11 +76,11 @@ def test_it_computes_its_composed_weight(method, make, bias):
 def test_gradients_flow_to_every_parameter_and_the_input(method):
     torch.manual_seed(2)
     layer = next(make() for make in LAYERS[::-1] if DECOMPOSITIONS[method].accepts(make()))
-    small = decomposed(layer, method, {"fraction": 0.4}).double()
+    small = decomposed(layer, method, {"fraction": 0.2}).double()
     x = inputs(layer, torch.float64).requires_grad_()
     small(x).square().sum().backward()
     grads = [p.grad.clone() for p in small.parameters()]
-    assert all(p.requires_grad and grad.any() and grad.isfinite().all() for p, grad in zip(small.parameters(), grads))  # noqa: B905
+    assert all(grad.any() and grad.isfinite().all() for grad in [*grads, x.grad])
     # the same through the composed weight
     small.zero_grad()
     twin = copy.deepcopy(layer).double()
@@ -93,7 +96,7 @@ def test_surgery_equals_the_composed_layer_cut(method, make, kept):
     torch.manual_seed(3)
     layer = make(dtype=torch.float64)
     nn.init.normal_(layer.bias)
-    small = decomposed(layer, method, {"fraction": 0.4})
+    small = decomposed(layer, method, {"fraction": 0.2})
     twin = dense_twin(layer, small)
     channels, kept = torch.tensor([4, 0, 3]), torch.tensor(kept)
     for each in (small, twin):
@@ -111,9 +114,9 @@ def test_surgery_equals_the_composed_layer_cut(method, make, kept):
 def test_the_error_falls_with_the_rank(method):
     torch.manual_seed(4)
     layer = next(make() for make in LAYERS if DECOMPOSITIONS[method].accepts(make()))
-    fractions = (0.01, 0.25, 0.5, 0.75, 1)
-    errors = [relative_error(layer.weight, decomposed(layer, method, {"fraction": f}).composed_weight()) for f in fractions]
-    assert all(after <= before for before, after in zip(errors, errors[1:]))  # noqa: B905, RUF007
+    layers = [decomposed(layer, method, {"fraction": f}) for f in (0.01, 0.25, 0.5, 0.75, 1)]
+    errors = [relative_error(layer.weight, small.composed_weight()) for small in layers]
+    assert all(after <= before for before, after in pairwise(errors))
     assert 0.2 < errors[0] < 1
     assert errors[-1] < 1e-10
 
@@ -250,8 +253,8 @@ def test_decomposed_and_pruned_network(method, tmp_path):
     """Round trip of the plan, and channels that are dead may go without a change."""
     net = narrow()
     fast = {"iterations": 5} if method in ("cp", "cp_layer") else {}
-    pattern = {"classifier.linear1": {"fraction": 0.5}} if method == "svd" else {"features.conv[3-8]": {"fraction": 0.5}}
-    small = norton.decompose(net, pattern, method=method, **fast)
+    pattern = "classifier.linear1" if method == "svd" else "features.conv[3-8]"
+    small = norton.decompose(net, {pattern: {"fraction": 0.5}}, method=method, **fast)
     x = torch.randn(2, 3, 32, 32)
     assert same_after_a_file(small, tmp_path, x)
     pruned = norton.prune(small, "[0.3]*13", criterion="l2")
@@ -271,8 +274,7 @@ def test_any_order_of_steps(tmp_path):
     net = norton.prune(net, "[0.3]*13", criterion="l2")
     before = net
     net = norton.decompose(net, 2, starts=1, iterations=5)  # what is left; Tucker's parts are left alone
-    assert set(norton.layer_nmse(before, net)) == {f"features.conv{i}" for i in (7, 8, 10, 11, 12, 14, 15, 16)} - {
-        "features.conv10", "features.conv14"} | {"features.conv10", "features.conv14"} & dict(net.named_modules()).keys()
+    assert set(norton.layer_nmse(before, net)) == {f"features.conv{i}" for i in (6, 7, 8, 10, 11, 12, 14, 15, 16)}
     net = norton.decompose(net, {"fraction": 0.5}, method="svd")
     net = norton.prune(net, "[0.1]*13", criterion="l2")
     ops = [(step["op"], step.get("method")) for step in plan_of(net)]
