@@ -181,7 +181,7 @@ def vbmf(decomposition: Any, layer: nn.Module, calibration: float, decomposed: C
     matrices = decomposition.unfoldings(layer.weight.detach())
     found = [max(1, vbmf_rank(matrix)) for matrix in matrices]
     ends = decomposition.full_rank(layer) if calibration > 0 else [1] * len(found)
-    return tuple(rank + round(abs(calibration) * (end - rank)) for rank, end in zip(found, ends, strict=True))
+    return tuple(int(rank + abs(calibration) * (end - rank) + 0.5) for rank, end in zip(found, ends, strict=True))
 
 
 @rule("nmse", 0, 1)
@@ -191,6 +191,8 @@ def nmse_bound(decomposition: Any, layer: nn.Module, bound: float, decomposed: C
 
     The error falls along the way, so a search takes a logarithm of its length; each step decomposes the layer.
     """
+    if bound == 0:  # rounding errors are larger
+        return decomposition.full_rank(layer)
     way, guess = _way(decomposition, layer, bound)
 
     def meets(place: int) -> bool:
