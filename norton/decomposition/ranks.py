@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from norton.decomposition.layers import energies
 from norton.decomposition.methods import DECOMPOSITIONS, check_rank, kind, matching_layers
 from norton.decomposition.vbmf import vbmf_rank
 from norton.errors import InputError
@@ -234,9 +235,8 @@ def _way(decomposition: Any, layer: nn.Module, bound: float) -> tuple[list[Ranks
 
 def _energy_left(matrix: Tensor) -> list[float]:
     """The part of a matrix's energy, or of all matrices' (O, m, n), that rank 0, 1, 2, ... leaves."""
-    energies = torch.linalg.svdvals(matrix).square()
-    energies = energies.sum(0) if energies.ndim == 2 else energies
-    left = energies.flip(0).cumsum(0).flip(0)
+    found = energies(matrix)
+    left = (found.sum(0) if found.ndim == 2 else found).flip(0).cumsum(0).flip(0)
     return [*(left / left[0].clamp_min(torch.finfo(left.dtype).tiny)).tolist(), 0.0]
 
 

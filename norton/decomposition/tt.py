@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from norton.decomposition.layers import LayerWise, convolution, tensorly_on_torch, weight_of
+from norton.decomposition.layers import LayerWise, convolution, gram_svd, tensorly_on_torch, weight_of
 from norton.decomposition.methods import DECOMPOSITIONS
 
 
@@ -49,7 +49,7 @@ class TTConv2d(LayerWise):
         with tensorly_on_torch():
             from tensorly.decomposition import tensor_train
 
-            cores = tensor_train(weight.permute(1, 2, 3, 0), [1, *rank, 1]).factors
+            cores = tensor_train(weight.permute(1, 2, 3, 0), [1, *rank, 1], svd=gram_svd).factors
         a, b, d, e = cores
         return cls.of_weights(conv, rank, [a[0].T, b.permute(2, 0, 1), d.permute(2, 0, 1), e[..., 0].T])
 

@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from norton.decomposition.layers import FilterWise, convolution, weight_of
+from norton.decomposition.layers import FilterWise, convolution, principal, weight_of
 from norton.decomposition.methods import DECOMPOSITIONS
 from norton.decomposition.tt import clip_train
 
@@ -45,12 +45,11 @@ class TTFilterConv2d(FilterWise):
         """Without iterations or chance, so the seed does not matter."""
         weight, (first, second) = weight_of(conv, name), rank
         filters, _, kh, kw = weight.shape
-        u, s, vh = torch.linalg.svd(weight.flatten(2), full_matrices=False)
-        rest = (s[:, :first, None] * vh[:, :first]).reshape(filters, first * kh, kw)
-        v, t, wh = torch.linalg.svd(rest, full_matrices=False)
-        vertical = v[..., :second].reshape(filters, first, kh, second).permute(0, 3, 1, 2)
-        horizontal = t[:, :second, None] * wh[:, :second]
-        return cls.of_weights(conv, rank, [u[..., :first].mT, vertical, horizontal])
+        left, right = principal(weight.flatten(2), first)
+        size = torch.linalg.vector_norm(left, dim=1)[..., None]  # singular values: what the rest is to be weighted by
+        vertical, horizontal = principal((size * right).reshape(filters, first * kh, kw), second)
+        vertical = vertical.reshape(filters, first, kh, second).permute(0, 3, 1, 2)
+        return cls.of_weights(conv, rank, [left.mT / size.where(size > 0, 1), vertical, horizontal])
 
     def composed_weight(self) -> Tensor:
         (first, second), (pointwise, vertical, horizontal) = self.rank, self.parts()

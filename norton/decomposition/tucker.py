@@ -5,7 +5,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from norton.decomposition.layers import LayerWise, convolution, tensorly_on_torch, weight_of
+from norton.decomposition.layers import LayerWise, convolution, gram_svd, tensorly_on_torch, weight_of
 from norton.decomposition.methods import DECOMPOSITIONS
 
 
@@ -54,7 +54,13 @@ class TuckerConv2d(LayerWise):
             from tensorly.decomposition import partial_tucker
 
             (core, (expand, reduce)), _ = partial_tucker(
-                weight, rank[::-1], modes=[0, 1], n_iter_max=iterations, tol=tolerance, random_state=seed
+                weight,
+                rank[::-1],
+                modes=[0, 1],
+                n_iter_max=iterations,
+                tol=tolerance,
+                svd=gram_svd,
+                random_state=seed,
             )
         return cls.of_weights(conv, rank, [reduce.T, core, expand])
 

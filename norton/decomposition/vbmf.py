@@ -16,6 +16,8 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
+from norton.decomposition.layers import energies as squared_singular_values
+
 _GRID, _ROUNDS = 500, 4
 
 
@@ -24,7 +26,7 @@ def vbmf_rank(matrix: Tensor) -> int:
 
     The variance of the noise is estimated too.
     """
-    singular = torch.linalg.svdvals(matrix.detach().double()).cpu()
+    singular = squared_singular_values(matrix.detach()).sqrt().cpu()
     short, long = sorted(matrix.shape)
     return int((singular > threshold(short, long) * noise_variance(singular, long) ** 0.5).sum())
 
