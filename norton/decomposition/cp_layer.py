@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from norton.decomposition.layers import LayerWise, convolution, tensorly_on_torch, weight_of
+from norton.decomposition.layers import LayerWise, convolution, gram_svd, tensorly_on_torch, weight_of
 from norton.decomposition.methods import DECOMPOSITIONS
 
 
@@ -18,7 +18,7 @@ class CPLayerConv2d(LayerWise):
     each position of the kernel has all terms of its own O × C matrix, so that is exact.
 
     Source: Lebedev et al., Speeding-up convolutional neural networks using fine-tuned CP-decomposition, ICLR 2015;
-    alternating least squares as tensorly has them.
+    alternating least squares as in Kolda & Bader 2009, section 3.4.
     """
 
     @classmethod
@@ -48,7 +48,7 @@ class CPLayerConv2d(LayerWise):
         iterations: int = 100,
         tolerance: float = 1e-6,
     ) -> Self:
-        """iterations, tolerance: of tensorly's `parafac`, the latter of the change of the relative error per pass.
+        """iterations: at most; tolerance: change of the relative error per pass below which they end.
 
         From two starts, tensorly's own by the SVDs of the unfoldings and the largest terms of the exact form; the
         better one is kept.  The four columns of a term get equal norms.
@@ -57,9 +57,10 @@ class CPLayerConv2d(LayerWise):
         scale = weight.abs().max()
         if scale == 0:
             return cls.of_weights(conv, rank, [part.zero_() for part in cls.shaped_like(conv, rank).parts()])
-        factors = exact_terms(weight / scale, rank)
+        weight, factors = weight / scale, exact_terms(weight / scale, rank)
         if rank < cls.full_rank(conv)[0]:
-            factors = _alternate(weight / scale, rank, factors, seed, iterations, tolerance)
+            starts = [_svd_start(weight, rank, seed), factors]
+            _, factors = min((alternate(weight, start, iterations, tolerance) for start in starts), key=lambda x: x[0])
         factors[0] = factors[0] * scale
         norms = [torch.linalg.vector_norm(factor, dim=0) for factor in factors]
         size = torch.stack(norms).prod(0).pow(1 / 4)
@@ -86,27 +87,57 @@ def exact_terms(weight: Tensor, rank: int) -> list[Tensor]:
     return [(u[i, j, :, term] * s[i, j, term, None]).T, vh[i, j, term].T, eye[:kh, i], eye[:kw, j]]
 
 
-def _alternate(
-    weight: Tensor, rank: int, start: list[Tensor], seed: int, iterations: int, tolerance: float
-) -> list[Tensor]:
-    """The better of two runs of alternating least squares."""
-    with tensorly_on_torch() as tensorly, warnings.catch_warnings():
-        from tensorly.decomposition import parafac
+def _svd_start(weight: Tensor, rank: int, seed: int) -> list[Tensor]:
+    """Leading singular vectors of the unfoldings, filled up with random columns, as tensorly has it."""
+    with tensorly_on_torch(), warnings.catch_warnings():
+        from tensorly.decomposition._cp import initialize_cp
 
-        # A start has fewer singular vectors than terms as soon as the rank exceeds 3, say; random ones fill it up.
+        # A side of 3 has 3 singular vectors, which is no news.
         warnings.filterwarnings("ignore", "Trying to compute SVD with n_eigenvecs")
-        best, least = start, _error(weight, start)
-        for init in ("svd", tensorly.cp_tensor.CPTensor((torch.ones(rank).to(weight), start))):
-            try:
-                found = parafac(
-                    weight, rank, n_iter_max=iterations, init=init, tol=tolerance, random_state=seed
-                ).factors
-            except torch.linalg.LinAlgError:  # terms that have become equal; the other start may do better
-                continue
-            if (error := _error(weight, found)) < least:
-                best, least = found, error
-    return list(best)
+        return list(initialize_cp(weight, rank, init="svd", svd=gram_svd, random_state=seed).factors)
 
 
-def _error(weight: Tensor, factors: list[Tensor]) -> float:
-    return (weight - torch.einsum("or,cr,ir,jr->ocij", *factors)).square().sum().item()
+def alternate(weight: Tensor, factors: list[Tensor], iterations: int, tolerance: float) -> tuple[float, list[Tensor]]:
+    """Alternating least squares from a start: the relative error ‖W - Ŵ‖ / ‖W‖ and the factors.
+
+    What tensorly's `parafac` does, mode after mode, which contracts the tensor anew for every term.  Here the inputs'
+    and the outputs' mode take one matrix product each, and the kernel's two another one between them.
+    """
+    _, channels, kh, kw = weight.shape
+    norm = torch.linalg.vector_norm(weight)
+    by_output, by_input = weight.flatten(1), weight.transpose(0, 1).flatten(1)
+    expand, reduce, vertical, horizontal = factors
+    before = float("inf")
+    for _ in range(iterations):
+        kernel = khatri_rao(vertical, horizontal)
+        expand = _solve(by_output @ khatri_rao(reduce, kernel), reduce, vertical, horizontal)
+        reduce = _solve(by_input @ khatri_rao(expand, kernel), expand, vertical, horizontal)
+        contracted = (expand.T @ by_output).view(-1, channels, kh * kw)
+        contracted = torch.einsum("rcp,cr->rp", contracted, reduce).view(-1, kh, kw)
+        vertical = _solve(torch.einsum("rij,jr->ir", contracted, horizontal), expand, reduce, horizontal)
+        last = torch.einsum("rij,ir->jr", contracted, vertical)
+        horizontal = _solve(last, expand, reduce, vertical)
+        gram = _gram(expand, reduce, vertical, horizontal)
+        squared = norm.square() - 2 * (last * horizontal).sum() + gram.sum()
+        error = (squared.clamp_min(0).sqrt() / norm).item()
+        if abs(before - error) < tolerance:
+            break
+        before = error
+    return error, [expand, reduce, vertical, horizontal]
+
+
+def khatri_rao(a: Tensor, b: Tensor) -> Tensor:
+    """(m, R), (n, R) → (m·n, R): the Kronecker products of their columns."""
+    return (a[:, None] * b).flatten(0, 1)
+
+
+def _gram(*factors: Tensor) -> Tensor:
+    """(R, R) inner products of the terms that these factors span."""
+    return torch.stack([factor.T @ factor for factor in factors]).prod(0)
+
+
+def _solve(products: Tensor, *others: Tensor) -> Tensor:
+    """The best factor for given others.  A tiny ridge: terms may become dependent, and then any solution will do."""
+    gram = _gram(*others)
+    gram.diagonal().add_(1e-13 * gram.trace())
+    return torch.linalg.solve(gram, products.T).T
