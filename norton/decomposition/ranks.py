@@ -57,7 +57,7 @@ def layer_ranks(
     Grouped convolutions are passed over, unless a pattern names nothing else.  What can be asked for:
 
     - a number; where a method has several ranks each is that number or the largest possible;
-    - a list with a number for each rank of the method;
+    - a list with a number for each rank of the method; given for all layers, each is clipped to the largest possible;
     - `{"fraction": f}`: f of the full rank (at which the layer is exact), rounded to the nearest, at least 1;
     - `{"nmse": bound}`: the least rank whose NMSE is within the bound; of several ranks, the first that is on the way
       from all 1 to the full ones by falling singular value of the unfoldings they belong to;
@@ -86,6 +86,10 @@ def layer_rules(
     by_pattern = isinstance(rank, Mapping) and not _is_rule(rank)
     spare = () if by_pattern else getattr(net, "spare", ())
     found = matching_layers(net, dict(rank) if by_pattern else {"*": rank}, skip, spare, method)
+    full = {name: DECOMPOSITIONS[method].full_rank(net.get_submodule(name)) for name in found}
+    several = len(next(iter(full.values()))) > 1
+    if several and not by_pattern and not isinstance(rank, Mapping):
+        return _clipped(rank, full, net, method)
     for name, asked in found.items():
         _check(name, net.get_submodule(name), asked, method)
     return found
@@ -131,15 +135,33 @@ def _is_rule(asked: Mapping) -> bool:
     return len(asked) == 1 and next(iter(asked)) in RULES
 
 
+def _clipped(rank: RankRule, full: Mapping[str, Ranks], net: nn.Module, method: str) -> dict[str, list[int]]:
+    """Numbers for all layers, clipped to what each one has room for: a stem of three channels has little."""
+    count = len(next(iter(full.values())))
+    if isinstance(rank, list | tuple):
+        asked = _counted("rank", rank, count, method)
+        most = [{name: ranks[i] for name, ranks in full.items()} for i in range(count)]
+    else:
+        asked, most = [rank] * count, [{name: max(ranks) for name, ranks in full.items()}] * count
+    for number, among in zip(asked, most, strict=True):
+        widest = max(among, key=among.get)
+        check_rank(widest, number, among[widest], kind(net.get_submodule(widest)))
+    return {name: [min(pair) for pair in zip(asked, ranks, strict=True)] for name, ranks in full.items()}
+
+
+def _counted(name: str, asked: Sequence[int], count: int, method: str) -> Sequence[int]:
+    if len(asked) != count:
+        has = "one rank" if count == 1 else f"{count} ranks"
+        raise InputError(f"{name}: rank {list(asked)} has {len(asked)} numbers; decomposition {method!r} has {has}")
+    return asked
+
+
 def _check(name: str, layer: nn.Module, asked: RankRule, method: str) -> None:
     full = DECOMPOSITIONS[method].full_rank(layer)
     if isinstance(asked, Mapping):
         _check_rule(name, asked, method)
     elif isinstance(asked, list | tuple):
-        if len(asked) != len(full):
-            has = "one rank" if len(full) == 1 else f"{len(full)} ranks"
-            raise InputError(f"{name}: rank {list(asked)} has {len(asked)} numbers; decomposition {method!r} has {has}")
-        for rank, most in zip(asked, full, strict=True):
+        for rank, most in zip(_counted(name, asked, len(full), method), full, strict=True):
             check_rank(name, rank, most, kind(layer))
     else:
         check_rank(name, asked, max(full), kind(layer))

@@ -61,6 +61,13 @@ def test_the_first_pattern_decides_with_any_rule():
     assert small[1].rank == (4, 5)
 
 
+def test_numbers_for_all_layers_are_clipped():
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 32, 3))
+    assert layer_ranks(net, [16, 32], method="tucker") == {"0": [3, 16], "1": [16, 32]}
+    assert layer_ranks(net, 20, method="tucker") == {"0": [3, 16], "1": [16, 20]}
+    assert layer_ranks(net, [8, 48, 8], method="tt") == {"0": [3, 9, 8], "1": [8, 24, 8]}
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bound", [0, 0.02, 0.3, 1])
 def test_the_nmse_bound_is_met_by_the_least_rank(method, bound):
