@@ -12,8 +12,8 @@ from torch import nn
 import norton
 from norton import cli, report, steps
 from norton.counting import percent_removed
-from norton.decomposition import layer_ranks
 from norton.decomposition.methods import is_decomposed
+from norton.decomposition.ranks import layer_rules
 from norton.files import write_json, write_whole
 from norton.plan import plan_of
 
@@ -68,7 +68,7 @@ def check_ranks(net: nn.Module, cfg: DictConfig) -> None:
         origin = cfg.checkpoint or cfg.model.arch
         raise norton.InputError(f"{origin}: is decomposed already; give the dense checkpoint, and this as compressed=")
     for rank in steps.plain(cfg.ranks):
-        layer_ranks(net, rank, steps.plain(cfg.decomposition.skip))
+        layer_rules(net, rank, steps.plain(cfg.decomposition.skip), cfg.decomposition.method)
 
 
 def open_compressed(net: nn.Module, cfg: DictConfig) -> dict[str, nn.Module] | None:
@@ -135,7 +135,7 @@ def at_rank(cfg: DictConfig, rank: int) -> DictConfig:
 def measure(net: nn.Module, small: nn.Module, whole: norton.counting.Complexity, cfg: DictConfig, data) -> dict:
     """What is reported of one decomposed network; whole: the cost of the dense one."""
     cost = norton.complexity(small)
-    ranks = sorted({layer.rank for layer in small.modules() if is_decomposed(layer)})
+    ranks = sorted({layer.rank for layer in small.modules() if is_decomposed(layer)}, key=str)
     result = {
         "rank": ranks[0] if len(ranks) == 1 else ranks,
         "nmse": norton.nmse(net, small),

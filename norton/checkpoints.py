@@ -243,16 +243,16 @@ def _check_stated(net: nn.Module, path, rank, compress_rate, by: str) -> None:
         raise InputError(f"{path}: its weights tell its ranks; leave rank={rank!r} out")
     ranks = ranks_of(net)
     if rank is not None and ranks != {rank}:
-        raise InputError(f"{path}: has rank {', '.join(map(str, sorted(ranks)))}, not {rank} as {by}")
+        raise InputError(f"{path}: has rank {', '.join(sorted(map(str, ranks)))}, not {rank} as {by}")
     if compress_rate is not None:
         with _without_values(net.arch):
-            stated = build(net.arch, max(ranks) if len(ranks) == 1 else 0, compress_rate, net.num_classes)
+            stated = build(net.arch, 0, compress_rate, net.num_classes)
         if widths_of(stated) != widths_of(net):
             raise InputError(f"{path}: its layers have other widths than compress_rate={compress_rate} gives, as {by}")
 
 
-def ranks_of(net: nn.Module) -> set[int]:
-    """The ranks of the decomposed layers, {0} for none."""
+def ranks_of(net: nn.Module) -> set[int | tuple[int, ...]]:
+    """The ranks of the decomposed layers, tuples where a method has several, {0} for none."""
     return {layer.rank for layer in net.modules() if is_decomposed(layer)} or {0}
 
 

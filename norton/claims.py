@@ -79,7 +79,7 @@ def disagreements(name: PublishedName, net: nn.Module) -> list[str]:
         return [f"the name says {name.arch}, the file holds a {net.arch}"]
     found, ranks = [], ranks_of(net)
     if ranks != {name.rank}:
-        found.append(f"the name says rank {name.rank}, the file holds rank {', '.join(map(str, sorted(ranks)))}")
+        found.append(f"the name says rank {name.rank}, the file holds rank {', '.join(sorted(map(str, ranks)))}")
     try:
         widths = widths_of(build(name.arch, 0, name.compress_rate, net.num_classes))
     except InputError as error:

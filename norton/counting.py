@@ -120,7 +120,7 @@ CONVENTIONS.register("macs")(
 CONVENTIONS.register("norton")(
     {nn.Conv2d: _hook(_conv_and_bias)}
     # the addition of a linear layer's bias counts once per output feature, whatever the number of rows
-    | {nn.Linear: _hook(lambda layer, x, y: _linear(layer, x, y) + layer.out_features)}
+    | {nn.Linear: _hook(lambda layer, x, y: _linear(layer, x, y) + layer.out_features * (layer.bias is not None))}
     | dict.fromkeys(_NORMS, _hook(lambda layer, x, y: 2 * y.numel()))
     | dict.fromkeys((*_POOLINGS, nn.ReLU), _hook(lambda layer, x, y: x.numel()))
 )

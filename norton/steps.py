@@ -16,7 +16,8 @@ from norton.checkpoints import read, rebuild
 from norton.claims import Verdict
 from norton.cli import CONFIGS
 from norton.counting import Complexity, complexity, percent_removed
-from norton.decomposition.methods import is_decomposed, layer_ranks
+from norton.decomposition.methods import is_decomposed, width
+from norton.decomposition.ranks import layer_rules
 from norton.errors import InputError
 from norton.models import build
 from norton.names import parse_name, resembles_name
@@ -128,7 +129,7 @@ def check_fit(net: nn.Module, cfg: DictConfig, step: str) -> None:
     """Raise InputError where ranks or rates do not fit the network, before anything is written."""
     require(cfg, step)
     if step == "decompose":
-        layer_ranks(net, plain(cfg.rank), plain(cfg.decomposition.skip))
+        layer_rules(net, plain(cfg.rank), plain(cfg.decomposition.skip), cfg.decomposition.method)
     if step == "prune":
         target_widths(net, wiring_of(net), plain(cfg.compress_rate))
 
@@ -344,6 +345,11 @@ def macs_panel(net: nn.Module, cost: Complexity) -> dict[str, dict[str, int]]:
     return {"MACs": {name: cost.by_layer[name].macs for name in shown}}
 
 
+def rank_text(rank: int | tuple[int, ...]) -> int | str:
+    """A rank as a cell of a table shows it: several as `16, 32`."""
+    return rank if isinstance(rank, int) else ", ".join(map(str, rank))
+
+
 def layer_rows(net: nn.Module, small: nn.Module, errors: Mapping[str, float]) -> list[dict[str, Any]]:
     """A row per decomposed layer: rank, NMSE, MACs before and after."""
     before, after = complexity(net).by_layer, complexity(small).by_layer
@@ -353,8 +359,8 @@ def layer_rows(net: nn.Module, small: nn.Module, errors: Mapping[str, float]) ->
         rows.append(
             {
                 "layer": name,
-                "filters": layer.out_channels,
-                "rank": layer.rank,
+                "filters": width(layer),
+                "rank": rank_text(layer.rank),
                 "NMSE": f"{error:.4f}",
                 "MACs before": f"{before[name].macs:,}",
                 "MACs after": f"{after[name].macs:,}",
@@ -370,7 +376,7 @@ def width_rows(net: nn.Module, small: nn.Module) -> list[dict[str, Any]]:
     for axis, writers in before.writers.items():
         more = f" (+{len(writers) - 1} tied)" if len(writers) > 1 else ""
         layer = small.get_submodule(writers[0])
-        kind = f"rank {layer.rank}" if is_decomposed(layer) else "dense"
+        kind = f"rank {rank_text(layer.rank)}" if is_decomposed(layer) else "dense"
         rows.append(
             {"layer": writers[0] + more, "kind": kind, "before": before.width(axis), "after": after.width(axis)}
         )

@@ -1,4 +1,4 @@
-"""Decomposition: replace convolutions by layers of less parameters that approximate them."""
+"""Decomposition: replace convolutions and linear layers by layers of less parameters that approximate them."""
 
 import copy
 import inspect
@@ -10,19 +10,28 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from norton.decomposition.cp_als import cp_filters
-from norton.decomposition.methods import DECOMPOSITIONS, decomposable, is_decomposed, layer_ranks
+from norton.decomposition.methods import DECOMPOSITIONS, decomposable, is_decomposed
+from norton.decomposition.ranks import RankRule, layer_ranks, layer_rules, relative_error, resolve
 from norton.errors import InputError
 from norton.plan import OPERATIONS, record_step
 from norton.registry import import_submodules
 
 import_submodules(__name__)
 
-__all__ = ["DECOMPOSITIONS", "cp_filters", "decomposable", "decompose", "layer_nmse", "layer_ranks", "nmse"]
+__all__ = [
+    "DECOMPOSITIONS",
+    "cp_filters",
+    "decomposable",
+    "decompose",
+    "layer_nmse",
+    "layer_ranks",
+    "nmse",
+]
 
 
 def decompose(
     net: nn.Module,
-    rank: int | Mapping[str, int | None],
+    rank: RankRule | Mapping[str, RankRule | None],
     *,
     method: str = "cp",
     skip: Iterable[str] | None = None,
@@ -30,27 +39,30 @@ def decompose(
     progress: bool = False,
     **options,
 ) -> nn.Module:
-    """A copy of `net` with its k×k convolutions decomposed; works on any module.
+    """A copy of `net` with the layers decomposed that the method takes; works on any module.
 
-    rank, skip: which layers, see `layer_ranks`.  options: the method's own, such as `starts` of `cp`.
+    rank, skip: which layers and how far, see `layer_ranks`.  options: the method's own, such as `starts` of `cp`.
     progress: show a bar over the layers.
 
     Raises InputError for an unknown method, a bad rank or pattern, and a weight that is not finite.
     """
-    layer_class = DECOMPOSITIONS[method]
-    ranks = layer_ranks(net, rank, skip)
-    _check_options(layer_class.from_conv, options, method)
-    small = copy.deepcopy(net)
-    made = {}  # a convolution shared under several names stays shared
-    for name, value in track(ranks.items(), "decompose", disable=not progress, transient=True):
-        conv = net.get_submodule(name)
-        if (conv, value) not in made:
-            layer = layer_class.from_conv(conv, value, name=name or "conv", seed=seed, **options)
-            made[conv, value] = layer.train(conv.training)
+    decomposition = DECOMPOSITIONS[method]
+    rules = layer_rules(net, rank, skip, method)
+    _check_options(decomposition.from_conv, options, method)
+    options["seed"] = seed
+    small, ranks = copy.deepcopy(net), {}
+    made = {}  # a layer shared under several names stays shared
+    for name, asked in track(rules.items(), "decompose", disable=not progress, transient=True):
+        dense = net.get_submodule(name)
+        if (dense, str(asked)) not in made:
+            value = resolve(name or "conv", dense, asked, method, **options)
+            layer = decomposition.from_conv(dense, value, name=name or "conv", **options)
+            made[dense, str(asked)] = value, layer.train(dense.training)
+        ranks[name], layer = made[dense, str(asked)]
         if name:
-            small.set_submodule(name, made[conv, value])
-        else:  # the network is that convolution
-            small = made[conv, value]
+            small.set_submodule(name, layer)
+        else:  # the network is that layer
+            small = layer
     record_step(small, {"op": "decompose", "method": method, "ranks": ranks})
     return small
 
@@ -59,27 +71,33 @@ def _check_options(decomposition: Callable, options: Mapping, method: str) -> No
     known = [name for name, p in inspect.signature(decomposition).parameters.items() if p.kind == p.KEYWORD_ONLY]
     known = [name for name in known if name not in ("name", "seed")]
     if unknown := sorted(set(options) - set(known)):
-        raise InputError(f"decomposition {method!r} has no option {', '.join(unknown)}; it has {', '.join(known)}")
+        has = ", ".join(known) or "none"
+        raise InputError(f"decomposition {method!r} has no option {', '.join(unknown)}; it has {has}")
 
 
 @OPERATIONS.register("decompose")
 def apply_decompose_(net: nn.Module, step: dict) -> None:
     """Give a network the shapes of a recorded decomposition, in place; values stay undefined."""
+    shaped = {}  # what is shared stays shared here too
     for name, rank in step["ranks"].items():
-        conv = net.get_submodule(name)
-        net.set_submodule(name, DECOMPOSITIONS[step["method"]].shaped_like(conv, rank).train(conv.training))
+        dense = net.get_submodule(name)
+        if (dense, str(rank)) not in shaped:
+            layer = DECOMPOSITIONS[step["method"]].shaped_like(dense, rank)
+            shaped[dense, str(rank)] = layer.train(dense.training)
+        net.set_submodule(name, shaped[dense, str(rank)])
 
 
 @torch.no_grad()
 def layer_nmse(net: nn.Module, small: nn.Module) -> dict[str, float]:
     """Layer → mean over its filters of ‖W[o] - Ŵ[o]‖² / ‖W[o]‖²; filters of zeros do not count.
 
-    net: the network before decomposition.  small: after it, not pruned since.  Raises InputError if they don't match.
+    net: the network before a decomposition; what is decomposed there already does not count.  small: after it, not
+    pruned since.  Raises InputError if they don't match.
     """
     errors = {}
     dense = dict(net.named_modules())
     for name, layer in small.named_modules():
-        if is_decomposed(layer):
+        if is_decomposed(layer) and not (name in dense and is_decomposed(dense[name])):
             errors[name] = _nmse(_weight(name, dense.get(name)), layer.composed_weight(), name)
     if not errors:
         raise InputError(f"NMSE: {type(small).__name__} has no decomposed layer to compare")
@@ -92,9 +110,9 @@ def nmse(net: nn.Module, small: nn.Module) -> float:
 
 
 def _weight(name: str, layer: nn.Module | None) -> Tensor:
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, nn.Conv2d | nn.Linear):
         return layer.weight
-    raise InputError(f"NMSE: {name} is decomposed in one network and no convolution in the other")
+    raise InputError(f"NMSE: {name} is decomposed in one network and no convolution or linear layer in the other")
 
 
 def _nmse(weight: Tensor, approximation: Tensor, name: str) -> float:
@@ -103,7 +121,4 @@ def _nmse(weight: Tensor, approximation: Tensor, name: str) -> float:
             f"NMSE: {name} is {tuple(weight.shape)} in one network and {tuple(approximation.shape)} in the other; "
             "compare before pruning"
         )
-    weight, approximation = weight.double().flatten(1), approximation.double().flatten(1)
-    norms = weight.square().sum(1)
-    errors = (weight - approximation).square().sum(1)[norms > 0] / norms[norms > 0]
-    return errors.mean().item() if len(errors) else 0.0
+    return relative_error(weight, approximation)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norton.decomposition.cp_als import cp_filters
-from norton.decomposition.methods import DECOMPOSITIONS
+from norton.decomposition.methods import DECOMPOSITIONS, is_spatial
 from norton.errors import InputError
 from norton.factors import Factors, reconstruct
 
@@ -32,6 +32,7 @@ class CPConv2d(nn.Module):
     """
 
     form: Form = "factored"
+    takes = "k×k convolutions that are not grouped"
 
     def __init__(
         self,
@@ -93,6 +94,14 @@ class CPConv2d(nn.Module):
         return self.feature.vertical.dilation[0], self.feature.horizontal.dilation[1]
 
     # From a convolution and back
+
+    @classmethod
+    def accepts(cls, layer: nn.Module) -> bool:
+        return is_spatial(layer)
+
+    @classmethod
+    def full_rank(cls, layer: nn.Conv2d) -> tuple[int]:
+        return (layer.kernel_size[0] * layer.kernel_size[1],)
 
     @classmethod
     def shaped_like(cls, conv: nn.Conv2d, rank: int) -> Self:

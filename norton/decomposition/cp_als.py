@@ -54,7 +54,7 @@ def cp_filters(
             raise InputError(f"{name}: {setting} is {value!r}; it must be a whole number of at least 1")
     filters, scale = _normalised(weight, name)
     kernel = weight.shape[2:]
-    rank = check_rank(name, rank, tuple(kernel))
+    rank = check_rank(name, rank, kernel.numel(), f"a {kernel[0]}x{kernel[1]} filter")
     if rank == kernel.numel():
         return _assemble(filters, scale, *_identity_basis(kernel, filters), weight.dtype)
     gram = filters.mT @ filters

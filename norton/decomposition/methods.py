@@ -1,8 +1,8 @@
-"""The contract of a decomposition, and the rules that say which layer gets which rank."""
+"""The contract of a decomposition, and which layers of a network it takes."""
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from torch import Tensor, nn
 
@@ -10,43 +10,53 @@ from norton.errors import InputError
 from norton.registry import Registry
 
 DECOMPOSITIONS = Registry("decomposition")
+WEIGHTED = (nn.Conv2d, nn.Linear)
 
 
 class DecomposedLayer(Protocol):
-    """A layer that takes a convolution's place.
+    """A layer that takes the place of a convolution or a linear layer.
 
-    One whose filters can be compared also has `factors() -> Factors`.  Its slicers (`norton.pruning.surgery`) let it
-    be pruned.
+    Most methods inherit all but the mathematics, surgery included, from a class of `norton.decomposition.layers`.  One
+    whose filters can be compared by their CP factors also has `factors() -> Factors`.  One whose ranks are those of
+    unfoldings of the weight has a class method `unfoldings(weight) -> list of matrices`, one per rank; `vbmf` needs it,
+    and `nmse` then finds several ranks at once.  One of whose ranks another one limits has a class method
+    `feasible(layer, ranks)` that clips them.
+
+    rank: one number, or a tuple where the method has several.  takes: the layers it is for, as messages say it.
     """
 
-    rank: int
-    in_channels: int
-    out_channels: int
+    rank: int | tuple[int, ...]
     bias: Tensor | None
+    takes: str
 
     @classmethod
-    def shaped_like(cls, conv: nn.Conv2d, rank: int) -> Self:
-        """The layer for a convolution of this geometry, on its device and in its precision; values undefined."""
+    def accepts(cls, layer: nn.Module) -> bool:
+        """Whether a layer can be decomposed by this method."""
 
     @classmethod
-    def from_conv(cls, conv: nn.Conv2d, rank: int, *, name: str, seed: int = 0, **options) -> Self:
+    def full_rank(cls, layer: nn.Module) -> tuple[int, ...]:
+        """The ranks at which the layer is exact, of which there is never need for more."""
+
+    @classmethod
+    def shaped_like(cls, conv: nn.Module, rank: int | list[int]) -> Self:
+        """The layer for one of this geometry, on its device and in its precision; values undefined."""
+
+    @classmethod
+    def from_conv(cls, conv: nn.Module, rank: int | list[int], *, name: str, seed: int = 0, **options) -> Self:
         """The layer that approximates `conv`; `name` is for error messages."""
 
     def composed_weight(self) -> Tensor:
-        """(O, C, kh, kw): the weight of the dense convolution this layer equals."""
+        """(O, C, kh, kw) or (O, C): the weight of the dense layer this one equals."""
 
 
-def decomposable(net: nn.Module) -> dict[str, nn.Conv2d]:
-    """Name → convolution, for every k×k convolution (k > 1 in one direction at least) that is not grouped."""
-    inside = tuple(f"{name}." for name, layer in net.named_modules() if is_decomposed(layer))
-    return {
-        name: layer
-        for name, layer in net.named_modules(remove_duplicate=False)
-        if type(layer) is nn.Conv2d
-        and layer.groups == 1
-        and layer.kernel_size != (1, 1)
-        and not name.startswith(inside)
-    }
+def is_spatial(layer: nn.Module) -> bool:
+    """Whether a layer is a k×k convolution (k > 1 in one direction at least) that is not grouped."""
+    return type(layer) is nn.Conv2d and layer.groups == 1 and layer.kernel_size != (1, 1)
+
+
+def decomposable(net: nn.Module, method: str = "cp") -> dict[str, nn.Module]:
+    """Name → layer, for every layer that the method accepts and that is not part of a decomposed one."""
+    return {name: layer for name, layer in _outside(net).items() if DECOMPOSITIONS[method].accepts(layer)}
 
 
 def is_decomposed(layer: nn.Module) -> bool:
@@ -54,51 +64,74 @@ def is_decomposed(layer: nn.Module) -> bool:
     return hasattr(layer, "composed_weight")
 
 
-def layer_ranks(
-    net: nn.Module, rank: int | Mapping[str, int | None], skip: Iterable[str] | None = None
-) -> dict[str, int]:
-    """Layer → rank, for the layers that are to be decomposed.
+def width(layer: nn.Module) -> int:
+    """The filters of a convolution or linear layer, decomposed or not."""
+    return layer.out_channels if hasattr(layer, "out_channels") else layer.out_features
 
-    rank: one number, or patterns of layer names (`layer1.*`) with a number each, or None to leave them dense; the
-    first pattern that matches a layer decides, and a layer that none matches stays dense.  skip: patterns of layers
-    left dense whatever `rank` says; by default what the network itself spares, and with patterns nothing.
 
-    Raises InputError for a rank out of range and for a pattern that matches no layer.
+def matching_layers(
+    net: nn.Module, rules: Mapping[str, Any], skip: Iterable[str] | str | None, spare: Iterable[str], method: str
+) -> dict[str, Any]:
+    """Layer → what the first pattern of `rules` that matches it says, for the layers that are to be decomposed.
+
+    skip: patterns of layers left dense; if None those of `spare`, which need not match any.  Raises InputError for a
+    pattern that matches no layer that the method takes, and if no layer is left.
     """
-    layers = decomposable(net)
-    rules = dict(rank) if isinstance(rank, Mapping) else {"*": rank}
-    if skip is None:
-        skip = () if isinstance(rank, Mapping) else getattr(net, "spare", ())
-    skip = [skip] if isinstance(skip, str) else list(skip)
-    _check_patterns([*rules, *skip], layers, net)
-    ranks = {}
-    for name, conv in layers.items():
+    layers = decomposable(net, method)
+    chosen = [] if skip is None else [skip] if isinstance(skip, str) else list(skip)
+    _check_patterns([*rules, *chosen], layers, net, method)
+    skip, found = list(spare) if skip is None else chosen, {}
+    for name in layers:
         if any(fnmatchcase(name, pattern) for pattern in skip):
             continue
-        value = next((value for pattern, value in rules.items() if fnmatchcase(name, pattern)), None)
-        if value is not None:
-            ranks[name] = check_rank(name, value, conv.kernel_size)
-    if not ranks:
-        raise InputError(f"no layer of {type(net).__name__} is left to decompose under rank={rank}, skip={skip}")
-    return ranks
+        rule = next((rule for pattern, rule in rules.items() if fnmatchcase(name, pattern)), None)
+        if rule is not None:
+            found[name] = rule
+    if not found:
+        rank = dict(rules) if list(rules) != ["*"] else rules["*"]
+        raise InputError(
+            f"no layer of {type(net).__name__} is left to decompose under rank={rank}, skip={skip}; "
+            f"decomposition {method!r} takes {DECOMPOSITIONS[method].takes}"
+        )
+    return found
 
 
-def check_rank(name: str, rank: int, kernel: tuple[int, int]) -> int:
-    exact = kernel[0] * kernel[1]
+def check_rank(name: str, rank: int, full: int, what: str) -> int:
+    """The rank, or an InputError that says which are allowed; what: that is exact at the full one."""
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise InputError(f"{name}: rank {rank!r} is not a whole number of at least 1; use null to leave a layer dense")
-    if rank > exact:
-        size = f"{kernel[0]}x{kernel[1]}"
-        raise InputError(f"{name}: rank {rank} exceeds {exact}, at which a {size} filter is exact; use rank <= {exact}")
+    if rank > full:
+        raise InputError(f"{name}: rank {rank} exceeds {full}, at which {what} is exact; use rank <= {full}")
     return rank
 
 
-def _check_patterns(patterns: Iterable[str], layers: Mapping[str, nn.Module], net: nn.Module) -> None:
+def _outside(net: nn.Module) -> dict[str, nn.Module]:
+    """Name → module, without the parts of decomposed layers."""
+    inside = tuple(f"{name}." for name, layer in net.named_modules() if is_decomposed(layer))
+    return {n: layer for n, layer in net.named_modules(remove_duplicate=False) if not n.startswith(inside)}
+
+
+def _check_patterns(patterns: Iterable[str], layers: Mapping[str, nn.Module], net: nn.Module, method: str) -> None:
     names = list(layers) or [name for name, layer in net.named_modules() if is_decomposed(layer)]
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            some = ", ".join(names[:4]) or "none at all"
+        if any(fnmatchcase(name, pattern) for name in names):
+            continue
+        others = {n: x for n, x in _outside(net).items() if isinstance(x, WEIGHTED) and fnmatchcase(n, pattern)}
+        for name, layer in others.items():  # asked for, but by its kind impossible
             raise InputError(
-                f"pattern {pattern!r} matches no convolution that can be decomposed; the network has {len(names)}: "
-                f"{some}{', ...' if len(names) > 4 else ''}"
+                f"{name}: decomposition {method!r} does not take {kind(layer)}; it takes {DECOMPOSITIONS[method].takes}"
             )
+        some = ", ".join(names[:4]) or "none at all"
+        raise InputError(
+            f"pattern {pattern!r} matches no convolution that can be decomposed; the network has {len(names)}: "
+            f"{some}{', ...' if len(names) > 4 else ''}"
+        )
+
+
+def kind(layer: nn.Conv2d | nn.Linear) -> str:
+    """A layer in words, for messages."""
+    if isinstance(layer, nn.Linear):
+        return f"a linear layer of {layer.in_features} inputs and {layer.out_features} outputs"
+    size = "x".join(map(str, layer.kernel_size))
+    groups = f" in {layer.groups} groups" if layer.groups > 1 else ""
+    return f"a {size} convolution of {layer.in_channels} to {layer.out_channels} channels{groups}"

@@ -9,6 +9,7 @@ import torch
 from rich.progress import track
 from torch import nn
 
+from norton.decomposition.methods import is_decomposed
 from norton.errors import InputError
 from norton.plan import record_step
 from norton.pruning.alignment import aligned_keep, connected
@@ -157,7 +158,8 @@ def _layer_scores(name: str, layer: nn.Module, criterion: str, dense_criterion: 
             # A stem of three channels at rank 7: all subspaces are the whole space, so angles cannot tell them apart.
             criterion = dense_criterion
     else:
-        filters, criterion = layer.weight, dense_criterion if is_distance(criterion) else criterion
+        filters = layer.composed_weight() if is_decomposed(layer) else layer.weight
+        criterion = dense_criterion if is_distance(criterion) else criterion
     try:
         return SELECTIONS[selection if is_distance(criterion) else "exact"](filters, criterion)
     except InputError as error:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from norton.decomposition.cp import CPConv2d
+from norton.decomposition.layers import FilterWise, LayerWise
 from norton.decomposition.methods import is_decomposed
 from norton.plan import OPERATIONS
 from norton.tracing import wiring_of
@@ -156,5 +157,31 @@ def _(layer: CPConv2d, kept: Tensor) -> None:
     for depthwise in (layer.feature.vertical, layer.feature.horizontal):
         cut_outputs_(depthwise, terms)
         depthwise.in_channels = depthwise.groups = len(terms)
+    if layer.bias is not None:
+        layer.bias = _select(layer.bias, kept, 0)
+
+
+@cut_inputs_.register(LayerWise)
+@cut_inputs_.register(FilterWise)
+def _(layer: LayerWise | FilterWise, kept: Tensor) -> None:
+    cut_inputs_(layer.feature[0], kept)
+
+
+@cut_outputs_.register
+def _(layer: LayerWise, kept: Tensor) -> None:
+    cut_outputs_(layer.feature[-1], kept)
+    if layer.bias is not None:
+        layer.bias = _select(layer.bias, kept, 0)
+
+
+@cut_outputs_.register
+def _(layer: FilterWise, kept: Tensor) -> None:
+    filters = layer.out_channels
+    for part in layer.feature:
+        each = part.out_channels // filters  # channels of a filter
+        channels = (kept[:, None] * each + torch.arange(each, device=kept.device)).flatten()
+        cut_outputs_(part, channels)
+        if part.groups > 1:
+            part.groups, part.in_channels = len(kept), part.weight.shape[1] * len(kept)
     if layer.bias is not None:
         layer.bias = _select(layer.bias, kept, 0)

@@ -1,0 +1,174 @@
+"""What decomposed layers share: parts computed one after the other, then the bias; and how they come from a dense one.
+
+A method inherits from `LayerWise` (the whole weight is one product; its first part reads the inputs, its last one
+writes the filters) or from `FilterWise` (each filter is a product of its own; all parts but the first are grouped by
+filter).  Surgery knows how both are cut (`norton.pruning.surgery`).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from norton.decomposition.methods import is_spatial
+from norton.errors import InputError
+
+
+class FactoredLayer(nn.Module):
+    """A product of layers without bias, `feature`, and the bias of the layer it took the place of."""
+
+    takes = "k×k convolutions that are not grouped"
+
+    def __init__(self, parts: Mapping[str, nn.Module], rank: int | Sequence[int], like: nn.Conv2d | nn.Linear):
+        super().__init__()
+        self.rank = rank if isinstance(rank, int) else tuple(rank)
+        self.feature = nn.Sequential()
+        for name, part in parts.items():
+            self.feature.add_module(name, part)
+        self.bias = None if like.bias is None else nn.Parameter(torch.zeros_like(like.bias, requires_grad=True))
+
+    @classmethod
+    def accepts(cls, layer: nn.Module) -> bool:
+        return is_spatial(layer)
+
+    @classmethod
+    def full_rank(cls, layer: nn.Module) -> tuple[int, ...]:
+        """The smaller side of each of `cls.unfoldings(weight)`: the matrices whose ranks are the method's ranks.
+
+        They are (m, n), or (O, m, n) with one per filter.
+        """
+        shapes = [m.shape[-2:] for m in cls.unfoldings(torch.empty_like(layer.weight, device="meta"))]
+        return tuple(min(shape) for shape in shapes)
+
+    @classmethod
+    @torch.no_grad()
+    def of_weights(cls, like: nn.Module, rank: int | Sequence[int], weights: Sequence[Tensor]) -> Self:
+        """The layer in the place of `like` whose parts have these weights, of any shape with as many entries."""
+        layer = cls.shaped_like(like, rank)
+        for part, weight in zip(layer.feature, weights, strict=True):
+            part.weight.copy_(weight.reshape(part.weight.shape))
+        if layer.bias is not None:
+            layer.bias.copy_(like.bias)
+        return layer
+
+    def parts(self) -> list[Tensor]:
+        return [part.weight for part in self.feature]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.feature(x)
+        return y if self.bias is None else y + self.bias.view(-1, *[1] * (self.composed_dims - 2))
+
+    # Geometry, read off the parts so that surgery has nothing to keep in step
+
+    composed_dims = 4  # of the dense weight
+
+    @property
+    def in_channels(self) -> int:
+        return self.feature[0].in_channels
+
+    @property
+    def out_channels(self) -> int:
+        return self.feature[-1].out_channels
+
+    @property
+    def kernel_size(self) -> tuple[int, int]:
+        return tuple(max(part.kernel_size[i] for part in self.feature) for i in range(2))
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        return tuple(max(part.stride[i] for part in self.feature) for i in range(2))
+
+    @property
+    def dilation(self) -> tuple[int, int]:
+        return tuple(max(part.dilation[i] for part in self.feature) for i in range(2))
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, rank={self.rank}"
+
+
+class LayerWise(FactoredLayer):
+    """The whole weight as one product."""
+
+
+class FilterWise(FactoredLayer):
+    """Each filter as a product of its own: the parts hold the channels of filter 0 first, then those of filter 1."""
+
+
+def convolution(
+    inputs: int, outputs: int, like: nn.Conv2d, *, rows: bool = False, columns: bool = False, groups: int = 1
+) -> nn.Conv2d:
+    """A convolution without bias, with the geometry of `like` along the directions asked for, pointwise in others."""
+
+    def along(values: Sequence[int], otherwise: int) -> tuple[int, int]:
+        return values[0] if rows else otherwise, values[1] if columns else otherwise
+
+    padding = like.padding if isinstance(like.padding, str) else along(like.padding, 0)
+    return nn.Conv2d(
+        inputs,
+        outputs,
+        along(like.kernel_size, 1),
+        along(like.stride, 1),
+        padding,
+        along(like.dilation, 1),
+        groups,
+        bias=False,
+        padding_mode=like.padding_mode if rows or columns else "zeros",
+        device=like.weight.device,
+        dtype=like.weight.dtype,
+    )
+
+
+def weight_of(layer: nn.Module, name: str) -> Tensor:
+    """A layer's weight in float64.  Raises InputError where it is not finite."""
+    weight = layer.weight.detach().double()
+    if not torch.isfinite(weight).all():
+        raise InputError(f"{name}: the weight has infinite or undefined entries; check the checkpoint it came from")
+    return weight
+
+
+def energies(matrix: Tensor) -> Tensor:
+    """Squared singular values of matrices (..., m, n), falling, to rounding relative to the largest.
+
+    From the Gram matrix of the smaller side, which takes a fraction of the time of an SVD.
+    """
+    matrix = matrix.double()
+    gram = matrix.mT @ matrix if matrix.shape[-2] > matrix.shape[-1] else matrix @ matrix.mT
+    return torch.linalg.eigvalsh(gram).flip(-1).clamp_min(0)
+
+
+def principal(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The nearest matrices of a rank, as left (..., m, rank) times right (..., rank, n) with orthonormal rows.
+
+    matrices: (..., m, n), n small.  The projection onto the principal right singular vectors; these come from Gram
+    matrices, hundreds of them in one batched call, where LAPACK would be called for one matrix after the other.
+    """
+    _, vectors = torch.linalg.eigh(matrices.mT @ matrices)
+    right = vectors[..., -rank:].flip(-1)
+    return matrices @ right, right.mT
+
+
+def gram_svd(matrix: Tensor, n_eigenvecs: int | None = None, **_) -> tuple[Tensor, Tensor, Tensor]:
+    """The truncated SVD (u, s, vh) of a matrix (m, n) by the Gram matrix of its smaller side, as tensorly's `svd=`.
+
+    Ten times as fast as LAPACK's on the unfoldings of a layer, where one side is short.  u s vh is a projection of the
+    matrix, so exact at the full rank; only directions that hold less than 1e-8 of it are not resolved.
+    """
+    if matrix.shape[0] > matrix.shape[1]:
+        v, s, uh = gram_svd(matrix.T, n_eigenvecs)
+        return uh.T, s, v.T
+    u = torch.linalg.eigh(matrix @ matrix.T)[1].flip(1)[:, :n_eigenvecs]
+    projected = u.T @ matrix
+    s = torch.linalg.vector_norm(projected, dim=1)
+    return u, s, projected / s.where(s > 0, 1)[:, None]
+
+
+@contextmanager
+def tensorly_on_torch() -> Iterator[ModuleType]:
+    """tensorly computing with torch for a while; the backend it had before comes back."""
+    import tensorly  # takes a second, and only some methods need it
+
+    with tensorly.backend_context("pytorch"):
+        yield tensorly
