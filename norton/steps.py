@@ -20,7 +20,8 @@ from norton.decomposition.methods import is_decomposed, layer_ranks
 from norton.errors import InputError
 from norton.models import build
 from norton.names import parse_name, resembles_name
-from norton.rates import parse_rates
+from norton.pruning import asks_for, check_prune
+from norton.pruning.allocation import read_rates
 from norton.report import millions
 
 
@@ -109,9 +110,10 @@ def require(cfg: DictConfig, step: str) -> None:
     if step == "decompose" and cfg.rank is None:
         raise InputError("no rank: give rank=N, or a rank per layer pattern such as 'rank={layer1.*: 2, layer2.*: 3}'")
     if step == "prune":
-        if cfg.compress_rate is None:
+        if cfg.compress_rate is None and plain(cfg.pruning.criterion) != "index":
             raise InputError("no rates: give compress_rate=RATES, e.g. compress_rate=[0.]+[0.4]*29")
-        parse_rates(plain(cfg.compress_rate))
+        if cfg.compress_rate is not None:
+            read_rates(plain(cfg.compress_rate))
 
 
 def check_fit(net: nn.Module, cfg: DictConfig, step: str) -> None:
@@ -120,7 +122,7 @@ def check_fit(net: nn.Module, cfg: DictConfig, step: str) -> None:
     if step == "decompose":
         layer_ranks(net, plain(cfg.rank), plain(cfg.decomposition.skip))
     if step == "prune":
-        net.target_widths(net.check_rates(plain(cfg.compress_rate)))
+        check_prune(net, plain(cfg.compress_rate), **plain(cfg.pruning))
 
 
 def recipe(settings: DictConfig, name: str = "training"):
@@ -174,10 +176,17 @@ def decompose(net: nn.Module, cfg: DictConfig, *, progress: bool = True) -> nn.M
     )
 
 
-def prune(net: nn.Module, cfg: DictConfig, *, progress: bool = True) -> nn.Module:
-    """`norton.prune` as configured."""
-    require(cfg, "prune")
-    return norton.prune(net, plain(cfg.compress_rate), progress=progress, **plain(cfg.pruning))
+def prune(net: nn.Module, cfg: DictConfig, data=None, *, progress: bool = True) -> nn.Module:
+    """`norton.prune` as configured, with calibration images and labels of `data` where the criterion asks for them."""
+    check_fit(net, cfg, "prune")
+    options = plain(cfg.pruning)
+    needs_images, needs_labels = asks_for(options["criterion"])
+    if needs_images:
+        data = open_data(cfg) if data is None else data
+        check_classes(net, data)
+        images, labels = data.calibration_batch(cfg.calibration.images)
+        options |= {"images": images, "labels": labels if needs_labels else None}
+    return norton.prune(net, plain(cfg.compress_rate), progress=progress, **options)
 
 
 def calibrate_(net: nn.Module, cfg: DictConfig, data=None) -> nn.Module:
