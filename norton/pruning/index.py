@@ -36,6 +36,8 @@ def parse_filters(layer: str, text: str | int | Sequence[int | str], count: int)
         if last >= count:
             raise InputError(f"{layer}: filter {last} is out of range; it has {count}, 0 to {count - 1}")
         found += range(first, last + 1)
+    if not found:
+        raise InputError(f"{layer}: no filters are named; name some as in 105, 8, 9, 11-13, or leave the layer out")
     twice = sorted({i for i in found if found.count(i) > 1})
     if twice:
         raise InputError(f"{layer}: filter {twice[0]} is given twice; name each once")
