@@ -135,13 +135,13 @@ def axis_scores(
     for name, weight in weights.items():
         by_layer = layer_scores(net, wiring, layers, name, how)
         for axis in axes:
-            units = [_per_unit(by_layer[layer], wiring.width(axis)) for layer in wiring.writers[axis]]
+            units = [per_unit(by_layer[layer], wiring.width(axis)) for layer in wiring.writers[axis]]
             scaled = np.stack([normalised(unit, how.normalisation) for unit in units])
             found[axis] = found[axis] + (scaled if weight == 1 else weight * scaled)
     return {axis: _tied(found[axis], how.tied) for axis in axes}
 
 
-def _per_unit(score: Tensor, width: int) -> np.ndarray:
+def per_unit(score: Tensor, width: int) -> np.ndarray:
     """(width,) means over the filters of each unit; a grouped convolution has several a unit, which go together."""
     return score.cpu().numpy() if len(score) == width else score.view(width, -1).mean(1).cpu().numpy()
 
