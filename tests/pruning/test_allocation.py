@@ -10,7 +10,6 @@ from test_surgery import mask_where_read, masks, outputs
 
 import norton
 from norton.pruning import describe
-from norton.pruning.alignment import aligned_keep
 from norton.pruning.allocation import Allocation, fitting_keep, global_widths, prunable, read_rates
 from norton.pruning.scoring import Scoring, axis_scores, per_unit
 
@@ -237,22 +236,32 @@ def test_frozen_axes_stay_whole(resnet, monkeypatch):
         norton.prune(resnet, None, criterion="index", filters={"layer1.0.conv1": "1"})
 
 
-def test_bound_widths_move_to_the_nearest_that_fit():
-    """After an earlier pruning some widths fit no order of the channels; the nearest that do are found."""
+def test_bound_widths_that_fit_are_met():
     generator = np.random.default_rng(0)
-    now, edges, moved = {0: 6, 1: 3, 2: 6}, [(0, 1), (1, 2)], 0
+    now, edges = {0: 6, 1: 3, 2: 6}, [(0, 1), (1, 2)]
     scores = {axis: generator.random(width) for axis, width in now.items()}
     for wanted in itertools.product(*(range(1, width + 1) for width in now.values())):
-        targets = dict(zip(now, wanted, strict=True))
-        keep = fitting_keep(now, targets, scores, edges, "x", least=dict.fromkeys(now, 1))
-        found = {axis: len(channels) for axis, channels in keep.items()}
+        keep = fitting_keep(now, dict(enumerate(wanted)), scores, edges, "x", least=dict.fromkeys(now, 1))
+        assert tuple(len(keep[axis]) for axis in now) == wanted
         assert all(len(set(channels)) == len(channels) for channels in keep.values())
-        distance = sum(abs(found[axis] - targets[axis]) for axis in now)
-        moved += distance > 0
-        if distance:
-            with pytest.raises(norton.InputError, match="no choice of channels fits"):
-                aligned_keep(now, targets, scores, edges)
-            assert distance <= 2
+
+
+@pytest.mark.parametrize("fits, step, expected", [
+    (lambda a, b: a == 5, 1, (5, 6)),  # the nearest, and above the least
+    (lambda a, b: a + b == 13, 1, (7, 6)),  # wider before narrower
+    (lambda a, b: a >= 8 and b >= 8, 2, (8, 8)),
+    (lambda a, b: a == 10, 1, (10, 10)),  # far away: both wider until it fits
+    (lambda a, b: False, 1, (12, 10)),  # all stay
+])  # fmt: skip
+def test_bound_widths_move_to_the_nearest_that_fit(fits, step, expected, monkeypatch):
+    def stub(now, targets, scores, edges, name):
+        if not fits(*targets.values()):
+            raise norton.InputError("no choice of channels fits")
+        return {axis: list(range(width)) for axis, width in targets.items()}
+
+    monkeypatch.setattr(norton.pruning.allocation, "aligned_keep", stub)
+    keep = fitting_keep({0: 12, 1: 10}, {0: 6, 1: 6}, {}, [], "x", least={0: 5, 1: 6}, step=step)
+    assert tuple(map(len, keep.values())) == expected
 
 
 @pytest.mark.parametrize("criterion", sorted(norton.pruning.CRITERIA))
