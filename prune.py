@@ -5,6 +5,7 @@ from omegaconf import DictConfig
 import norton
 from norton import cli, report, steps
 from norton.files import write_json
+from norton.pruning import describe
 
 
 @cli.script("prune")
@@ -26,7 +27,7 @@ def run(cfg: DictConfig) -> None:
     panels = {f"filters {when}": {row["layer"]: row[when] for row in rows} for when in ("before", "after")}
     report.layer_picture(folder / "picture.png", panels, f"{type(net).__name__}, {cfg.compress_rate}")
 
-    report.print_table(rows, f"{type(net).__name__} pruned by {cfg.pruning.criterion} at {cfg.compress_rate}")
+    report.print_table(rows, f"{type(net).__name__} pruned by {describe(cfg.pruning)} at {cfg.compress_rate}")
     if whole := steps.whole_rows(net):
         report.print_table(whole, "left whole: what reads these filters counts on all of them")
     report.print_table([{"": "network", **steps.cost_row(after, before)}])

@@ -13,7 +13,9 @@ import torch
 from torchvision.models import resnet50
 
 import norton
-from norton.pruning import choose, uniform_widths
+from norton.pruning import choose
+from norton.pruning.allocation import Allocation
+from norton.pruning.scoring import Scoring
 from norton.pruning.surgery import cut_
 from norton.report import print_table
 
@@ -35,7 +37,8 @@ def main() -> int:
 
     wiring = norton.wiring_of(net)
     lap("trace")
-    keep = choose(net, wiring, uniform_widths(wiring, args.rate), args.criterion)
+    how = Allocation(args.rate)
+    keep = choose(net, wiring, how.rated(net, wiring), how, Scoring(args.criterion))
     lap("decide")
     before = sum(p.numel() for p in net.parameters())
     cut_(net, wiring, keep)

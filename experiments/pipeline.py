@@ -79,7 +79,7 @@ def run_step(
     if step == "decompose":
         net, used = steps.decompose(net, cfg), ("rank", "decomposition", "calibration")
     elif step == "prune":
-        net, used = steps.prune(net, cfg), ("compress_rate", "pruning", "calibration")
+        net, used = steps.prune(net, cfg, data), ("compress_rate", "pruning", "calibration")
     else:
         recipe = "pretraining" if step == "train" else "training"
         net, used = steps.fit(net, cfg, recipe, data, folder / f"{number}_{step}"), (recipe, "data", "seed")

@@ -26,7 +26,8 @@ from norton.counting import percent_removed
 from norton.decomposition.methods import is_decomposed
 from norton.files import write_json
 from norton.latency import latencies
-from norton.rates import parse_rates
+from norton.pruning import describe
+from norton.pruning.allocation import read_rates
 
 FORMAT = 1
 IN_LABEL = ("rank", "compress_rate", "pruning", "pruning.criterion", "seed", "way")  # swept settings it shows anyway
@@ -48,7 +49,7 @@ def meaning(cfg: DictConfig) -> dict[str, Any]:
     if cfg.checkpoint is not None:
         said["checkpoint"] = digest(str(cfg.checkpoint))
     if cfg.compress_rate is not None:
-        said["compress_rate"] = parse_rates(said["compress_rate"])
+        said["compress_rate"] = read_rates(said["compress_rate"])
     if said["training"].get("epochs") == 0:
         said["training"] = {"epochs": 0}
     about = {
@@ -275,7 +276,7 @@ def short_label(cfg: DictConfig) -> str:
     if "decompose" in cfg.steps:
         words.append(f"rank {steps.plain(cfg.rank)}")
     if "prune" in cfg.steps:
-        words.append(f"{cfg.pruning.criterion} {steps.plain(cfg.compress_rate)}")
+        words.append(f"{describe(cfg.pruning)} {steps.plain(cfg.compress_rate)}")
     return ", ".join([*words, f"seed {cfg.seed}"])
 
 
@@ -389,7 +390,10 @@ def compressed(
 ) -> tuple[nn.Module, float | None]:
     """A network after one step of compression, and the NMSE of a decomposition."""
     say(step)
-    small = steps.decompose(net, cfg, progress=False) if step == "decompose" else steps.prune(net, cfg, progress=False)
+    if step == "decompose":
+        small = steps.decompose(net, cfg, progress=False)
+    else:
+        small = steps.prune(net, cfg, data, progress=False)
     error = norton.nmse(net, small) if step == "decompose" and any(map(is_decomposed, small.modules())) else None
     steps.calibrate_(small, cfg, data)
     return small, error

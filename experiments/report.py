@@ -1,6 +1,7 @@
 """What a sweep found, also a half-finished one: a page that opens without a network, pictures, and tables."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,9 @@ import norton
 from experiments import paper_tables
 from experiments.points import IN_LABEL, Sweep, identity, read_index, read_result
 from norton import cli, report, steps
+from norton.errors import InputError
 from norton.files import write_whole
+from norton.pruning import describe
 from norton.rates import parse_rates
 
 Row = dict[str, Any]
@@ -29,7 +32,7 @@ COSTS = {
     "latency_percent": ("latency (% of the dense network's)", 1),
 }
 PUBLISHED = {"macs": 2, "params": 3}  # where `published` has them
-SEEDS = ("seed", "decomposition.seed")
+SEEDS = ("seed", "decomposition.seed", "pruning.seed")
 SYMBOLS = ["circle", "square", "diamond", "cross", "x", "triangle-up", "star", "hexagon"]
 MARKERS = ["o", "s", "D", "P", "X", "^", "*", "h"]
 
@@ -115,7 +118,7 @@ def row(point: str, about: Mapping[str, Any], record: Mapping[str, Any]) -> Row:
         said["rank"] = cfg["rank"] if isinstance(cfg["rank"], int) else json.dumps(cfg["rank"])
     if "prune" in cfg["steps"]:
         said["rates"] = cfg["compress_rate"] if isinstance(cfg["compress_rate"], str) else str(cfg["compress_rate"])
-        said["criterion"] = cfg["pruning"]["criterion"]
+        said["criterion"] = describe(cfg["pruning"])
     # Whatever else was swept, by the name it was swept by; a group's choice says more than its settings.
     known = set(IN_LABEL) - {"way"}
     said |= {key: value.strip("'\"") for key, value in about["swept"].items() if key not in known}
@@ -151,6 +154,14 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         below = isinstance(value, Mapping) and key != "rank"  # ranks per layer are one setting
         flat |= flattened(value, f"{prefix}{key}.") if below else {f"{prefix}{key}": value}
     return flat
+
+
+def mean_rate(rates: str) -> float:
+    """By which rates are sorted: the mean of a list, one number itself; patterns come last."""
+    try:
+        return fmean(parse_rates(rates if "[" in rates else f"[{rates}]"))
+    except InputError:
+        return math.inf
 
 
 def tell_apart_(rows: Sequence[Row]) -> None:
@@ -229,7 +240,7 @@ def heat_maps(means: Sequence[Row]) -> dict[str, tuple[list, list, list[list[flo
     for criterion in dict.fromkeys(mean["said"].get("criterion") for mean in means):
         mine = [m for m in means if m["said"].get("criterion") == criterion and {"rank", "rates"} <= m["said"].keys()]
         ranks = sorted({m["said"]["rank"] for m in mine}, key=lambda rank: (isinstance(rank, str), rank))
-        rates = sorted({m["said"]["rates"] for m in mine}, key=lambda rates: (fmean(parse_rates(rates)), rates))
+        rates = sorted({m["said"]["rates"] for m in mine}, key=lambda rates: (mean_rate(rates), rates))
         best: dict[tuple, float] = {}
         for m in mine:
             key = m["said"]["rates"], m["said"]["rank"]

@@ -13,8 +13,7 @@ import norton
 from norton import cli, report, steps
 from norton.counting import percent_removed
 from norton.files import write_json
-from norton.pruning import SELECTIONS
-from norton.pruning.criteria import is_distance
+from norton.pruning import SELECTIONS, describe, has_distance
 from norton.rates import parse_rates
 
 
@@ -50,7 +49,7 @@ def run(cfg: DictConfig) -> None:
     rows = [row(results, budget, cfg) for budget in range(len(cfg.budgets))]
     write_json(folder / "metrics.json", rows)
     report.write_table(folder / "table.md", rows)
-    title = f"{dense.arch} on {data.name}, rank {cfg.rank}, {cfg.pruning.criterion}: top-1 %, mean ± spread of seeds"
+    title = f"{dense.arch} on {data.name}, rank {cfg.rank}, {describe(cfg.pruning)}: top-1 %, mean ± spread of seeds"
     report.series_picture(folder / "picture.png", panels(results, cfg), title, x="MACs removed %", y="test top-1 %")
     report.print_table(rows, title)
     print(f"written to {folder}/: config.yaml, metrics.json, table.md, picture.png, points/")
@@ -69,9 +68,9 @@ def check(cfg: DictConfig) -> None:
     for selection in cfg.selections:
         if selection not in SELECTIONS:
             raise norton.InputError(f"unknown selection {selection!r}; choose among {', '.join(SELECTIONS)}")
-    if len(cfg.selections) > 1 and not is_distance(cfg.pruning.criterion):
+    if len(cfg.selections) > 1 and not has_distance(steps.plain(cfg.pruning.criterion)):
         raise norton.InputError(
-            f"pruning={cfg.pruning.criterion} scores filters one by one, so all selections are the same; give a "
+            f"pruning={describe(cfg.pruning)} scores filters one by one, so all selections are the same; give a "
             "distance, or selections=[exact]"
         )
     for seed in cfg.seeds:
@@ -94,7 +93,7 @@ def measure(dense: nn.Module, point: Point, cfg: DictConfig, data, folder: Path)
     cfg.compress_rate, cfg.pruning.selection = cfg.budgets[point.budget], point.selection
     data.splits  # noqa: B018  made by data.seed: all points see the same pictures, in an order of their own
     data.seed = point.seed
-    pruned = steps.calibrate_(steps.prune(decomposed(dense, cfg, folder), cfg), cfg, data)
+    pruned = steps.calibrate_(steps.prune(decomposed(dense, cfg, folder), cfg, data), cfg, data)
     tuned = steps.fit(pruned, cfg, "training", data, folder / "training" / point.name)
     cost, whole = norton.complexity(tuned), norton.complexity(dense)
     return {

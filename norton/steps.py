@@ -21,8 +21,8 @@ from norton.decomposition.ranks import layer_rules
 from norton.errors import InputError
 from norton.models import build
 from norton.names import parse_name, resembles_name
-from norton.pruning import target_widths
-from norton.rates import parse_rates
+from norton.pruning import asks_for, check_prune
+from norton.pruning.allocation import read_rates
 from norton.report import millions
 from norton.tracing import wiring_of
 from norton.wiring import OUTPUT
@@ -120,9 +120,10 @@ def require(cfg: DictConfig, step: str) -> None:
     if step == "decompose" and cfg.rank is None:
         raise InputError("no rank: give rank=N, or a rank per layer pattern such as 'rank={layer1.*: 2, layer2.*: 3}'")
     if step == "prune":
-        if cfg.compress_rate is None:
+        if cfg.compress_rate is None and plain(cfg.pruning.criterion) != "index":
             raise InputError("no rates: give compress_rate=RATES, e.g. compress_rate=[0.]+[0.4]*29")
-        parse_rates(plain(cfg.compress_rate))
+        if cfg.compress_rate is not None:
+            read_rates(plain(cfg.compress_rate))
 
 
 def check_fit(net: nn.Module, cfg: DictConfig, step: str) -> None:
@@ -131,7 +132,7 @@ def check_fit(net: nn.Module, cfg: DictConfig, step: str) -> None:
     if step == "decompose":
         layer_rules(net, plain(cfg.rank), plain(cfg.decomposition.skip), cfg.decomposition.method)
     if step == "prune":
-        target_widths(net, wiring_of(net), plain(cfg.compress_rate))
+        check_prune(net, plain(cfg.compress_rate), **plain(cfg.pruning))
 
 
 def recipe(settings: DictConfig, name: str = "training"):
@@ -185,10 +186,17 @@ def decompose(net: nn.Module, cfg: DictConfig, *, progress: bool = True) -> nn.M
     )
 
 
-def prune(net: nn.Module, cfg: DictConfig, *, progress: bool = True) -> nn.Module:
-    """`norton.prune` as configured."""
-    require(cfg, "prune")
-    return norton.prune(net, plain(cfg.compress_rate), progress=progress, **plain(cfg.pruning))
+def prune(net: nn.Module, cfg: DictConfig, data=None, *, progress: bool = True) -> nn.Module:
+    """`norton.prune` as configured, with calibration images and labels of `data` where the criterion asks for them."""
+    check_fit(net, cfg, "prune")
+    options = plain(cfg.pruning)
+    needs_images, needs_labels = asks_for(options["criterion"])
+    if needs_images:
+        data = open_data(cfg) if data is None else data
+        check_classes(net, data)
+        images, labels = data.calibration_batch(cfg.calibration.images)
+        options |= {"images": images, "labels": labels if needs_labels else None}
+    return norton.prune(net, plain(cfg.compress_rate), progress=progress, **options)
 
 
 def calibrate_(net: nn.Module, cfg: DictConfig, data=None) -> nn.Module:

@@ -187,6 +187,31 @@ def test_help(script, monkeypatch, capsys):
     assert "$" not in out.split("All settings")[0]
 
 
+METHODS = [
+    ("compress_rate=0.3 pruning=l1", 11),
+    ("compress_rate=0.3 pruning=taylor data=mnist5k calibration.images=8", 11),
+    ("compress_rate=[0.]+[0.4]*29 pruning=hrank data=mnist5k calibration.images=4", 9),
+    ("'compress_rate={layer1.0.*: 0.5, layer2.*: 0.25}' pruning=bn_scale", 8),
+    ("pruning=index 'pruning.filters={layer1.0.conv1: \"0, 8, 11-13\"}'", 11),
+    ("compress_rate=0.3 pruning=slamp", None),
+    ("compress_rate=0.3 pruning=weighted pruning.normalisation=linear", 11),
+    ("compress_rate=0.5 pruning=intersection pruning.round_to=2 pruning.rounding=down", None),
+]
+
+
+@pytest.mark.parametrize("settings, width", METHODS)
+def test_ways_to_prune(settings, width, tmp_path, monkeypatch, capsys):
+    # A root without data: they are opened for criteria that look at them, and for BatchNorm, which is left out here.
+    data = "" if "data=" in settings else f"data=cifar10 data.root={tmp_path}"
+    command = f"python prune.py checkpoint={DENSE} {settings} {data} calibration.batchnorm=false out={tmp_path}/a"
+    code, _, said = run_here(command, monkeypatch, capsys)
+    assert code == 0, said
+    small = norton.load(tmp_path / "a" / "model.pt")
+    before, after = norton.complexity(norton.load(REPOSITORY / DENSE)).macs, norton.complexity(small).macs
+    assert after < before
+    assert width in (None, small.layer1[0].conv1.out_channels)
+
+
 BAD = [
     ("complexity.py model=vgg", "unknown model 'vgg'"),
     ("complexity.py model=resnet_56 ranks=1", "no setting 'ranks'"),
@@ -231,6 +256,14 @@ BAD = [
         "calibration images",
     ),
     ("prune.py checkpoint={dense} compress_rate=[0.1]*30 data.batch_size=abc out={tmp}/x", "batch_size 'abc'"),
+    ("prune.py checkpoint={dense} compress_rate=1.5 out={tmp}/x", "the rate is 1.5"),
+    ("prune.py checkpoint={dense} 'compress_rate={{layr1.*:0.5}}' out={tmp}/x", "pattern 'layr1.*' matches no layer"),
+    ("prune.py checkpoint={dense} compress_rate=[0.1]*30 pruning=slamp out={tmp}/x", "one number"),
+    ("prune.py checkpoint={dense} compress_rate=0.3 pruning.normalisation=nix out={tmp}/x", "normalisation 'nix'"),
+    ("prune.py checkpoint={dense} pruning=index out={tmp}/x", "give filters="),
+    ("prune.py checkpoint={dense} pruning=index 'pruning.filters={{conv1: 9-4}}' out={tmp}/x", "runs backwards"),
+    ("prune.py checkpoint={dense} pruning=index 'pruning.filters={{fc: 1}}' out={tmp}/x", "'fc' cannot be pruned"),
+    ("prune.py checkpoint={dense} compress_rate=0.3 pruning=hrank data=cifar10 data.root={tmp} out={tmp}/x", "cifar"),
     ("prune.py checkpoint={dense} compress_rate=[0.5]*1000000000 out={tmp}/x", "1000000000 repetitions"),
     ("decompose.py checkpoint={dense} rank=2 +decomposition.options.foo=3 out={tmp}/x", "has no option foo"),
     ("decompose.py checkpoint={dense} rank=2 decomposition.options.starts=0 out={tmp}/x", "starts is 0"),

@@ -12,7 +12,8 @@ from torch import nn
 
 import norton
 from norton.plan import apply_plan_
-from norton.pruning import CRITERIA, uniform_widths
+from norton.pruning import CRITERIA
+from norton.pruning.allocation import Allocation
 from norton.tracing import on_meta, trace_wiring
 from norton.wiring import positions
 
@@ -81,14 +82,14 @@ def random_keep(wiring, rate=0.3, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return {
         axis: torch.randperm(wiring.width(axis), generator=generator)[:width].sort().values.tolist()
-        for axis, width in uniform_widths(wiring, rate).items()
+        for axis, width in Allocation(rate, min_filters=1).rated(None, wiring).items()
     }
 
 
 def pruned(net, wiring, choice):
     """A pruned copy of a network, and what its axes keep."""
     if choice != "at random":
-        small = norton.prune(net, 0.3, criterion=choice)
+        small = norton.prune(net, 0.3, criterion=choice, min_filters=1)
         return small, {wiring.axis_of(layer): kept for layer, kept in small.plan[-1]["keep"].items()}
     keep = random_keep(wiring)
     step = {"op": "prune", "keep": {wiring.name(axis): kept for axis, kept in keep.items()}}

@@ -132,10 +132,15 @@ class ClassificationData(lightning.LightningDataModule):
 
     def images(self, split: str, count: int) -> Tensor:
         """The first `count` images of a split of `Splits`, without labels: (count, 3, H, W)."""
+        return self.labelled(split, count)[0]
+
+    def labelled(self, split: str, count: int) -> tuple[Tensor, Tensor]:
+        """The first `count` images of a split of `Splits`, (count, 3, H, W), and their labels, (count,)."""
         images = getattr(self.splits, split)
         if not 1 <= count <= len(images):
             raise InputError(f"data {self.name}: {count} {split} images asked for; there are 1 to {len(images)}")
-        return torch.cat([batch for batch, _ in self._loader(Subset(images, range(count)))])
+        batches = list(self._loader(Subset(images, range(count))))
+        return torch.cat([batch for batch, _ in batches]), torch.cat([labels for _, labels in batches])
 
     def calibration_images(self, count: int) -> Tensor:
         """The first `count` training images without augmentation or labels: (count, 3, H, W), e.g. for BatchNorm.
@@ -143,3 +148,7 @@ class ClassificationData(lightning.LightningDataModule):
         The seed decides which; in the sets that this project has they have the class proportions of the whole.
         """
         return self.images("calibration", count)
+
+    def calibration_batch(self, count: int) -> tuple[Tensor, Tensor]:
+        """`calibration_images` with their labels, (count,)."""
+        return self.labelled("calibration", count)

@@ -9,7 +9,7 @@ from norton.errors import InputError
 from norton.models.base import NETWORKS, Network
 from norton.models.foreign import foreign_network, is_path
 from norton.plan import apply_plan_
-from norton.pruning import target_widths
+from norton.pruning.allocation import Allocation, read_rates
 from norton.registry import import_submodules
 from norton.tracing import wiring_of
 
@@ -70,5 +70,5 @@ def dense_network(arch: str, num_classes: int | None = None, input_size: Sequenc
 def _first_channels(net: nn.Module, compress_rate: str | float | Sequence[float]) -> dict[str, list[int]]:
     """Weights are still random, so any channels will do."""
     wiring = wiring_of(net)
-    axes = target_widths(net, wiring, compress_rate)
+    axes = Allocation(read_rates(compress_rate)).rated(net, wiring)
     return {wiring.name(axis): list(range(width)) for axis, width in axes.items() if width < wiring.width(axis)}

@@ -1,166 +1,270 @@
 """Pruning: choose the filters that can go, and remove them from the network for good."""
 
 import copy
-import numbers
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
-from torch import nn
+from torch import Tensor, nn
 
-from norton.decomposition.methods import is_decomposed
 from norton.errors import InputError
 from norton.plan import record_step
 from norton.pruning.alignment import aligned_keep, connected
-from norton.pruning.criteria import CRITERIA, is_distance, keep_filters, scores
-from norton.pruning.published import published_scores
+from norton.pruning.allocation import Allocation, fitting_keep, prunable, read_rates
+from norton.pruning.criteria import CRITERIA, filter_count, keep_filters, scores
+from norton.pruning.index import parse_filters
+from norton.pruning.scoring import (
+    SELECTIONS,
+    Criterion,
+    Scoring,
+    asks_for,
+    axis_scores,
+    deciding,
+    describe,
+    filters_of,
+    has_distance,
+)
 from norton.pruning.surgery import cut_
-from norton.rates import parse_rates, pruned_width
 from norton.registry import import_submodules
 from norton.tracing import Example, wiring_of
 from norton.wiring import Wiring
 
 import_submodules(__name__)
 
-__all__ = ["CRITERIA", "SELECTIONS", "keep_filters", "prune", "scores"]
-
-SELECTIONS = {"exact": scores, "published": published_scores}  # how distances between filters become scores
+__all__ = [
+    "CRITERIA",
+    "SELECTIONS",
+    "asks_for",
+    "check_prune",
+    "describe",
+    "has_distance",
+    "keep_filters",
+    "prune",
+    "scores",
+]
 
 
 def prune(
     net: nn.Module,
-    compress_rate: str | float | Sequence[float],
+    compress_rate: str | float | Sequence[float] | Mapping[str, float | None] | None,
     *,
-    criterion: str = "pabs",
+    criterion: Criterion = "pabs",
     dense_criterion: str = "l2",
     selection: str = "exact",
+    normalisation: str = "rank",
+    tied: str = "average",
+    allocation: str = "rates",
+    min_filters: int | None = None,
+    round_to: int = 1,
+    rounding: str = "nearest",
+    filters: Mapping[str, str | int | Sequence[int | str]] | None = None,
+    images: Tensor | None = None,
+    labels: Tensor | None = None,
+    seed: int = 0,
     example: Example | None = None,
     progress: bool = False,
 ) -> nn.Module:
     """A copy of `net` without the filters that `compress_rate` removes, decomposed or not.
 
     Works on any network whose forward pass can be traced, or that declares its channel axes, see `norton.wiring_of`;
-    `norton.wiring_of(net).left_whole` says what cannot be pruned, and why.
+    `norton.wiring_of(net).left_whole` says what cannot be pruned, and why.  example: an input or its size (channels,
+    height, width), to trace a network that says none in `input_size`.
 
-    compress_rate: one number, the fraction removed of every axis that can be pruned; or, for the networks of
-    `norton.build` that declare them, the fraction per layer, as published (`[0.6]*6+[0.8]*7`).  example: an input or
-    its size (channels, height, width), to trace a network that says none in `input_size`.
-    criterion: scores the filters; a distance between factors scores decomposed layers only, dense ones (1×1
-    convolutions above all) then go by `dense_criterion`.  Layers that write to one residual stream keep the same
-    channels, by their mean rank.
-    selection: `published` repeats two mistakes of the paper's public code, see `norton.pruning.published`.
+    compress_rate: the fraction removed per layer, as published (`[0.6]*6+[0.8]*7`); one number, of every layer that can
+    be pruned; or patterns of layer names with a number each, of which the first that matches decides.  None for the
+    criterion `index` alone.
 
-    Raises InputError for unknown criteria or selections, bad rates, a layer left without filters, and weights that are
-    not finite.
+    criterion: scores the filters; a name, `{"weighted": {"l2": 0.7, "fpgm": 0.3}}` of normalised scores, or
+    `{"intersection": ["l2", "fpgm"]}`: a filter goes only if each would remove it, so fewer go than the rates ask.  A
+    distance between factors scores decomposed layers only, dense ones (1×1 convolutions above all) then go by
+    `dense_criterion`, and so do layers without BatchNorm where BatchNorm is the criterion.  filters: layer → those that
+    go, `"105, 8, 9, 11-13"`, for the criterion `index`.  images (N, C, H, W), labels (N,): for criteria that look at
+    data.  seed: of the criterion `random`.  selection: `published` repeats two mistakes of the paper's public code, see
+    `norton.pruning.published`.
+
+    normalisation: of a layer's scores, before layers are compared or tied, see `norton.pruning.normalisation`.  tied:
+    how the scores of layers that write to one residual stream, and so keep the same channels, become one: average, sum,
+    union (the best counts: kept if any would keep it) or intersection (the worst counts).
+
+    allocation: `rates`, or `global`: the lowest normalised scores of all layers go until the fraction `compress_rate`
+    has gone.  min_filters: that a layer keeps; None: 8, and 1 for a published list.  A layer that has fewer keeps all.
+    round_to, rounding: widths become a multiple, up, down or to the nearest, ties up.  Where shortcuts move channels by
+    position, widths that no list states move to the nearest ones that fit, see `norton.pruning.alignment`.
+
+    Raises InputError for unknown names, bad rates or filters, a layer left without filters, data that are missing, and
+    weights that are not finite.
     """
-    for name in (criterion, dense_criterion):
-        CRITERIA[name]
-    if selection not in SELECTIONS:
-        raise InputError(f"unknown selection {selection!r}; choose one of {', '.join(SELECTIONS)}")
+    rates = None if compress_rate is None else read_rates(compress_rate)
+    how = Allocation(rates, allocation, min_filters, round_to, rounding)
     wiring = wiring_of(net, example)
-    widths = target_widths(net, wiring, compress_rate)
+    named = named_filters(net, wiring, criterion, filters, rates)
+    options = {"dense_criterion": dense_criterion, "selection": selection, "normalisation": normalisation, "tied": tied}
+    data = {"named": named, "images": images, "labels": labels, "seed": seed, "progress": progress}
+    scoring = Scoring(criterion, **options, **data)
+    rated = how.rated(net, wiring)
     small = copy.deepcopy(net)
     if example is not None:
-        small.input_size = tuple(example.shape[1:] if isinstance(example, torch.Tensor) else example)
-    keep = choose(small, wiring, widths, criterion, dense_criterion, selection, progress)
+        small.input_size = tuple(example.shape[1:] if isinstance(example, Tensor) else example)
+    keep = choose(small, wiring, rated, how, scoring)
     step = {"op": "prune", "keep": {wiring.name(axis): list(map(int, channels)) for axis, channels in keep.items()}}
     cut_(small, wiring, keep)  # as replaying the step does, without finding the wiring again
     record_step(small, step)
     return small
 
 
-def target_widths(net: nn.Module, wiring: Wiring, compress_rate: str | float | Sequence[float]) -> dict[int, int]:
-    """Axis → units to keep.  Raises InputError for rates that do not fit the network."""
-    if isinstance(compress_rate, numbers.Real) and not isinstance(compress_rate, bool):
-        return uniform_widths(wiring, *parse_rates(float(compress_rate)))
-    if not hasattr(net, "target_widths"):
-        raise InputError(
-            f"compress_rate: {type(net).__name__} has no published rates, got {compress_rate!r}; give one number, the "
-            "fraction removed of every axis that its wiring lets prune"
-        )
-    targets = net.target_widths(net.check_rates(compress_rate))
-    return {wiring.axis_of(layer): width for layer, width in targets.items()}
+def check_prune(
+    net: nn.Module,
+    compress_rate: Any,
+    *,
+    criterion: Criterion = "pabs",
+    filters: Mapping | None = None,
+    allocation: str = "rates",
+    min_filters: int | None = None,
+    round_to: int = 1,
+    rounding: str = "nearest",
+    **others: Any,
+) -> None:
+    """Raise InputError for what `prune` would refuse before it looks at weights or data."""
+    rates = None if compress_rate is None else read_rates(compress_rate)
+    wiring = wiring_of(net)
+    Scoring(criterion, **others)
+    named_filters(net, wiring, criterion, filters, rates)
+    Allocation(rates, allocation, min_filters, round_to, rounding).rated(net, wiring)
 
 
-def uniform_widths(wiring: Wiring, rate: float) -> dict[int, int]:
-    """Axis → units to keep, the same fraction of every axis that can be pruned.  Raises InputError if there is none."""
-    frozen = wiring.frozen
-    free = [axis for axis in wiring.writers if axis not in frozen]
-    if not free:
-        reasons = "; ".join(f"{layer}: {reason}" for layer, reason in list(wiring.left_whole.items())[:3])
-        raise InputError(f"none of its {len(wiring.writers)} channel axes can be pruned: {reasons}")
-    return {axis: max(1, pruned_width(wiring.width(axis), rate)) for axis in free}
+def named_filters(
+    net: nn.Module, wiring: Wiring, criterion: Criterion, filters: Mapping | None, rates: Any
+) -> dict[str, tuple[int, ...]]:
+    """Layer → the filters that the criterion `index` removes.
+
+    Raises InputError for a layer that is unknown or cannot be pruned, filters that `parse_filters` refuses, and where
+    neither rates nor filters say what goes.
+    """
+    if criterion != "index":
+        if filters:
+            raise InputError("filters= names what the criterion index removes; give criterion=index, or leave it out")
+        if rates is None:
+            raise InputError("compress_rate: no rates given; write e.g. [0.6]*6+[0.8]*7")
+        return {}
+    if not filters:
+        raise InputError("criterion index removes the filters you name: give filters={LAYER: '105, 8, 9, 11-13'}")
+    able = {layer: axis for axis in prunable(wiring) for layer in wiring.writers[axis]}
+    modules, named = dict(net.named_modules()), {}
+    for layer, text in filters.items():
+        if layer not in able:
+            why = "cannot be pruned" if layer in modules else "is no layer of this network"
+            some = ", ".join(list(able)[:4])
+            raise InputError(f"filters: {layer!r} {why}; those that can are {some}{', ...' if len(able) > 4 else ''}")
+        named[layer] = parse_filters(layer, text, filter_count(filters_of(modules[layer])))
+    return named
 
 
 @torch.no_grad()
 def choose(
-    net: nn.Module,
-    wiring: Wiring,
-    widths: Mapping[int, int],
-    criterion: str,
-    dense_criterion: str = "l2",
-    selection: str = "exact",
-    progress: bool = False,
+    net: nn.Module, wiring: Wiring, rated: Mapping[int, int], how: Allocation, scoring: Scoring
 ) -> dict[int, list[int]]:
     """Axis → channels kept, in their new order, for the axes that change.
 
-    widths: axis → channels to keep; axes that are not named keep all.
+    rated: axis → channels to keep; axes that are not named keep all, but for filters that go whatever the rates say.
     """
-    changed = {axis: width for axis, width in widths.items() if width != wiring.width(axis)}
-    bound = [axes for axes in connected(wiring.shifts) if axes & changed.keys()]
-    axes = sorted(set(changed).union(*bound))
-    ranking = {
-        axis: axis_scores(net, wiring.writers[axis], criterion, dense_criterion, selection, width=wiring.width(axis))
-        for axis in track(axes, "score filters", disable=not progress, transient=True)
-    }
+    changed = set(rated) | {wiring.axis_of(layer) for layer in scoring.named}
+    bound = [axes for axes in connected(wiring.shifts) if axes & changed]
+    axes = sorted(changed.union(*bound))
+    rankings, wanted = [], []
+    for criterion in deciding(scoring.criterion):
+        rankings.append(axis_scores(net, wiring, axes, criterion, scoring))
+        widths = how.widths(rated, rankings[-1])
+        if empty := [axis for axis, width in widths.items() if not width]:
+            raise InputError(f"{wiring.name(empty[0])}: all its filters are named, in it and in layers that are summed")
+        wanted.append(kept(wiring, rankings[-1], widths, bound, how))
+    if len(wanted) == 1:
+        return wanted[0]
+    together = {axis: np.mean([ranking[axis] for ranking in rankings], axis=0) for axis in axes}
+    return united(wiring, wanted, together, bound, how)
+
+
+def kept(
+    wiring: Wiring,
+    ranking: Mapping[int, np.ndarray],
+    widths: Mapping[int, int],
+    bound: Sequence[set[int]],
+    how: Allocation,
+) -> dict[int, list[int]]:
+    """Axis → the channels of the highest scores, as many as its width says, for the axes that change."""
     keep = {
-        axis: sorted(np.argsort(-ranking[axis], kind="stable")[:width].tolist())
-        for axis, width in changed.items()
-        if not any(axis in axes for axes in bound)
+        axis: sorted(np.argsort(-ranking[axis], kind="stable")[: widths[axis]].tolist())
+        for axis in ranking
+        if widths[axis] != wiring.width(axis) and not any(axis in axes for axes in bound)
     }
     for axes in bound:
         now = {axis: wiring.width(axis) for axis in axes}
+        targets = {axis: widths.get(axis, now[axis]) for axis in axes}
+        if targets == now:
+            continue
         edges = [edge for edge in wiring.shifts if edge[0] in axes]
-        keep |= aligned_keep(now, {a: widths.get(a, now[a]) for a in now}, ranking, edges, wiring.name(min(axes)))
+        own = {axis: _finite(ranking[axis]) for axis in axes}
+        name = wiring.name(min(axes))
+        if isinstance(how.compress_rate, float | dict):
+            least = {axis: min(how.least, now[axis]) for axis in axes}
+            found = fitting_keep(now, targets, own, edges, name, least=least, step=how.round_to)
+        else:
+            found = aligned_keep(now, targets, own, edges, name)
+        _check_gone(wiring, found, ranking)
+        keep |= found
     return keep
 
 
-def axis_scores(
-    net: nn.Module,
-    writers: Sequence[str],
-    criterion: str,
-    dense_criterion: str,
-    selection: str = "exact",
-    *,
-    width: int,
-) -> np.ndarray:
-    """(width,) mean over the layers that write an axis of each filter's rank in its layer, in [0, 1], larger = keep.
+def _finite(score: np.ndarray) -> np.ndarray:
+    """Scores with -inf, which a solver cannot add, far below all others."""
+    others = score[score > -np.inf]
+    return np.where(score > -np.inf, score, others.min() - 1000 * (1 + np.ptp(others)))
 
-    Ranks, because the layers' scores differ in scale.  A unit of several filters has their mean score.
+
+def _check_gone(wiring: Wiring, keep: Mapping[int, Sequence[int]], ranking: Mapping[int, np.ndarray]) -> None:
+    for axis, channels in keep.items():
+        if stays := [channel for channel in channels if ranking[axis][channel] == -np.inf]:
+            raise InputError(
+                f"{wiring.name(axis)}: filter {stays[0]} cannot go without others, because shortcuts move the channels "
+                "of its stream by position; name the same number in the streams it meets"
+            )
+
+
+def united(
+    wiring: Wiring,
+    wanted: Sequence[Mapping[int, Sequence[int]]],
+    ranking: Mapping[int, np.ndarray],
+    bound: Sequence[set[int]],
+    how: Allocation,
+) -> dict[int, list[int]]:
+    """Axis → the channels that any of several choices keeps, for the axes that change.
+
+    More stay, by `ranking`, where widths are rounded (up, for no more may go), and where shortcuts ask for it.
     """
-    ranks = []
-    for name in writers:
-        score = _layer_scores(name, net.get_submodule(name), criterion, dense_criterion, selection)
-        score = score.view(width, -1).mean(1).cpu().numpy()
-        order = np.argsort(score, kind="stable")
-        rank = np.empty(len(score))
-        rank[order] = np.linspace(0, 1, len(score))
-        ranks.append(rank)
-    return np.mean(ranks, axis=0)
+    now = {axis: wiring.width(axis) for axis in ranking}
+    must = {
+        axis: sorted(set().union(*(keep.get(axis, range(width)) for keep in wanted))) for axis, width in now.items()
+    }
+    first = {axis: _put_first(score, must[axis]) for axis, score in ranking.items()}
+    targets = {axis: min(-(-len(must[axis]) // how.round_to) * how.round_to, now[axis]) for axis in now}
+    keep = {
+        axis: sorted(np.argsort(-first[axis], kind="stable")[:width].tolist())
+        for axis, width in targets.items()
+        if width < now[axis] and not any(axis in axes for axes in bound)
+    }
+    for axes in bound:
+        own, new, least = ({axis: all_of[axis] for axis in axes} for all_of in (now, targets, must))
+        if own == new:
+            continue
+        edges = [edge for edge in wiring.shifts if edge[0] in axes]
+        lowest = {axis: len(channels) for axis, channels in least.items()}
+        scored = {axis: first[axis] for axis in axes}
+        name = wiring.name(min(axes))
+        keep |= fitting_keep(own, new, scored, edges, name, least=lowest, step=how.round_to, must=least)
+    return keep
 
 
-def _layer_scores(name: str, layer: nn.Module, criterion: str, dense_criterion: str, selection: str) -> torch.Tensor:
-    if hasattr(layer, "factors"):
-        filters = layer.factors()
-        channels, rank = filters.head.shape[:2]
-        if is_distance(criterion) and rank >= channels and not CRITERIA[criterion](filters).any():
-            # A stem of three channels at rank 7: all subspaces are the whole space, so angles cannot tell them apart.
-            criterion = dense_criterion
-    else:
-        filters = layer.composed_weight() if is_decomposed(layer) else layer.weight
-        criterion = dense_criterion if is_distance(criterion) else criterion
-    try:
-        return SELECTIONS[selection if is_distance(criterion) else "exact"](filters, criterion)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from None
+def _put_first(score: np.ndarray, channels: Sequence[int]) -> np.ndarray:
+    """Scores in which the given channels stand above all others, which keep their order."""
+    chosen = np.isin(np.arange(len(score)), channels)
+    return score + chosen * (1 + np.ptp(score)) * 1000

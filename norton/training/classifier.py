@@ -7,6 +7,7 @@ import lightning
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -20,7 +21,9 @@ class Recipe:
 
     epochs: 0 trains nothing.  learning_rate: after warm-up, before cosine annealing to zero.  warmup_epochs: of linear
     warm-up from `warmup_factor` times the learning rate.  gradient_clip: largest norm of the gradient, 0 for any;
-    terms of a decomposed filter that nearly cancel have large gradients.  selection: `validation` keeps the epoch with
+    terms of a decomposed filter that nearly cancel have large gradients.  sparsity: times the sum of |γ| over all
+    BatchNorms is added to the loss, network slimming's penalty (Liu et al. 2017, equation 1), for the criterion
+    `bn_scale`.  selection: `validation` keeps the epoch with
     the best validation accuracy; `test` is the published protocol, which picks it on the test set and so reports too
     much.  form: how decomposed layers compute while training, see `set_form_`.
     """
@@ -34,6 +37,7 @@ class Recipe:
     gradient_clip: float = 0.0
     warmup_epochs: float = 0
     warmup_factor: float = 0.01
+    sparsity: float = 0.0
     selection: str = "validation"
     form: str = "fast"
 
@@ -49,6 +53,7 @@ class Recipe:
             "gradient_clip",
             "label_smoothing",
             "warmup_factor",
+            "sparsity",
         ):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
@@ -61,6 +66,14 @@ class Recipe:
             raise InputError(f"training.warmup_factor is {self.warmup_factor}; it must be above 0 and at most 1")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"training.label_smoothing is {self.label_smoothing}; it must be in [0, 1)")
+
+
+def scale_penalty(net: nn.Module) -> Tensor:
+    """The sum of |γ| over all BatchNorms of a network.  Raises InputError where there are none to be thinned out."""
+    norms = [layer for layer in net.modules() if isinstance(layer, _BatchNorm) and layer.affine]
+    if not norms:
+        raise InputError("training.sparsity thins out the scales of BatchNorm, and this network has none; set it to 0")
+    return sum(layer.weight.abs().sum() for layer in norms)
 
 
 class Classifier(lightning.LightningModule):
@@ -85,6 +98,8 @@ class Classifier(lightning.LightningModule):
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        if self.recipe.sparsity:
+            loss = loss + self.recipe.sparsity * scale_penalty(self.net)
         self._log("fit", logits, labels, loss, names=("top1",))
         return loss
 

@@ -1,13 +1,25 @@
+"""The contract that every criterion of the registry keeps; a new file in norton/pruning/ is tested without any edit."""
+
+import copy
+
 import pytest
 import torch
 
 import norton.pruning  # noqa: F401  (registers the criteria)
 from norton.errors import InputError
 from norton.factors import Factors, reconstruct
-from norton.pruning.criteria import CRITERIA, is_distance, keep_filters, scores
+from norton.pruning.criteria import CRITERIA, Place, is_distance, keep_filters, kind_of, scores
 
 DISTANCES = sorted(name for name in CRITERIA if is_distance(name))
+PLACES = sorted(name for name in CRITERIA if kind_of(name) == "place_score")
+OTHERS = sorted(set(CRITERIA) - set(DISTANCES) - set(PLACES))
 RANKS = [1, 2, 4, 8]
+FORMS = ["dense", *RANKS]  # dense filters, and decomposed ones of these ranks
+CASES = [
+    (name, form)
+    for name in sorted(CRITERIA)
+    for form in {"distance": RANKS, "score": FORMS, "place_score": FORMS}.get(kind_of(name), ["maps"])
+]
 
 
 def random_factors(rank, filters, channels=32, seed=0):
@@ -18,8 +30,37 @@ def random_factors(rank, filters, channels=32, seed=0):
     return Factors(*(factor / factor.norm(dim=0) * sizes[:, None] ** (1 / 3) for factor in factors))
 
 
-def select(factors, filters):
-    return Factors(*(factor[:, :, filters] for factor in factors))
+def example(name, form, filters, channels=32, seed=0):
+    """What a criterion looks at, of `filters` random filters with clearly different sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.linspace(1, 2, filters)
+    kind = kind_of(name)
+    if kind in ("feature_score", "gradient_score"):
+        maps, gradients = torch.randn(2, 5, filters, 6, 7, generator=generator) * sizes[:, None, None]
+        return (maps, gradients) if kind == "gradient_score" else maps
+    if kind == "norm_score":
+        return torch.randn(3, filters, generator=generator) * sizes
+    if form == "dense":
+        weight = torch.randn(filters, channels, 3, 3, generator=generator) * sizes[:, None, None, None]
+    else:
+        weight = random_factors(form, filters, channels, seed)
+        weight = Factors(weight.head * sizes, weight.body, weight.tail)
+    return Place("layer1.0.conv1", weight, seed, (2, 5)) if kind == "place_score" else weight
+
+
+def select(subject, filters):
+    """The same of some filters, in another order."""
+    if isinstance(subject, Factors):
+        return Factors(*(factor[:, :, filters] for factor in subject))
+    if isinstance(subject, tuple):
+        return tuple(maps[:, filters] for maps in subject)
+    return subject[:, filters] if subject.shape[0] in (3, 5) else subject[filters]
+
+
+def tensors_of(subject):
+    if isinstance(subject, Place):
+        return tensors_of(subject.filters)
+    return list(subject) if isinstance(subject, tuple) else [subject]
 
 
 def planted(rank, pairs, seed=0):
@@ -56,26 +97,28 @@ def test_one_of_each_planted_pair_is_kept(name, rank, seed):
     assert sorted(best.tolist()) == kept.tolist()
 
 
-@pytest.mark.parametrize("name", sorted(CRITERIA))
-@pytest.mark.parametrize("rank", RANKS)
-def test_relabelling_filters_relabels_the_kept(name, rank):
-    factors = random_factors(rank, 40)
-    factors = Factors(factors.head * torch.linspace(1, 2, 40), factors.body, factors.tail)
+@pytest.mark.parametrize("name, form", [case for case in CASES if case[0] not in PLACES])
+def test_relabelling_filters_relabels_the_kept(name, form):
+    subject = example(name, form, 40)
     shuffle = torch.randperm(40, generator=torch.Generator().manual_seed(5))
+    relabelled = select(subject, shuffle)
+    if not is_distance(name):
+        torch.testing.assert_close(scores(relabelled, name), scores(subject, name)[shuffle], rtol=1e-9, atol=1e-12)
+        if len(scores(subject, name).unique()) < 40:  # of equal scores the lower index goes
+            return
     for keep in (2, 13, 20, 39):  # of the last two filters neither is nearer to the others: the lower index goes
-        expected = sorted(keep_filters(factors, keep, name).tolist())
-        assert sorted(shuffle[keep_filters(select(factors, shuffle), keep, name)].tolist()) == expected
+        expected = sorted(keep_filters(subject, keep, name).tolist())
+        assert sorted(shuffle[keep_filters(relabelled, keep, name)].tolist()) == expected
 
 
-@pytest.mark.parametrize("name", sorted(CRITERIA))
-@pytest.mark.parametrize("rank", RANKS)
-def test_kept_sets_are_nested_and_follow_the_scores(name, rank):
-    factors = random_factors(rank, 16, channels=8)
-    score = scores(factors, name)
-    assert score.shape == (16,) and score.is_floating_point()
+@pytest.mark.parametrize("name, form", CASES)
+def test_kept_sets_are_nested_and_follow_the_scores(name, form):
+    subject = example(name, form, 16, channels=8)
+    score = scores(subject, name)
+    assert score.shape == (16,) and score.dtype == torch.float64
     smaller = set()
     for keep in range(1, 17):
-        kept = keep_filters(factors, keep, name)
+        kept = keep_filters(subject, keep, name)
         assert kept.dtype == torch.int64 and kept.tolist() == sorted(set(kept.tolist())) and len(kept) == keep
         assert smaller <= set(kept.tolist())
         smaller = set(kept.tolist())
@@ -83,27 +126,48 @@ def test_kept_sets_are_nested_and_follow_the_scores(name, rank):
         assert not removed or score[removed].max() <= score[kept].min()
 
 
+@pytest.mark.parametrize("name, form", CASES)
+def test_scores_tell_filters_apart_and_repeat(name, form):
+    subject = example(name, form, 16)
+    score = scores(subject, name)
+    assert len(score.unique()) > 1
+    assert torch.equal(score, scores(copy.deepcopy(subject), name))
+
+
+@pytest.mark.parametrize("name", [name for name in OTHERS if kind_of(name) == "score"])
+@pytest.mark.parametrize("rank", RANKS)
+def test_decomposed_filters_score_as_the_filters_they_stand_for(name, rank):
+    factors = example(name, rank, 20)
+    torch.testing.assert_close(scores(factors, name), scores(reconstruct(factors), name), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", DISTANCES)
 def test_scores_of_a_distance_are_steps_of_removal(name):
     assert sorted(scores(random_factors(2, 9), name).tolist()) == list(range(9))
 
 
-@pytest.mark.parametrize("name", ["l2", *DISTANCES])
-@pytest.mark.parametrize("rank", RANKS)
-def test_zero_filters_go_first(name, rank):
-    factors = random_factors(rank, 10)
-    factors.head[:, :, 6] = 0
-    factors.body[:, :, 3] = 0
-    factors.tail[:, :, 8] = 0
-    assert scores(factors, name).argsort(stable=True)[:3].tolist() == [3, 6, 8]
-    assert not {3, 6, 8} & set(keep_filters(factors, 7, name).tolist())
-    assert keep_filters(factors, 9, name).tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+@pytest.mark.parametrize("name, form", [case for case in CASES if case[0] not in PLACES])
+def test_zero_filters_go_first(name, form):
+    subject = example(name, form, 10)
+    if isinstance(subject, Factors):
+        subject.head[:, :, 6] = 0
+        subject.body[:, :, 3] = 0
+        subject.tail[:, :, 8] = 0
+    else:
+        for tensor in tensors_of(subject)[:1]:
+            (tensor if form == "dense" else tensor.transpose(0, 1))[[3, 6, 8]] = 0
+    assert scores(subject, name).argsort(stable=True)[:3].tolist() == [3, 6, 8]
+    assert not {3, 6, 8} & set(keep_filters(subject, 7, name).tolist())
+    if is_distance(name):
+        assert keep_filters(subject, 9, name).tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
 
 
-@pytest.mark.parametrize("name", ["l2", *DISTANCES])
-def test_filters_all_zero_go_in_their_order(name):
-    factors = Factors(torch.zeros(4, 2, 5), torch.zeros(3, 2, 5), torch.zeros(3, 2, 5))
-    assert keep_filters(factors, 2, name).tolist() == [3, 4]
+@pytest.mark.parametrize("name, form", [case for case in CASES if case[0] not in PLACES])
+def test_filters_all_zero_go_in_their_order(name, form):
+    subject = example(name, form, 5)
+    for tensor in tensors_of(subject):
+        tensor.zero_()
+    assert keep_filters(subject, 2, name).tolist() == [3, 4]
 
 
 @pytest.mark.parametrize("rank", RANKS)
@@ -120,20 +184,22 @@ def test_l2_of_dense_weights():
     assert keep_filters(weight[:, :, None, None], 3, "l2").tolist() == [0, 2, 3]
 
 
-@pytest.mark.parametrize("name", sorted(CRITERIA))
-def test_input_is_untouched(name):
-    factors = random_factors(2, 8)
-    factors.head.requires_grad_()
-    before = Factors(*(factor.detach().clone() for factor in factors))
-    assert not scores(factors, name).requires_grad
-    assert all(map(torch.equal, factors, before))
+@pytest.mark.parametrize("name, form", CASES)
+def test_input_is_untouched(name, form):
+    subject = example(name, form, 8)
+    before = copy.deepcopy(tensors_of(subject))
+    for tensor in tensors_of(subject):
+        tensor.requires_grad_()
+    assert not scores(subject, name).requires_grad
+    keep_filters(subject, 4, name)
+    assert all(map(torch.equal, tensors_of(subject), before))
 
 
 @pytest.mark.parametrize("name", sorted(CRITERIA))
 @pytest.mark.parametrize("keep", [0, -1, 9, 4.0, "4", True, None])
 def test_bad_number_kept(name, keep):
     with pytest.raises(InputError, match="keep"):
-        keep_filters(random_factors(1, 8), keep, name)
+        keep_filters(example(name, 1, 8), keep, name)
 
 
 @pytest.mark.parametrize("name", DISTANCES)
@@ -142,13 +208,19 @@ def test_distance_of_a_dense_weight_says_what_to_do(name):
         keep_filters(torch.randn(8, 4, 3, 3), 4, name)
 
 
-@pytest.mark.parametrize("name", sorted(CRITERIA))
+@pytest.mark.parametrize("name, form", CASES)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_that_are_not_finite(name, value):
-    factors = random_factors(2, 8)
-    factors.body[0, 1, 3] = value
-    with pytest.raises(InputError, match="body holds NaN or infinity"):
-        scores(factors, name)
+def test_values_that_are_not_finite(name, form, value):
+    subject = example(name, form, 8)
+    for number, tensor in enumerate(tensors_of(subject)):
+        before = tensor.view(-1)[1].item()
+        tensor.view(-1)[1] = value
+        names = {"gradient_score": ["maps", "gradients"], "feature_score": ["maps"], "norm_score": ["scales"]}
+        known = names.get(kind_of(name), ["weight"] if form == "dense" else ["head", "body", "tail"])
+        with pytest.raises(InputError, match=f"{known[number]} holds NaN or infinity"):
+            scores(subject, name)
+        tensor.view(-1)[1] = before
+    scores(subject, name)
 
 
 def test_factors_that_do_not_fit():

@@ -56,6 +56,7 @@ def mask_where_read(net, m):
                 mask_input(block, stream)  # read by the first convolution and by the shortcut
                 mask_input(block.conv2, m[f"layer{stage}.{i}.conv1"])
                 stream = m[f"layer{stage}.0.conv2"]
+        mask_input(getattr(net, net.head), stream)
     elif net.arch == "densenet_40":
         x = m["conv1"]
         for block in (1, 2, 3):

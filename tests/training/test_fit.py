@@ -149,6 +149,7 @@ def test_a_diverging_training_says_so(tmp_path):
 @pytest.mark.parametrize("setting, message", [
     ({"epochs": -1}, r"training\.epochs"),
     ({"epochs": 1, "learning_rate": "fast"}, r"training\.learning_rate is 'fast'"),
+    ({"epochs": 1, "sparsity": -0.1}, r"training\.sparsity is -0\.1"),
     ({"epochs": 1, "selection": "train"}, "choose one of validation, test"),
     ({"epochs": 1, "form": "dense"}, r"training\.form"),
     ({"epochs": 1, "label_smoothing": 1.0}, "label_smoothing"),
@@ -156,3 +157,46 @@ def test_a_diverging_training_says_so(tmp_path):
 def test_bad_recipes(setting, message):
     with pytest.raises(norton.InputError, match=message):
         Recipe(**setting)
+
+
+def test_sparsity_adds_the_scales_of_batchnorm_to_the_loss():
+    """Network slimming's loss written out: cross-entropy plus λ Σ|γ|, and its subgradient λ sign(γ)."""
+    losses, gradients = [], []
+    images, labels = next(iter(digits().val_dataloader()))
+    for sparsity in (0.0, 0.03):
+        net = tiny()
+        net[1].weight.data = torch.linspace(-1, 2, 8)
+        module = Classifier(net.train(), Recipe(epochs=1, sparsity=sparsity), 10)
+        module._log = lambda *_, **__: None
+        loss = module.training_step((images, labels), 0)
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append([parameter.grad for parameter in net.parameters()])
+        expected = nn.functional.cross_entropy(tiny_like(net)(images), labels).item()
+        expected += sparsity * sum(abs(scale) for scale in net[1].weight.tolist())
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert losses[1] > losses[0] + 0.1
+    names = [name for name, _ in tiny().named_parameters()]
+    for name, without, penalised in zip(names, *gradients, strict=True):
+        extra = 0.03 * torch.linspace(-1, 2, 8).sign() if name == "1.weight" else torch.zeros_like(without)
+        torch.testing.assert_close(penalised - without, extra, rtol=1e-4, atol=1e-6)
+
+
+def tiny_like(net):
+    same = tiny()
+    same.load_state_dict(net.state_dict())
+    return same.train()
+
+
+def test_sparsity_makes_scales_small(tmp_path):
+    scales = [
+        fit(tiny(), digits(), Recipe(epochs=1, sparsity=sparsity), folder=tmp_path / str(sparsity), **QUIET)[1].weight
+        for sparsity in (0.0, 0.1)
+    ]
+    assert scales[1].abs().sum() < 0.8 * scales[0].abs().sum()
+
+
+def test_sparsity_without_batchnorm_says_so(tmp_path):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
+    with pytest.raises(norton.InputError, match=r"training\.sparsity .* this network has none"):
+        fit(net, digits(), Recipe(epochs=1, sparsity=0.1), folder=tmp_path, **QUIET)

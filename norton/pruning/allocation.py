@@ -1,0 +1,234 @@
+"""How many filters each layer keeps: from rates, or from one threshold over the whole network."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+from torch import nn
+
+from norton.errors import InputError
+from norton.pruning.alignment import Edge, aligned_keep
+from norton.rates import parse_rates, pruned_width
+from norton.wiring import Wiring
+
+ALLOCATIONS = ("rates", "global")
+ROUNDINGS = ("up", "down", "nearest")
+MIN_FILTERS = 8
+Rates = float | list[float] | dict[str, float | None]
+
+
+def read_rates(rates: str | float | Sequence[float] | Mapping[str, float | None]) -> Rates:
+    """A number, a list as published, or patterns of layer names with a number each; InputError for anything else."""
+    if isinstance(rates, Mapping):
+        if not rates:
+            raise InputError("compress_rate: no patterns; write e.g. {layer1.*: 0.3, '*': 0.5}")
+        return {
+            str(pattern): None if rate is None else _one_rate(rate, f"pattern {pattern!r}")
+            for pattern, rate in rates.items()
+        }
+    if isinstance(rates, int | float) and not isinstance(rates, bool):
+        return _one_rate(rates, "the rate")
+    return parse_rates(rates)
+
+
+def _one_rate(rate: float, where: str) -> float:
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+        raise InputError(
+            f"compress_rate: {where} is {rate!r}; a rate is the fraction of filters removed, at least 0 and below 1"
+        )
+    return float(rate)
+
+
+def prunable(wiring: Wiring) -> list[int]:
+    """The axes that can be cut: written by a layer, read by another, and not said to be whole."""
+    read = {wiring.axis(span) for _, channels in wiring.reads for span in channels}
+    frozen = wiring.frozen
+    return [axis for axis in wiring.writers if axis in read and axis not in frozen]
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """How widths follow from rates; the settings of `norton.prune` that say so, named as there."""
+
+    compress_rate: Rates | None
+    allocation: str = "rates"
+    min_filters: int | None = None
+    round_to: int = 1
+    rounding: str = "nearest"
+
+    def __post_init__(self):
+        if self.allocation not in ALLOCATIONS:
+            raise InputError(f"unknown allocation {self.allocation!r}; choose one of {', '.join(ALLOCATIONS)}")
+        if self.rounding not in ROUNDINGS:
+            raise InputError(f"unknown rounding {self.rounding!r}; choose one of {', '.join(ROUNDINGS)}")
+        for name in ("min_filters", "round_to"):
+            value = getattr(self, name)
+            if (value is None and name == "round_to") or (
+                value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1)
+            ):
+                raise InputError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        if self.allocation == "global" and not isinstance(self.compress_rate, float):
+            raise InputError(
+                f"allocation=global takes one number for the whole network, not compress_rate={self.compress_rate!r}; "
+                "give e.g. compress_rate=0.5"
+            )
+
+    @property
+    def least(self) -> int:
+        """Filters that a layer keeps at least; a published list stays exact."""
+        if self.min_filters is not None:
+            return self.min_filters
+        return 1 if isinstance(self.compress_rate, list) else MIN_FILTERS
+
+    @property
+    def is_global(self) -> bool:
+        return self.allocation == "global"
+
+    def rated(self, net: nn.Module, wiring: Wiring) -> dict[int, int]:
+        """Axis → channels kept, for the axes that lose some; all that can be cut where the scores are to decide.
+
+        Raises InputError for rates that do not fit the network.
+        """
+        if self.compress_rate is None:
+            return {}
+        now = {axis: wiring.width(axis) for axis in prunable(wiring)}
+        if not now and not isinstance(self.compress_rate, list):
+            reasons = "; ".join(f"{layer}: {reason}" for layer, reason in list(wiring.left_whole.items())[:3])
+            raise InputError(f"none of its {len(wiring.writers)} channel axes can be pruned: {reasons}")
+        if self.is_global:
+            return now
+        if isinstance(self.compress_rate, list):
+            widths = _published_widths(net, wiring, self.compress_rate)
+        elif isinstance(self.compress_rate, dict):
+            widths = _pattern_widths(wiring, now, self.compress_rate)
+        else:
+            widths = {axis: pruned_width(width, self.compress_rate) for axis, width in now.items()}
+        widths = {axis: self.limited(width, wiring.width(axis)) for axis, width in widths.items()}
+        return {axis: width for axis, width in widths.items() if width != wiring.width(axis)}
+
+    def widths(self, rated: Mapping[int, int], scores: Mapping[int, np.ndarray]) -> dict[int, int]:
+        """Axis → channels kept, once the scores are known; those that go whatever the rates say are gone."""
+        if self.is_global:
+            rated = {
+                axis: self.limited(width, len(scores[axis]))
+                for axis, width in global_widths(scores, self.compress_rate, self.least).items()
+            }
+        left = {axis: int((score > -np.inf).sum()) for axis, score in scores.items()}
+        return {axis: min(rated.get(axis, len(score)), left[axis]) for axis, score in scores.items()}
+
+    def limited(self, width: int, now: int) -> int:
+        """A width not below the least, rounded to a multiple; one that is whole stays whole."""
+        least = min(self.least, now)
+        width = max(width, least)
+        if width >= now or self.round_to == 1:
+            return min(width, now)
+        down = width // self.round_to * self.round_to
+        up = down if down == width else down + self.round_to
+        nearer = down if width - down < up - width else up
+        width = {"up": up, "down": down, "nearest": nearer}[self.rounding]
+        while width < least:
+            width += self.round_to
+        return min(width, now)
+
+
+def _published_widths(net: nn.Module, wiring: Wiring, rates: list[float]) -> dict[int, int]:
+    if not hasattr(net, "target_widths"):
+        raise InputError(
+            f"compress_rate: {type(net).__name__} has no published list of rates; give one number for all layers, "
+            "compress_rate=0.5, or one per pattern of layer names"
+        )
+    targets = net.target_widths(net.check_rates(rates))
+    return {wiring.axis_of(layer): width for layer, width in targets.items()}
+
+
+def _pattern_widths(wiring: Wiring, now: Mapping[int, int], rates: Mapping[str, float | None]) -> dict[int, int]:
+    """The first pattern that matches one of an axis' layers decides; an axis that none matches stays whole."""
+    layers = [layer for axis in now for layer in wiring.writers[axis]]
+    for pattern in rates:
+        if not any(fnmatchcase(layer, pattern) for layer in layers):
+            raise InputError(
+                f"compress_rate: pattern {pattern!r} matches no layer that can be pruned; there are {len(layers)}: "
+                f"{_some(layers)}"
+            )
+    widths = {}
+    for axis, width in now.items():
+        own = (r for p, r in rates.items() if any(fnmatchcase(layer, p) for layer in wiring.writers[axis]))
+        widths[axis] = pruned_width(width, next(own, None) or 0.0)
+    return widths
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def global_widths(scores: Mapping[int, np.ndarray], rate: float, least: int) -> dict[int, int]:
+    """Axis → channels kept when the lowest scores of all axes go, until `rate` of all channels has gone.
+
+    scores: axis → (channels,) comparable between axes.  A channel that stands for several tied layers counts once.  No
+    axis goes below `least`, one that has fewer stays whole; of equal scores those of earlier axes go first.
+
+    Raises InputError where so many cannot go.
+    """
+    widths = {axis: len(score) for axis, score in scores.items()}
+    total = sum(widths.values())
+    going = total - pruned_width(total, rate)
+    possible = sum(max(0, width - least) for width in widths.values())
+    if going > possible:
+        raise InputError(
+            f"compress_rate: {rate} of {total} filters are {going}, with min_filters={least} only {possible} can go; "
+            f"use a rate of at most {possible / max(total, 1):.3f} or a lower min_filters"
+        )
+    owners = np.repeat(list(widths), list(widths.values()))
+    order = np.argsort(np.concatenate([*scores.values(), []]), kind="stable")
+    for axis in owners[order]:
+        if not going:
+            break
+        if widths[axis] > least:
+            widths[axis] -= 1
+            going -= 1
+    return widths
+
+
+def fitting_keep(
+    now: Mapping[int, int],
+    targets: Mapping[int, int],
+    scores: Mapping[int, np.ndarray],
+    edges: Sequence[Edge],
+    name: str,
+    *,
+    least: Mapping[int, int],
+    step: int = 1,
+    must: Mapping[int, Iterable[int]] | None = None,
+) -> dict[int, list[int]]:
+    """Channels to keep of axes joined by crop-or-pad shortcuts, at the widths nearest to the targets that fit.
+
+    As `aligned_keep`, for targets that nobody published.  least: axis → the smallest width allowed.  step: by which
+    widths may move.  must: axis → channels that have to be kept.
+    """
+    must = must or {}
+    for widths in _nearby(now, targets, least, step):
+        try:
+            keep = aligned_keep(now, widths, scores, edges, name)
+        except InputError:
+            continue
+        if all(set(must[axis]) <= set(keep[axis]) for axis in must):
+            return keep
+    return {axis: list(range(width)) for axis, width in now.items()}
+
+
+def _nearby(
+    now: Mapping[int, int], targets: Mapping[int, int], least: Mapping[int, int], step: int
+) -> Iterator[dict[int, int]]:
+    """Widths in the order of their distance from the targets: first all near ones, then ever wider."""
+    axes = list(targets)
+    moves = sorted(
+        itertools.product(range(-2, 3), repeat=len(axes)), key=lambda move: (np.abs(move).sum(), [-m for m in move])
+    )
+    seen = set()
+    for move in itertools.chain(moves, ((m,) * len(axes) for m in range(3, max(now.values()) + 1))):
+        widths = {a: min(now[a], targets[a] + m * step) for a, m in zip(axes, move, strict=True)}
+        if all(widths[a] >= min(least[a], targets[a]) for a in axes) and tuple(widths.values()) not in seen:
+            seen.add(tuple(widths.values()))
+            yield widths

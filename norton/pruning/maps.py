@@ -1,0 +1,185 @@
+"""Scores of filters from what they do to calibration images.
+
+The map of a filter is taken after the BatchNorm that takes its layer's output directly, and at the output itself where
+none does; before any activation.  There the network stays the same if a map is set to zero as if its filter is pruned:
+the channel's BatchNorm goes with it.  It is the last place that is a layer's own, for sums and activations may follow.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from norton.decomposition.cp import in_form
+from norton.errors import InputError
+from norton.pruning.criteria import CRITERIA, checked, checked_scores, kind_of
+
+BATCH = 32  # images computed at a time; all layers' maps and gradients of so many are held at once
+
+
+def needs_images(criterion: str) -> bool:
+    return kind_of(criterion) in ("feature_score", "gradient_score")
+
+
+def needs_labels(criterion: str) -> bool:
+    return kind_of(criterion) == "gradient_score"
+
+
+def map_scores(
+    net: nn.Module,
+    layers: Sequence[str],
+    criterion: str,
+    images: Tensor | None,
+    labels: Tensor | None = None,
+    *,
+    progress: bool = False,
+) -> dict[str, Tensor]:
+    """Layer → (O,) float64 score of its filters on the CPU, averaged over images.
+
+    images: (N, C, H, W), transformed as for evaluation.  labels: (N,) classes, for criteria that look at gradients.
+
+    Raises InputError for missing or unfitting images and labels, values that are not finite, and a layer that the
+    images do not pass or whose output is no map.
+    """
+    images, labels = checked_data(criterion, images, labels)
+    device = next(net.parameters()).device
+    sums: dict[str, Tensor] = {}
+
+    def add(name: str, *found: Tensor) -> None:
+        try:
+            subject = checked(tuple(map(as_maps, found)) if needs_labels(criterion) else as_maps(*found), criterion)
+            scored = CRITERIA[criterion](*subject) if needs_labels(criterion) else CRITERIA[criterion](subject)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+        sums[name] = sums.get(name, 0) + scored.double().sum(0).cpu()
+
+    batches = list(zip(images.split(BATCH), labels.split(BATCH), strict=True))
+    training = net.training
+    net.eval()
+    try:
+        with in_form(net, "fast"):
+            sources = map_sources(net, layers, images[:1].to(device))
+            for x, y in track(batches, f"{criterion} of images", disable=not progress, transient=True):
+                score_batch = _score_gradients if needs_labels(criterion) else _score_maps
+                score_batch(net, sources, x.to(device), y.to(device), add)
+    finally:
+        net.train(training)
+    return {name: checked_scores(sums[name] / len(images), criterion) for name in layers}
+
+
+def map_sources(net: nn.Module, layers: Sequence[str], image: Tensor) -> dict[str, nn.Module]:
+    """Layer → the module whose output is its map: the BatchNorm that takes its output directly, else itself."""
+    modules = dict(net.named_modules())
+    outputs: dict[str, Tensor] = {}  # held, so that no other tensor can take the place of one
+    sources: dict[str, nn.Module] = {}
+
+    def remember(name: str) -> Callable:
+        def hook(module, inputs, output):
+            outputs[name] = output
+            sources.setdefault(name, module)
+
+        return hook
+
+    def follow(module, inputs):
+        for name, output in outputs.items():
+            if inputs[0] is output:
+                sources[name] = module
+
+    handles = [modules[name].register_forward_hook(remember(name)) for name in layers]
+    handles += [m.register_forward_pre_hook(follow) for m in modules.values() if isinstance(m, _BatchNorm)]
+    with _removed_afterwards(handles), torch.no_grad():
+        net(image)
+    if unseen := [name for name in layers if name not in sources]:
+        raise InputError(f"{unseen[0]}: the images do not pass this layer; use a criterion of weights")
+    return sources
+
+
+def _score_maps(net: nn.Module, sources, images: Tensor, labels: Tensor, add: Callable) -> None:
+    # At once, in the hook: an activation may work in place, and maps of all layers take more memory than of one.
+    handles = [
+        module.register_forward_hook(lambda module, inputs, output, name=name: add(name, output))
+        for name, module in sources.items()
+    ]
+    with _removed_afterwards(handles), torch.no_grad():
+        net(images)
+
+
+def _score_gradients(net: nn.Module, sources, images: Tensor, labels: Tensor, add: Callable) -> None:
+    found: list[tuple[str, Tensor]] = []
+
+    def hook(name: str) -> Callable:
+        def remember(module, inputs, output):
+            found.append((name, output))
+            return output.clone()  # for activations that work in place
+
+        return remember
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in sources.items()]
+    with _removed_afterwards(handles), torch.enable_grad():
+        logits = net(images.clone().requires_grad_())  # also where all parameters are frozen
+        check_labels(labels, logits)
+        loss = F.cross_entropy(logits, labels, reduction="sum")  # each image's own loss
+        gradients = torch.autograd.grad(loss, [output for _, output in found], materialize_grads=True)
+    with torch.no_grad():
+        for (name, output), gradient in zip(found, gradients, strict=True):
+            add(name, output, gradient)
+
+
+def singular_values(maps: Tensor) -> Tensor:
+    """(..., min(H, W)) float64 singular values of maps (..., H, W), ascending.
+
+    From the eigenvalues of the smaller Gram matrix in double precision, several times as fast as by SVD; values below
+    1e-8 of a map's largest are rounding.
+    """
+    maps = maps.double()
+    gram = maps @ maps.mT if maps.shape[-2] <= maps.shape[-1] else maps.mT @ maps
+    return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
+
+
+def as_maps(output: Tensor) -> Tensor:
+    """(N, O, H, W) of what a convolution, or a linear layer of one row per image, gives."""
+    if output.ndim == 2:
+        return output[:, :, None, None]
+    if output.ndim != 4:
+        raise InputError(f"its output of shape {tuple(output.shape)} is no map (N, O, H, W); score weights")
+    return output
+
+
+def checked_data(criterion: str, images: Tensor | None, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Images and labels, zeros where none are needed, or an InputError that says what to pass."""
+    labelled = needs_labels(criterion)
+    if images is None or (labelled and labels is None):
+        what = "images= (N, C, H, W)" + (" and labels= (N,)" if labelled else "")
+        raise InputError(
+            f"criterion {criterion!r} looks at what filters do to data, and there are none: pass {what}, a few hundred "
+            "of them; from the shell data=NAME and calibration.images=512"
+        )
+    if images.ndim != 4 or not len(images):
+        raise InputError(f"images of shape {tuple(images.shape)}; expected (N, C, H, W), at least one")
+    if not labelled:
+        return images, torch.zeros(len(images), dtype=torch.long)
+    if labels.shape != (len(images),) or labels.is_floating_point():
+        raise InputError(
+            f"labels of shape {tuple(labels.shape)} and type {labels.dtype}; expected a class for each of the "
+            f"{len(images)} images, ({len(images)},) whole numbers"
+        )
+    return images, labels.long()
+
+
+def check_labels(labels: Tensor, logits: Tensor) -> None:
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        wrong = int(labels.min() if labels.min() < 0 else labels.max())
+        raise InputError(f"label {wrong} is out of range; the network tells classes 0 to {logits.shape[1] - 1} apart")
+
+
+@contextmanager
+def _removed_afterwards(handles: Sequence) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,216 @@
+"""From criteria to one score per channel of an axis: score each layer, normalise, tie."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from norton.decomposition.methods import is_decomposed
+from norton.errors import InputError
+from norton.factors import Factors
+from norton.pruning.criteria import CRITERIA, Place, is_distance, kind_of, scores
+from norton.pruning.maps import map_scores, needs_images, needs_labels
+from norton.pruning.normalisation import NORMALISATIONS, normalised
+from norton.pruning.published import published_scores
+from norton.wiring import Wiring
+
+SELECTIONS = {"exact": scores, "published": published_scores}  # how distances between filters become scores
+# How the scores of layers whose channels are summed become one, each over (layers, channels).
+TIES = {
+    "average": lambda found: np.mean(found, axis=0),
+    "sum": lambda found: np.sum(found, axis=0),
+    "union": lambda found: np.max(found, axis=0),
+    "intersection": lambda found: np.min(found, axis=0),
+}
+DEFAULTS = {"normalisation": (None, "rank"), "tied": (None, "average")}
+COMBINATIONS = ("weighted", "intersection")
+Criterion = str | Mapping
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How filters are scored: the settings of `norton.prune` that say so, named as there.
+
+    named: layer → filters of the criterion `index`.
+    """
+
+    criterion: Criterion = "pabs"
+    dense_criterion: str = "l2"
+    selection: str = "exact"
+    normalisation: str = "rank"
+    tied: str = "average"
+    named: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    images: Tensor | None = None
+    labels: Tensor | None = None
+    seed: int = 0
+    progress: bool = False
+
+    def __post_init__(self):
+        names = names_in(self.criterion)
+        if kind_of(self.dense_criterion) != "score":
+            raise InputError(f"dense_criterion is {self.dense_criterion!r}; choose one that scores weights, such as l2")
+        for kind, name, known in (("selection", self.selection, SELECTIONS), ("tied", self.tied, TIES)):
+            if name not in known:
+                raise InputError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
+        NORMALISATIONS[self.normalisation]
+        if "index" in names and len(names) > 1:
+            raise InputError("criterion: index names filters and cannot be combined with others; prune twice")
+
+
+def names_in(criterion: Criterion) -> list[str]:
+    """The criteria that a criterion consists of.  Raises InputError for what is none."""
+    if isinstance(criterion, str):
+        kind_of(criterion)
+        return [criterion]
+    form = "a name, {weighted: {l2: 0.7, fpgm: 0.3}} or {intersection: [l2, fpgm]}"
+    if not isinstance(criterion, Mapping) or len(criterion) != 1:
+        raise InputError(f"criterion is {criterion!r}; give {form}")
+    ((how, parts),) = criterion.items()
+    if how not in COMBINATIONS:
+        raise InputError(f"criterion: unknown combination {how!r}; choose one of {', '.join(COMBINATIONS)}")
+    if how == "weighted":
+        return _names_weighted(parts)
+    if isinstance(parts, str | Mapping) or not isinstance(parts, Sequence) or len(parts) < 2:
+        raise InputError(f"criterion: intersection is of {parts!r}; give at least two criteria, [l2, fpgm]")
+    for part in parts:
+        if isinstance(part, Mapping) and "intersection" in part:
+            raise InputError("criterion: an intersection inside another; name all criteria in one list")
+    return [name for part in parts for name in names_in(part)]
+
+
+def _names_weighted(parts: Mapping[str, float]) -> list[str]:
+    if not isinstance(parts, Mapping) or not parts:
+        raise InputError(f"criterion: weighted is {parts!r}; give criteria with weights, {{l2: 0.7, fpgm: 0.3}}")
+    for name, weight in parts.items():
+        kind_of(name)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < np.inf:
+            raise InputError(f"criterion: the weight of {name} is {weight!r}; it must be a number above 0")
+    return list(parts)
+
+
+def asks_for(criterion: Criterion) -> tuple[bool, bool]:
+    """Whether a criterion needs images, and whether it needs their labels too."""
+    names = names_in(criterion)
+    return any(map(needs_images, names)), any(map(needs_labels, names))
+
+
+def has_distance(criterion: Criterion) -> bool:
+    """Whether distances between filters take part."""
+    return any(map(is_distance, names_in(criterion)))
+
+
+def describe(settings: Mapping) -> str:
+    """The settings of `norton.prune` that say what goes, in a few words: the criterion, and what is not the default."""
+    words = [_words(settings["criterion"])]
+    words += [f"{key} {settings[key]}" for key in ("normalisation", "tied") if settings.get(key) not in DEFAULTS[key]]
+    return " ".join([*words, *(["global"] if settings.get("allocation") == "global" else [])])
+
+
+def _words(criterion: Criterion) -> str:
+    if isinstance(criterion, str):
+        return criterion
+    ((how, parts),) = criterion.items()
+    if how == "weighted":
+        return " + ".join(f"{weight:g} {name}" for name, weight in parts.items())
+    return " and ".join(map(_words, parts))
+
+
+def deciding(criterion: Criterion) -> list[Criterion]:
+    """The criteria each of which must want a filter removed: those of an intersection, else the one."""
+    if isinstance(criterion, Mapping) and "intersection" in criterion:
+        return list(criterion["intersection"])
+    return [criterion]
+
+
+def axis_scores(
+    net: nn.Module, wiring: Wiring, axes: Sequence[int], criterion: Criterion, how: Scoring
+) -> dict[int, np.ndarray]:
+    """Axis → (channels,) score, larger = keep; -inf: goes whatever the rates say."""
+    layers = [layer for axis in axes for layer in wiring.writers[axis]]
+    weights = criterion["weighted"] if isinstance(criterion, Mapping) else {criterion: 1}
+    found = {axis: 0 for axis in axes}
+    for name, weight in weights.items():
+        by_layer = layer_scores(net, wiring, layers, name, how)
+        for axis in axes:
+            units = [per_unit(by_layer[layer], wiring.width(axis)) for layer in wiring.writers[axis]]
+            scaled = np.stack([normalised(unit, how.normalisation) for unit in units])
+            found[axis] = found[axis] + (scaled if weight == 1 else weight * scaled)
+    return {axis: _tied(found[axis], how.tied) for axis in axes}
+
+
+def per_unit(score: Tensor, width: int) -> np.ndarray:
+    """(width,) means over the filters of each unit; a grouped convolution has several a unit, which go together."""
+    return score.cpu().numpy() if len(score) == width else score.view(width, -1).mean(1).cpu().numpy()
+
+
+def _tied(found: np.ndarray, tied: str) -> np.ndarray:
+    """(channels,) one score out of (layers, channels); what goes whatever the rates say goes for all."""
+    return np.where((found == -np.inf).any(0), -np.inf, TIES[tied](found))
+
+
+@torch.no_grad()
+def layer_scores(
+    net: nn.Module, wiring: Wiring, layers: Sequence[str], criterion: str, how: Scoring
+) -> dict[str, Tensor]:
+    """Layer → (filters,) score as the criterion gives it; what it cannot judge goes by the dense criterion."""
+    if needs_images(criterion):
+        return map_scores(net, layers, criterion, how.images, how.labels, progress=how.progress)
+    scales = axis_scales(net, wiring) if kind_of(criterion) == "norm_score" else {}
+    if kind_of(criterion) == "norm_score" and not scales:
+        raise InputError(f"criterion {criterion!r} looks at BatchNorm, and this network has none; use one of weights")
+    found = {}
+    for name in track(layers, "score filters", disable=not how.progress, transient=True):
+        try:
+            found[name] = _layer_scores(net, wiring, name, criterion, how, scales)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+    return found
+
+
+def _layer_scores(
+    net: nn.Module, wiring: Wiring, name: str, criterion: str, how: Scoring, scales: Mapping[int, Tensor]
+) -> Tensor:
+    filters = filters_of(net.get_submodule(name))
+    kind = kind_of(criterion)
+    if kind == "place_score":
+        return scores(Place(name, filters, how.seed, tuple(how.named.get(name, ()))), criterion)
+    if kind == "norm_score":
+        axis = wiring.axis_of(name)
+        return scores(scales[axis], criterion) if axis in scales else scores(filters, how.dense_criterion)
+    if kind == "distance" and not _can_compare(filters, criterion):
+        return scores(filters, how.dense_criterion)
+    return SELECTIONS[how.selection if is_distance(criterion) else "exact"](filters, criterion)
+
+
+def _can_compare(filters: Factors | Tensor, criterion: str) -> bool:
+    if isinstance(filters, Tensor):
+        return False
+    channels, rank = filters.head.shape[:2]
+    # A stem of three channels at rank 7: all subspaces are the whole space, so angles cannot tell them apart.
+    return rank < channels or bool(CRITERIA[criterion](filters).any())
+
+
+def filters_of(layer: nn.Module) -> Factors | Tensor:
+    """A layer's filters: its factors where filters can be compared by them, else a dense weight."""
+    if hasattr(layer, "factors"):
+        return layer.factors()
+    return layer.composed_weight() if is_decomposed(layer) else layer.weight
+
+
+def axis_scales(net: nn.Module, wiring: Wiring) -> dict[int, Tensor]:
+    """Axis → (n, channels) weights γ of the n normalisations that pass it, for the axes that have some."""
+    found: dict[int, list[Tensor]] = {}
+    for name, channels in wiring.passes:
+        layer, offset = net.get_submodule(name), 0
+        if not isinstance(layer, _BatchNorm) or layer.weight is None:
+            continue
+        for axis, repeat in wiring.resolved(channels):
+            width = wiring.width(axis)
+            own = layer.weight[offset : offset + width * repeat].view(width, repeat)
+            found.setdefault(axis, []).append(own.abs().mean(1))
+            offset += width * repeat
+    return {axis: torch.stack(scales) for axis, scales in found.items()}

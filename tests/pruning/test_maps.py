@@ -1,0 +1,128 @@
+"""Scores from calibration images: where maps are taken, against loops; batches, missing data, nothing left behind."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import randomise_
+from torch import nn
+
+import norton
+from norton.pruning import CRITERIA, maps
+from norton.pruning.criteria import kind_of, scores
+from norton.pruning.maps import map_scores, needs_images, needs_labels
+
+DATA_DRIVEN = sorted(filter(needs_images, CRITERIA))
+LAYERS = ["0", "3", "5", "8"]
+
+
+def small():
+    """A convolution with BatchNorm, one without, one that is decomposed, a linear layer; activations in place."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Conv2d(6, 5, 3, stride=2)]
+    conv = norton.decomposition.cp.CPConv2d(5, 7, (3, 3), 2)
+    layers += [nn.ReLU(inplace=True), conv, nn.BatchNorm2d(7), nn.Flatten(), nn.Linear(7 * 5 * 5, 8)]
+    return randomise_(nn.Sequential(*layers, nn.ReLU(inplace=True), nn.Linear(8, 4)))
+
+
+def some_data(count=10):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, 3, 16, 16, generator=generator), torch.arange(count) % 4
+
+
+def literal(net, criterion):
+    """Each image and map alone: the network stopped by hand after the BatchNorm, or the layer, and gone on with."""
+    images, labels = some_data()
+    found = {}
+    for name, stop in (("0", 2), ("3", 4), ("5", 7), ("8", 9)):
+        each = []
+        for image, label in zip(images, labels, strict=True):
+            source = net[:stop](image[None]).detach().clone().requires_grad_()
+            rest = copy.deepcopy(net[stop:])
+            F.cross_entropy(rest(source * 1), label[None]).backward()
+            shaped = source.detach().reshape(1, source.shape[1], *(source.shape[2:] or (1, 1)))
+            gradient = source.grad.reshape(shaped.shape)
+            each.append(scores((shaped, gradient) if needs_labels(criterion) else shaped, criterion))
+        found[name] = torch.stack(each).mean(0)
+    return found
+
+
+@pytest.mark.parametrize("criterion", DATA_DRIVEN)
+def test_maps_are_taken_after_batchnorm_and_before_the_activation(criterion):
+    net = small()
+    found, expected = map_scores(net, LAYERS, criterion, *some_data()), literal(net, criterion)
+    for name in LAYERS:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-9)
+
+
+def test_taylor_is_the_squared_change_of_the_loss_when_a_map_fades():
+    net, (images, labels) = small().double(), some_data(6)
+    found = map_scores(net, ["0"], "taylor", images.double(), labels)["0"]
+    for o in range(6):
+        losses = []
+        for gate in (1 - 1e-5, 1 + 1e-5):
+            mask = torch.ones(6, 1, 1, dtype=torch.float64)
+            mask[o] = gate
+            losses.append(F.cross_entropy(net[2:](net[:2](images.double()) * mask), labels, reduction="none"))
+        change = (losses[1] - losses[0]) / 2e-5
+        assert found[o].item() == pytest.approx(change.square().mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("criterion", DATA_DRIVEN)
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_batches_do_not_change_the_result(criterion, batch, monkeypatch):
+    net = small()
+    expected = map_scores(net, LAYERS, criterion, *some_data())
+    monkeypatch.setattr(maps, "BATCH", batch)
+    found = map_scores(net, LAYERS, criterion, *some_data())
+    for name in LAYERS:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("criterion", DATA_DRIVEN)
+def test_the_network_is_left_as_it_was(criterion):
+    net = small().train()
+    net[0].weight.requires_grad_(False)
+    images, labels = some_data()
+    before, given = copy.deepcopy(net.state_dict()), images.clone()
+    map_scores(net, LAYERS, criterion, images, labels)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert net.training and torch.equal(images, given) and not images.requires_grad
+    assert all(parameter.grad is None for parameter in net.parameters())
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in net.modules())
+
+
+def test_the_batchnorm_of_a_sum_is_no_layers_own():
+    """In ResNet-56 each convolution has a BatchNorm of its own, in DenseNet-40 they follow concatenations."""
+    net = norton.build("densenet_40")
+    sources = maps.map_sources(net, ["dense1.0.conv1"], torch.zeros(1, 3, 32, 32))
+    assert sources == {"dense1.0.conv1": net.dense1[0].conv1}
+    net = norton.build("resnet_56").eval()
+    sources = maps.map_sources(net, ["layer1.0.conv2", "conv1"], torch.zeros(1, 3, 32, 32))
+    assert sources == {"layer1.0.conv2": net.layer1[0].bn2, "conv1": net.bn1}
+
+
+@pytest.mark.parametrize("criterion", DATA_DRIVEN)
+def test_missing_data(criterion):
+    net, (images, labels) = norton.build("resnet_56"), some_data()
+    with pytest.raises(norton.InputError, match=rf"{criterion}.*pass images=.*calibration\.images"):
+        norton.prune(net, 0.3, criterion=criterion)
+    if kind_of(criterion) == "gradient_score":
+        with pytest.raises(norton.InputError, match=r"labels= \(N,\)"):
+            norton.prune(net, 0.3, criterion=criterion, images=images)
+        for wrong, message in ((labels[:3], r"labels of shape \(3,\)"), (labels + 90, "label 93 is out of range")):
+            with pytest.raises(norton.InputError, match=message):
+                norton.prune(net, 0.3, criterion=criterion, images=images, labels=wrong)
+    with pytest.raises(norton.InputError, match=r"images of shape \(3, 16, 16\)"):
+        norton.prune(net, 0.3, criterion=criterion, images=images[0], labels=labels)
+    with pytest.raises(norton.InputError, match=r"holds NaN"):
+        norton.prune(net, 0.3, criterion=criterion, images=images * torch.nan, labels=labels)
+
+
+def test_a_layer_that_is_not_passed_is_named():
+    net = small()
+    net.append(nn.ModuleDict({"idle": nn.Conv2d(3, 3, 1)}))
+    net.forward = lambda x: nn.Sequential(*list(net)[:-1])(x)
+    with pytest.raises(norton.InputError, match=r"11\.idle: the images do not pass this layer"):
+        map_scores(net, ["11.idle"], "hrank", *some_data())
