@@ -25,7 +25,7 @@ def test_complexity_as_published(tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text())["params_printed"] == 149648
 
 
-def test_decompose_prune_evaluate(tmp_path):
+def test_decompose_prune_evaluate(tmp_path, monkeypatch, capsys):
     a, b, c = (tmp_path / name for name in "abc")
     fast = "decomposition.options.starts=1"
     out = succeeds(f"python decompose.py checkpoint={DENSE} rank={{conv1:2,*:3}} {fast} out={a}")
@@ -33,13 +33,15 @@ def test_decompose_prune_evaluate(tmp_path):
     assert written(a) == RESULTS | {"model.pt"}
     assert norton.load(a / "model.pt").conv1.rank == 2
     rates = "[0.]+[0.3]*29"
-    out = succeeds(f"python prune.py checkpoint={a}/model.pt compress_rate={rates} out={b}")
+    command = f"python prune.py checkpoint={a}/model.pt compress_rate={rates} out={b}"
+    code, _, error = run_here(command, monkeypatch, capsys)
+    assert code == 0, error[-2000:]
     assert written(b) == RESULTS | {"model.pt"}
     lineage = norton.checkpoints.read(b / "model.pt")["lineage"]
     assert [record["step"] for record in lineage][-2:] == ["decompose", "prune"]
-    done = run(f"python evaluate.py checkpoint={b}/model.pt out={c}")
-    assert done.returncode == 2, done.stderr[-2000:]  # pruning claims no accuracy
-    assert "cannot be judged: no accuracy is claimed" in done.stdout
+    code, out, error = run_here(f"python evaluate.py checkpoint={b}/model.pt out={c}", monkeypatch, capsys)
+    assert code == 2, error[-2000:]  # pruning claims no accuracy
+    assert "cannot be judged: no accuracy is claimed" in out
     metrics = json.loads((c / "metrics.json").read_text())
     small = norton.load(b / "model.pt")
     assert metrics["macs"] == norton.complexity(small).macs
@@ -71,22 +73,24 @@ def test_complexity_of_the_published_command_line(tmp_path):
 
 
 RANK3 = "checkpoints/resnet_56_clutter_rank3.pt"
+SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize("name, code, said", [
     ("resnet_56_[0.]+[0.2]*29_3_96.50.pt", 0, "the claim holds"),
-    ("resnet_56_.0.+.0.2.29_3_96.50.pt", 0, "the claim holds"),
+    pytest.param("resnet_56_.0.+.0.2.29_3_96.50.pt", 0, "the claim holds", marks=SLOW),
     ("resnet_56_pabs_[0.]+[0.2]*29_3_99.00.pt", 1, "the name claims top-1 99.00, measured 96.50"),
-    ("resnet_56_[0.]+[0.2]*9_3_96.50.pt", 1, "which fit no resnet_56"),
-    ("resnet_56_[0.]+[0.2*29_3_96.50.pt", 0, "cannot read the rates '[0.]+[0.2*29'"),
+    pytest.param("resnet_56_[0.]+[0.2]*9_3_96.50.pt", 1, "which fit no resnet_56", marks=SLOW),
+    pytest.param("resnet_56_[0.]+[0.2*29_3_96.50.pt", 0, "cannot read the rates '[0.]+[0.2*29'", marks=SLOW),
     ("vgg_16_bn_[0.6]*6+[0.8]*7_1_90.32.pt", 1, "the name says vgg_16_bn, the file holds a resnet_56; the file counts"),
 ])  # fmt: skip
-def test_names_are_verified(name, code, said, tmp_path):
+def test_names_are_verified(name, code, said, tmp_path, monkeypatch, capsys):
     (tmp_path / name).write_bytes((REPOSITORY / RANK3).read_bytes())
-    done = run(f"python evaluate.py checkpoint={tmp_path}/{name} out={tmp_path}/out")
-    assert done.returncode == code, done.stderr[-2000:]
-    assert said in done.stdout
-    assert done.stdout.splitlines()[-1] == " * Acc@1 96.500 Acc@5 99.700"
+    command = f"python evaluate.py checkpoint={tmp_path}/{name} out={tmp_path}/out"
+    done, out, error = run_here(command, monkeypatch, capsys)
+    assert done == code, error[-2000:]
+    assert said in out
+    assert out.splitlines()[-1] == " * Acc@1 96.500 Acc@5 99.700"
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["verdict_code"] == code
     assert metrics["macs"] == 37862922
