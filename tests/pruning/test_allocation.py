@@ -226,7 +226,7 @@ def test_frozen_axes_stay_whole(resnet, monkeypatch):
 
     def wiring(self):
         found = plain(self)
-        found.frozen = {found.axis_of("layer1.0.conv1"): "because"}
+        found.freeze(found.written("layer1.0.conv1"), "because")
         return found
 
     monkeypatch.setattr(type(resnet), "wiring", wiring)

@@ -234,8 +234,3 @@ def test_a_weight_that_is_not_finite_is_named():
     net.layer2[3].conv1.feature.vertical.weight.data[0] = float("nan")
     with pytest.raises(norton.InputError, match=r"layer2\.3\.conv1"):
         norton.prune(net, "[0.]+[0.2]*29")
-
-
-def test_a_network_without_wiring_is_refused():
-    with pytest.raises(norton.InputError, match="wiring"):
-        norton.prune(nn.Sequential(nn.Conv2d(3, 4, 3)), "[0.5]")
