@@ -226,7 +226,7 @@ BAD = [
     ("complexity.py model=torchvision", "give name="),
     ("complexity.py model=torchvision name=nix", "has nothing callable of the name 'nix'"),
     ("prune.py model.arch=nix.net compress_rate=0.3 out={tmp}/x", "cannot import nix"),
-    ("prune.py model=torchvision name=squeezenet1_1 compress_rate=[0.3]*4 out={tmp}/x", "has no published list of rates"),
+    ("prune.py model=torchvision name=squeezenet1_1 compress_rate=[0.3]*4 out={tmp}/x", "has no published list"),
     ("decompose.py checkpoint={dense}", "no rank"),
     ("decompose.py checkpoint={dense} rank=0", "rank 0"),
     ("decompose.py checkpoint={dense} rank={{layr1.*:2}}", "pattern 'layr1.*' matches no"),

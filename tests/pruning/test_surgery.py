@@ -6,7 +6,6 @@ import itertools
 import pytest
 import torch
 from conftest import ARCHITECTURES, randomise_
-from torch import nn
 
 import norton
 from norton.pruning.surgery import apply_prune_
