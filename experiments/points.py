@@ -462,23 +462,23 @@ def start_network(cfg: DictConfig, data, sweep: Sweep, say: Callable[[str], None
 
 def _opened(cfg: DictConfig) -> tuple[nn.Module, dict[str, Any]]:
     if cfg.checkpoint is not None:
-        net, content = opened(cfg.checkpoint)
+        net, content = opened(cfg.checkpoint, cfg.model.arch)
         return net, {"lineage": list(content.get("lineage", []))}
     start = cfg.copy()
     start.seed = cfg.pretraining_seed
     return steps.open_network(start)
 
 
-def opened(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+def opened(path: str | Path, arch: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """A network that points share and none changes, and the content of its file."""
     status = os.stat(path)
-    return _opened_once(str(path), status.st_mtime_ns, status.st_size)
+    return _opened_once(str(path), arch, status.st_mtime_ns, status.st_size)
 
 
 @functools.lru_cache(maxsize=12)
-def _opened_once(path: str, changed: int, size: int) -> tuple[nn.Module, dict[str, Any]]:
+def _opened_once(path: str, arch: str | None, changed: int, size: int) -> tuple[nn.Module, dict[str, Any]]:
     content = read(path)
-    return rebuild(content, path), content
+    return rebuild(content, path, arch=arch), content
 
 
 def dense_measures(
@@ -499,7 +499,7 @@ def first_compressed(
     dense: nn.Module, file: Path | None, cfg: DictConfig, data, sweep: Sweep, say: Callable[[str], None]
 ) -> tuple[nn.Module, float | None, list]:
     """The network after the first compression, computed once for all points that begin so; its NMSE and lineage."""
-    lineage = list(opened(file or cfg.checkpoint)[1].get("lineage", [])) if file or cfg.checkpoint else []
+    lineage = list(opened(file)[1]["lineage"]) if file else _opened(cfg)[1]["lineage"]
     step = next((step for step in first_steps(cfg) if step != "train"), None)
     if step is None:
         return dense, None, lineage

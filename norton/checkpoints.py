@@ -15,7 +15,7 @@ from norton.decomposition.methods import is_decomposed
 from norton.errors import InputError
 from norton.files import write_whole
 from norton.models import NETWORKS, build, dense_network
-from norton.models.foreign import is_path
+from norton.models.foreign import check_told, is_path, tell
 from norton.plan import apply_plan_, plan_of
 from norton.tracing import wiring_of
 
@@ -77,8 +77,8 @@ def load(
     to be.  net: the dense form of a network that `norton.build` does not know; it is not changed.
 
     A file of `norton.save` may name the path of a constructor, such as `torchvision.models.resnet18` or one of your
-    own: loading imports that path and calls it.  Nothing else in a file is ever run; `torchvision.models` apart, load
-    such files only from those whose code you would run, or pass net=, which imports nothing.
+    own: loading imports that path and calls it.  Outside of `torchvision.models` it does so only for a path that you
+    named yourself, here as arch= or before in `norton.build`; nothing in a file is ever run otherwise.
 
     Raises InputError if the file is missing, truncated, holds anything but tensors and plain data, or is of another
     network, rank or rates than told.
@@ -159,6 +159,10 @@ def _from_plan(content: Mapping[str, Any], path, arch: str | None, net: nn.Modul
         raise InputError(f"{path}: its {', '.join(wrong)} are missing or of the wrong type; write the file again")
     if arch is not None and content["arch"] != arch:
         raise InputError(f"{path}: holds a {content['arch'] or 'network of its own'}, not a {arch} as told")
+    if net is None and content["arch"] is not None and is_path(content["arch"]):
+        if arch is not None:
+            tell(arch)
+        check_told(content["arch"], path)
     with _without_values(content["arch"]):
         if net is not None:
             dense = copy.deepcopy(net).to("meta")

@@ -538,3 +538,21 @@ def test_a_file_that_names_what_is_not_there(tmp_path):
         torch.save({**content, "arch": arch}, tmp_path / "b.pt")
         with pytest.raises(norton.InputError, match=arch.replace(".", r"\.")):
             norton.load(tmp_path / "b.pt")
+
+
+def test_a_file_alone_runs_no_code(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import pathlib, torch\n"
+        f"pathlib.Path({str(tmp_path / 'ran')!r}).touch()\n"
+        "def net(): return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.LazyLinear(2))\n"
+    )
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 26 * 26, 2))
+    net.arch, net.num_classes, net.input_size = "mine.net", None, (3, 28, 28)
+    file = norton.save(net, tmp_path / "a.pt")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(norton.InputError, match="would import and call"):
+        norton.load(file)
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(norton.InputError):  # named, and so run: it makes layers without shapes
+        norton.load(file, arch="mine.net")
+    assert (tmp_path / "ran").exists()

@@ -7,7 +7,7 @@ from torch import nn
 from norton.decomposition import layer_ranks
 from norton.errors import InputError
 from norton.models.base import NETWORKS, Network
-from norton.models.foreign import foreign_network, is_path
+from norton.models.foreign import foreign_network, is_path, tell
 from norton.plan import apply_plan_
 from norton.pruning.allocation import Allocation, read_rates
 from norton.registry import import_submodules
@@ -34,6 +34,8 @@ def build(
 
     Raises InputError for an unknown network, a path that leads nowhere, and for ranks and rates that do not fit it.
     """
+    if is_path(arch):
+        tell(arch)
     net = dense_network(arch, num_classes, input_size)
     plan = []
     if rank != 0:

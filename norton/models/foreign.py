@@ -11,12 +11,28 @@ from torch import nn
 from norton.errors import InputError
 from norton.tracing import guess_input_size, on_meta
 
+OPEN = "torchvision.models."  # constructors that anybody may name
+_TOLD: set[str] = set()  # the others that were named in this process, rather than read in a file
 PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 def is_path(arch: str) -> bool:
     """Whether the name of a network is the path of a constructor, such as `torchvision.models.resnet18`."""
     return "." in arch
+
+
+def tell(path: str) -> None:
+    """Someone names this constructor, so that files that name it may be loaded too."""
+    _TOLD.add(path)
+
+
+def check_told(path: str, file: object) -> None:
+    """Raise InputError for a constructor that nobody but a file has named: to load it would run that code."""
+    if not path.startswith(OPEN) and path not in _TOLD:
+        raise InputError(
+            f"{file}: its network is made by {path}, which loading would import and call; if that is code you would "
+            f"run, say so with arch={path!r}, from the shell model.arch={path}"
+        )
 
 
 def constructor(path: str) -> Callable[..., nn.Module]:
