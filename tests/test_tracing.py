@@ -542,9 +542,9 @@ def test_a_file_that_names_what_is_not_there(tmp_path):
 
 def test_a_file_alone_runs_no_code(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
-        "import pathlib, torch\n"
+        "import pathlib\nfrom torch import nn\n"
         f"pathlib.Path({str(tmp_path / 'ran')!r}).touch()\n"
-        "def net(): return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(2704, 2))\n"
+        "def net(): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(2704, 2))\n"
     )
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 26 * 26, 2))
     net.arch, net.num_classes, net.input_size = "mine.net", None, (3, 28, 28)
