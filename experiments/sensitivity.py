@@ -57,13 +57,12 @@ def run(cfg: DictConfig) -> None:
     found = measure_all(net, trials, cfg, data, images, labels, folder / "trials.json")
 
     title = f"{net.arch} on {data.name}, {cfg.split}: one layer compressed at a time"
-    tables = {kind: table(found, kind) for kind in KINDS if any(trial.kind == kind for trial in trials)}
+    rows = table(found)
     write_json(folder / "metrics.json", summary(net, data, cfg, found))
     write_whole(folder / "sensitivity.csv", as_csv(found))
     picture(folder / "picture.png", found, title)
-    report.write_table(folder / "table.md", [row for rows in tables.values() for row in rows])
-    for kind, rows in tables.items():
-        report.print_table(rows, f"{title}: top-1 points lost by {kind}")
+    report.write_table(folder / "table.md", rows)
+    report.print_table(rows, f"{title}, top-1 points lost")
     print(f"dense top-1 {found['dense']['top1']:.2f}% of {len(images)} images")
     print(f"written to {folder}/: config.yaml, metrics.json, sensitivity.csv, table.md, picture.png")
 
@@ -111,7 +110,7 @@ def measure_all(
     net: nn.Module, trials: Sequence[Trial], cfg: DictConfig, data, images: Tensor, labels: Tensor, path: Path
 ) -> dict[str, Any]:
     """{"dense": result, trial's key: result}; what an earlier start has measured is taken from `path`."""
-    found = json.loads(path.read_text()) if path.exists() else {}
+    found = measured_before(path)
     outputs = logits(net, images)
     cost = norton.complexity(net, data.input_size)
     found["dense"] = {"top1": top1(outputs, labels), "macs": cost.macs, "params": cost.params}
@@ -132,6 +131,14 @@ def measure_all(
         write_json(path, found)
     keys = ["dense", *(trial.key for trial in trials)]
     return {key: found[key] for key in keys}
+
+
+def measured_before(path: Path) -> dict[str, Any]:
+    """The results of an earlier start.  Raises InputError where the file is damaged."""
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        raise norton.InputError(f"{path} is damaged; remove it, and all is measured again") from None
 
 
 def compressed(net: nn.Module, trial: Trial, cfg: DictConfig, data) -> nn.Module:
@@ -171,14 +178,17 @@ def values_of(found: Mapping[str, Any], kind: str) -> tuple[list[str], list[Any]
     return list(dict.fromkeys(one["layer"] for one in mine)), list(values.values())
 
 
-def table(found: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
-    """A row per layer with the top-1 points lost at each value."""
-    layers, values = values_of(found, kind)
-    rows = []
-    for layer in layers:
-        lost = {f"{kind} {value}": found.get(Trial(kind, value, layer).key, {}).get("top1_lost") for value in values}
-        rows.append({f"layer ({KINDS[kind]})": layer, **lost})
-    return rows
+def table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row per layer with the top-1 points lost at each rank and rate; None where it was not tried."""
+    settings = [(kind, value) for kind in KINDS for value in values_of(found, kind)[1]]
+    layers = dict.fromkeys(layer for kind in KINDS for layer in values_of(found, kind)[0])
+    return [
+        {
+            "layer": layer,
+            **{f"{k} {v}": found.get(Trial(k, v, layer).key, {}).get("top1_lost") for k, v in settings},
+        }
+        for layer in layers
+    ]
 
 
 def summary(net: nn.Module, data, cfg: DictConfig, found: Mapping[str, Any]) -> dict[str, Any]:

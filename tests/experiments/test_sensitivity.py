@@ -60,6 +60,11 @@ def test_numbers_files_and_resuming(measured, sensitivity, monkeypatch):
     rows = list(csv.DictReader((folder / "sensitivity.csv").open()))
     assert [(row["kind"], row["layer"]) for row in rows] == [(key[0], key[2]) for key in trials]
 
+    head, _, *lines = (folder / "table.md").read_text().splitlines()
+    assert head == "| layer | rank 1 | rank 9 | rate 0.5 |"
+    assert [line.split(" | ")[0].strip("| ") for line in lines] == blocks
+    assert lines[-1].split(" | ")[-1].strip(" |") == f"{trials['rate', 0.5, 'layer3.8.conv1']['top1_lost']:.2f}"
+
     done = json.loads((folder / "trials.json").read_text())
     marked = done["rank 9 layer1.0.conv1"]["top1"] = -1.0  # what is there is not measured again
     del done["rank 1 layer1.0.conv1"]
