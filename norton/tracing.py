@@ -171,9 +171,10 @@ def trace(net: nn.Module) -> fx.Graph:
     except Exception as error:  # whatever the network's own code raises when it meets a symbolic tensor
         place = _line_of(error) or "its forward pass"
         layer = f"layer {tracer.where}, " if tracer.where else ""
+        mode = "" if net.training else " in evaluation mode"
         raise InputError(
-            f"{type(net).__name__} cannot be traced: {layer}{place}: {_first_line(error)}; make its forward pass free "
-            f"of decisions about values and assignments into tensors, {HOW_TO_DECLARE}"
+            f"{type(net).__name__} cannot be traced{mode}: {layer}{place}: {_first_line(error)}; make its forward pass "
+            f"free of decisions about values and assignments into tensors, {HOW_TO_DECLARE}"
         ) from None
 
 

@@ -143,7 +143,7 @@ def dead_outputs(net, wiring, keep, x):
 
     Of the wiring it asks only which filters go: where their channels lead, the network itself shows.
     """
-    net = copy.deepcopy(net)
+    net = linear_norms(net)
     for axis, kept in keep.items():
         for name in wiring.writers[axis]:
             layer = net.get_submodule(name)
@@ -164,7 +164,7 @@ def check_exact(net, wiring, small, keep, x=None):
     assert y.shape == expected.shape
     assert expected.std() > 1e-3
     torch.testing.assert_close(y, expected, rtol=0, atol=tolerance * expected.abs().max().item())
-    dead = dead_outputs(linear_norms(net), wiring, keep, x)
+    dead = dead_outputs(net, wiring, keep, x)
     with torch.no_grad():
         y = linear_norms(small)(x)
     assert dead.std() > 1e-3
@@ -635,7 +635,7 @@ def test_the_oracles_see_a_wrong_offset():
     x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     with pytest.raises(AssertionError):
         check_exact(net, wiring, small, wrong, x)
-    net, small = linear_norms(net), linear_norms(small)
+    small = linear_norms(small)
     assert torch.allclose(small(x), dead_outputs(net, wiring, keep, x))
     assert not torch.allclose(small(x), dead_outputs(net, wiring, wrong, x))
 
@@ -674,6 +674,10 @@ def test_one_number_prunes_declared_networks(arch):
 
 
 # What people get wrong
+
+
+def plain(m, x):
+    return m.fc(m.b(m.a(x).relu()).mean([2, 3]))
 
 
 def decides(m, x):
@@ -749,6 +753,12 @@ class Shifting(Mine):
     def forward(self, x):
         return self.fc(self.a(x - self.mean + torch.ones(3, 1, 1)).mean([2, 3]))
 """
+
+
+def test_the_mode_that_cannot_be_traced():
+    net = Net(lambda m, x: plain(m, x) if m.training else decides(m, x), **layers())
+    with pytest.raises(norton.InputError, match=r"cannot be traced in evaluation mode: .*y\.sum\(\) > 0"):
+        norton.prune(net, 0.3, criterion="l2")
 
 
 def test_networks_of_ones_own(tmp_path, monkeypatch):
