@@ -49,13 +49,13 @@ def trace_wiring(net: nn.Module, example: Example | None = None) -> Wiring:
 
     Raises InputError, naming the place, for a network that torch.fx cannot trace or that takes no image of that size.
     """
-    copied, walk, candidates, traced = on_meta(net), _Walk(net), sizes(net, example), []
+    copied, walk, candidates, known = on_meta(net), _Walk(net), sizes(net, example), None
     for training in (True, False):
-        graph = fx.GraphModule(copied, trace(copied.train(training)), type(net).__name__)
-        if str(graph.graph) not in traced:
-            size, _ = _run_at_some_size(graph, candidates)
-            walk.follow(graph.graph)
-            candidates, traced = [size], [str(graph.graph)]
+        graph = trace(copied.train(training))
+        if str(graph) != known:
+            size, _ = _run_at_some_size(fx.GraphModule(copied, graph, type(net).__name__), candidates)
+            walk.follow(graph)
+            candidates, known = [size], str(graph)
     return walk.finished()
 
 
