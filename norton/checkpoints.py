@@ -17,7 +17,7 @@ from norton.files import write_whole
 from norton.models import NETWORKS, build, dense_network
 from norton.models.foreign import check_told, is_path, tell
 from norton.plan import apply_plan_, plan_of
-from norton.tracing import wiring_of
+from norton.tracing import stated_size, wiring_of
 
 FORMAT = 1
 
@@ -35,9 +35,9 @@ def save(
     A network from elsewhere than `norton.build` can be saved too; `load` then needs its dense form.  Of one that
     `norton.build` made by the path of a constructor the file holds the path.
     """
-    size = getattr(net, "input_size", None)
+    size = stated_size(net)
     about = {"arch": getattr(net, "arch", None), "num_classes": getattr(net, "num_classes", None)}
-    about |= {"input_size": None if size is None else list(map(int, size))}
+    about |= {"input_size": None if size is None else list(size)}
     return write(net, path, about, metrics, lineage)
 
 

@@ -12,6 +12,7 @@ from norton.decomposition.cp import set_form_
 from norton.decomposition.methods import is_decomposed
 from norton.errors import InputError
 from norton.registry import Registry
+from norton.tracing import stated_size
 
 CONVENTIONS = Registry("counting convention")  # name → thop's custom_ops: layer type → hook
 
@@ -51,7 +52,7 @@ def complexity(
     modules), `macs` (convolutions and linear layers alone), `thop` (that package as it is).
     """
     hooks = CONVENTIONS[convention]
-    size = input_size or getattr(net, "input_size", None)
+    size = input_size or stated_size(net)
     if size is None:
         raise InputError(f"{type(net).__name__} states no input size; pass input_size=(channels, height, width)")
     # thop leaves buffers behind, and sees the published form of a decomposed layer alone.

@@ -8,6 +8,7 @@ gradients, and its groups would have to be translated into ours, which recorded 
 
 import copy
 import math
+import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -44,37 +45,85 @@ def trace_wiring(net: nn.Module, example: Example | None = None) -> Wiring:
 
     example: an input (N, channels, height, width) or its size (channels, height, width); by default the network's
     `input_size`, else the first of some usual sizes that the network takes.  The network is traced in training mode,
-    with its auxiliary heads, and is not changed; nothing is computed.
+    with its auxiliary heads, and in evaluation mode where that differs; it is not changed, and nothing is computed.
 
     Raises InputError, naming the place, for a network that torch.fx cannot trace or that takes no image of that size.
     """
-    copied = on_meta(net).train()
-    graph = _trace(copied)
-    _run_at_some_size(graph, sizes(net, example))
-    return _Walk(net, graph).wiring
+    copied, walk, candidates, known = on_meta(net), _Walk(net), sizes(net, example), None
+    for training in (True, False):
+        graph = trace(copied.train(training))
+        if str(graph) != known:
+            size, _ = _run_at_some_size(fx.GraphModule(copied, graph, type(net).__name__), candidates)
+            walk.follow(graph)
+            candidates, known = [size], str(graph)
+    return walk.finished()
 
 
 def sizes(net: nn.Module, example: Example | None = None) -> list[tuple[int, ...]]:
-    """The input sizes (channels, height, width) to try."""
+    """The input sizes (channels, height, width) to try.  Raises InputError for an example that is none."""
     if isinstance(example, Tensor):
         return [tuple(example.shape[1:])]
-    if example is not None or hasattr(net, "input_size"):
-        return [tuple(net.input_size if example is None else example)]
+    if example is not None:
+        if not _is_size(example):
+            raise InputError(f"example is {example!r}; give an input, or its size (channels, height, width)")
+        return [tuple(example)]
+    stated = stated_size(net)
+    if stated and len(stated) == 3:
+        return [stated]
     convolutions = (layer for layer in net.modules() if isinstance(layer, nn.Conv2d) or is_decomposed(layer))
     channels = next((layer.in_channels for layer in convolutions if hasattr(layer, "in_channels")), 3)
-    return [(channels, side, side) for side in SIDES]
+    usual = [(channels, side, side) for side in SIDES]
+    return [stated, *usual] if stated else usual  # which may be that of other data, or two sides
 
 
-def guess_input_size(net: nn.Module) -> tuple[int, ...]:
-    """The first of some usual sizes that a network takes.  Raises InputError if there is none."""
-    copied = on_meta(net).train()
-    return _run_at_some_size(copied, sizes(net))
+def stated_size(net: nn.Module) -> tuple[int, ...] | None:
+    """A network's `input_size`, unless it means something else by that name, such as the side of an image."""
+    size = getattr(net, "input_size", None)
+    return tuple(size) if _is_size(size) else None
+
+
+def _is_size(size: Any) -> bool:
+    return isinstance(size, Sequence) and len(size) > 0 and all(type(n) is int and n > 0 for n in size)
+
+
+def run_on_meta(net: nn.Module, training: bool) -> tuple[tuple[int, ...], Any]:
+    """The first of `sizes` that a network takes in training or evaluation mode, and what it returns, without values.
+
+    Raises InputError if it takes none of them.
+    """
+    copied, candidates = on_meta(net).train(training), sizes(net)
+    try:
+        return _run_at_some_size(copied, candidates)
+    except InputError as error:
+        try:  # a graph also holds tensors that are neither parameters nor buffers, and so not on the meta device
+            graph = fx.GraphModule(copied, trace(copied), type(net).__name__)
+        except InputError:
+            raise error from None
+        return _run_at_some_size(graph, candidates)
 
 
 def on_meta(net: nn.Module) -> nn.Module:
-    """A copy of a network without values, made without copying them."""
+    """A copy of a network without values, made without copying them.
+
+    Raises InputError for a network that torch cannot copy, as the older `torch.nn.utils.weight_norm` makes them.
+    """
     memo = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in net.parameters()}
-    return copy.deepcopy(net, memo | {id(b): b.detach().to("meta") for b in net.buffers()})
+    try:
+        return copy.deepcopy(net, memo | {id(b): b.detach().to("meta") for b in net.buffers()})
+    except RuntimeError as error:
+        computed = [
+            f"{name}.{key}" if name else key
+            for name, layer in net.named_modules()
+            for key, value in vars(layer).items()
+            if isinstance(value, Tensor) and not value.is_leaf
+        ]
+        if not computed:
+            raise
+        raise InputError(
+            f"{computed[0]} is computed from other tensors, so that torch cannot copy the network "
+            f"({_first_line(error)[:60]}...); use torch.nn.utils.parametrizations, or make it a parameter (for "
+            "torch.nn.utils.weight_norm: torch.nn.utils.remove_weight_norm)"
+        ) from None
 
 
 # Recording the forward pass
@@ -85,6 +134,7 @@ ELEMENTWISE = (
     *(nn.Tanhshrink, nn.Threshold, nn.RReLU, nn.Identity),
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
 )
+SPATIAL = ("pooling", "padding", "upsampling")  # modules of torch.nn
 BATCH_NORMS = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
@@ -95,6 +145,7 @@ class _Tracer(fx.Tracer):
     """fx's tracer, with decomposed layers as leaves; `where`: the module in which it failed."""
 
     where: str | None = None
+    proxy_buffer_attributes = True  # what is computed of a buffer is recorded, rather than a constant
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return is_decomposed(module) or super().is_leaf_module(module, name)
@@ -107,20 +158,31 @@ class _Tracer(fx.Tracer):
             raise
 
 
-def _trace(net: nn.Module) -> fx.GraphModule:
+def trace(net: nn.Module) -> fx.Graph:
+    """The operations of a network's forward pass, in the mode that it is in, with decomposed layers as one each.
+
+    Raises InputError, naming the place, for a network that torch.fx cannot trace.
+    """
     if isinstance(net, nn.Conv2d | nn.Linear) or is_decomposed(net):
         raise InputError(f"the network is one {type(net).__name__}, whose channels are its input and output")
     tracer = _Tracer()
     try:
-        return fx.GraphModule(net, tracer.trace(net), type(net).__name__)
+        return tracer.trace(net)
     except Exception as error:  # whatever the network's own code raises when it meets a symbolic tensor
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if "torch/fx" not in f.filename]
-        place = f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else "its forward pass"
+        place = _line_of(error) or "its forward pass"
         layer = f"layer {tracer.where}, " if tracer.where else ""
+        mode = "" if net.training else " in evaluation mode"
         raise InputError(
-            f"{type(net).__name__} cannot be traced: {layer}{place}: {_first_line(error)}; make its forward pass free "
-            f"of decisions about values and assignments into tensors, {HOW_TO_DECLARE}"
+            f"{type(net).__name__} cannot be traced{mode}: {layer}{place}: {_first_line(error)}; make its forward pass "
+            f"free of decisions about values and assignments into tensors, {HOW_TO_DECLARE}"
         ) from None
+
+
+def _line_of(error: Exception) -> str:
+    """Where in the network's code an error arose, for people: the innermost line that is not torch's or ours."""
+    ours = (os.path.join(os.path.dirname(torch.__file__), ""), __file__)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
+    return f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
 
 
 class _Shapes(fx.Interpreter):
@@ -134,6 +196,10 @@ class _Shapes(fx.Interpreter):
             raise
         return node.meta["value"]
 
+    def get_attr(self, target: str, args: tuple, kwargs: dict) -> Any:
+        value = super().get_attr(target, args, kwargs)
+        return value.to("meta") if isinstance(value, Tensor) else value  # a constant, or an attribute
+
     def call_module(self, target: str, args: tuple, kwargs: dict) -> Any:
         # Shapes pass through these, and torch takes milliseconds for a BatchNorm without values.
         if isinstance(self.fetch_attr(target), (*BATCH_NORMS, *ELEMENTWISE)) and args:
@@ -142,24 +208,25 @@ class _Shapes(fx.Interpreter):
 
 
 @torch.no_grad()
-def _run_at_some_size(net: nn.Module, candidates: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """Run a network on meta tensors of the first size that it takes, which is returned."""
+def _run_at_some_size(net: nn.Module, candidates: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], Any]:
+    """Run a network on meta tensors of the first size that it takes; returns that size, and what came out."""
     dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), None)
     problems = []
     for size in candidates:
         images = torch.empty(2, *size, device="meta", dtype=dtype)  # BatchNorm in training asks for two
         runner = _Shapes(net) if isinstance(net, fx.GraphModule) else net
         try:
-            runner.run(images) if isinstance(runner, _Shapes) else runner(images)
-            return size
+            with torch.device("meta"):  # for tensors that a forward pass makes
+                return size, runner.run(images) if isinstance(runner, _Shapes) else runner(images)
         except Exception as error:  # whatever the network's own code raises
             failed = getattr(runner, "failed", None)
-            place = f" at {_place(failed)}" if isinstance(failed, fx.Node) else ""
-            problems.append(f"{place}: {_first_line(error)}")
+            place = _place(failed) if isinstance(failed, fx.Node) else _line_of(error)
+            problems.append(f"{f' at {place}' if place else ''}: {_first_line(error)}")
     tried = ", ".join("×".join(map(str, size)) for size in candidates)
+    decided = "" if isinstance(net, fx.GraphModule) else ", make its forward pass free of decisions about values"
     raise InputError(
         f"{net._get_name()} takes no input of size {tried}; it fails{problems[0]}; pass example=, an input or its "
-        f"size (channels, height, width), {HOW_TO_DECLARE}"
+        f"size (channels, height, width){decided}, {HOW_TO_DECLARE}"
     )
 
 
@@ -200,20 +267,34 @@ def handles(names: str) -> Callable:
 
 
 class _Walk:
-    """Follows channels through a graph; `wiring` is what it found."""
+    """Follows channels through graphs of one network; `wiring` is what it found."""
 
-    def __init__(self, net: nn.Module, graph: fx.GraphModule):
+    def __init__(self, net: nn.Module):
         self.net, self.wiring = net, Wiring(net)
         self.laid: dict[fx.Node, Laid | None] = {}  # None: no channels, or none that can be followed
         self.counts: dict[fx.Node, Channels] = {}  # numbers → the channels whose number they depend on
-        self.shapes: dict[fx.Node, tuple[Laid, int]] = {}  # whole shapes → whose, and of how many dimensions
-        self.borrowed: dict[str, fx.Node] = {}  # layer → where a parameter of it is taken
-        self.shared = _sharing(net)
-        self.bound = {f"{name}.{parameter}" for name, parameter in _parameters(net) if name in self.shared}
-        self.bound |= {f"{name}.{parameter}" for name, parameter in _parameters(net) if _is_torchs(net, name)}
-        for node in graph.graph.nodes:
-            self.laid[node] = getattr(self, node.op)(node)
-        self._freeze_shared()
+        self.shapes: dict[fx.Node, tuple[Laid, range]] = {}  # shapes → whose, and of which dimensions
+        self.own = _own_tensors(net)
+        self.scales: set[tuple[fx.Node, fx.Node]] = set()  # (tensor of `own`, what takes it channel by channel)
+        self.whole = {name: f"{name}: it shares a parameter with another layer" for name in sorted(_sharing(net))}
+
+    def follow(self, graph: fx.Graph) -> None:
+        """Walk over a graph whose nodes hold what they compute."""
+        for node in graph.nodes:
+            try:
+                self.laid[node] = getattr(self, node.op)(node)
+            except Exception:  # arguments in a form that nobody thought of
+                self.laid[node] = self.unknown(node)
+        for node in graph.nodes:
+            others = [user for user in node.users if (node, user) not in self.scales]
+            if node.op == "get_attr" and self.laid[node] is None and others:
+                self.whole.setdefault(str(node.target), f"{_place(others[0])}: it reads {node.target} in another way")
+
+    def finished(self) -> Wiring:
+        """The wiring, with what must stay whole wherever it was met."""
+        for name, reason in self.whole.items():
+            self.wiring.freeze_layer(name, reason)
+        return self.wiring
 
     # The kinds of nodes
 
@@ -221,8 +302,16 @@ class _Walk:
         value = node.meta["value"]
         return Laid(self.wiring.input(value.shape[1]), 1) if isinstance(value, Tensor) and value.dim() > 1 else None
 
-    def get_attr(self, node: fx.Node) -> None:
-        self.borrowed.setdefault(str(node.target).rpartition(".")[0], node)
+    def get_attr(self, node: fx.Node) -> Laid | None:
+        """A parameter or buffer outside of layers may have an entry per channel: then it is cut with them."""
+        name, value = str(node.target), node.meta["value"]
+        layer = name.rpartition(".")[0]
+        self.whole.setdefault(layer, f"{_place(node)}: it takes a parameter of {layer}")
+        long = [dim for dim, size in enumerate(value.shape) if size > 1] if name in self.own else []
+        if len(long) != 1:
+            return None  # which dimension has the channels, if any, shows what it meets: see `_combine_with_other`
+        channels = self.wiring.unwritten(value.shape[long[0]])
+        return self._declared(node, Laid(channels, long[0]), self.wiring.parameter, name, channels, long[0])
 
     def output(self, node: fx.Node) -> None:
         for laid in self._arguments(node):
@@ -249,7 +338,7 @@ class _Walk:
             return self._apply(node, _Walk.keep)
         if isinstance(layer, nn.Flatten):
             return self._apply(node, _Walk.flatten)
-        if type(layer).__module__ == "torch.nn.modules.pooling":
+        if type(layer).__module__.startswith(tuple(f"torch.nn.modules.{kind}" for kind in SPATIAL)):
             return self._apply(node, _Walk.spatial)
         if isinstance(layer, nn.LayerNorm):
             return self._apply(node, _Walk.layer_norm)
@@ -271,7 +360,9 @@ class _Walk:
             self.counts[node] = self._counted(node)
             return None
         moved = any(laid.shifted for laid in self._arguments(node))
-        if handler is None or not isinstance(value, Tensor) or (moved and handler is not _Walk.combine):
+        joins = handler in (_Walk.combine, _Walk.cat, _Walk.expand_as)
+        several = sum(isinstance(arg.meta["value"], Tensor) for arg in node.all_input_nodes) > 1 and not joins
+        if handler is None or several or not isinstance(value, Tensor) or (moved and handler is not _Walk.combine):
             return self.unknown(node)
         if handler is not _Walk.reshape:
             self._freeze_counts(node, node.all_input_nodes)
@@ -280,9 +371,12 @@ class _Walk:
     def _counted(self, node: fx.Node) -> Channels:
         """The channels whose number a node without tensor depends on."""
         name, arguments = _name(node), node.args
-        if name == "getitem" and isinstance(arguments[0], fx.Node) and (shape := self.shapes.get(arguments[0])):
-            picked = range(shape[1])[arguments[1]] if isinstance(arguments[1], int | slice) else [shape[0].dim]
-            return shape[0].channels if shape[0].dim in ([picked] if isinstance(picked, int) else picked) else ()
+        shape = self.shapes.get(arguments[0]) if name == "getitem" and isinstance(arguments[0], fx.Node) else None
+        if shape and isinstance(arguments[1], int | slice):
+            picked = shape[1][arguments[1]]
+            if isinstance(picked, range):
+                self.shapes[node] = (shape[0], picked)
+            return shape[0].channels if shape[0].dim in (picked if isinstance(picked, range) else [picked]) else ()
         x = self._input(node)
         if x is None:
             return tuple(span for arg in node.all_input_nodes for span in self.counts.get(arg, ()))
@@ -290,7 +384,7 @@ class _Walk:
         if name == "size" and len(arguments) == 2 and isinstance(arguments[1], int):
             return x.channels if arguments[1] % dims == x.dim else ()
         if name == "size" or (name == "getattr" and arguments[1] == "shape"):
-            self.shapes[node] = (x, dims)
+            self.shapes[node] = (x, range(dims))
         return () if name in ("dim", "ndimension", "is_floating_point") else x.channels
 
     def _freeze_counts(self, node: fx.Node, counts: Sequence[Any]) -> None:
@@ -303,6 +397,11 @@ class _Walk:
 
     def unknown(self, node: fx.Node, reason: str = "tracing does not follow it") -> None:
         """An operation after which channels cannot be told apart, or could not be removed."""
+        self._freeze_arguments(node, reason)
+        if node.op == "call_module":  # which may also stand where it can be followed
+            self.whole.setdefault(node.target, f"{_place(node)}: {reason}")
+
+    def _freeze_arguments(self, node: fx.Node, reason: str) -> None:
         for laid in self._arguments(node):
             self.wiring.freeze(laid.channels, f"{_place(node)}: {reason}")
         self._freeze_counts(node, node.all_input_nodes)
@@ -314,7 +413,7 @@ class _Walk:
         feature_dropout feature_alpha_dropout stochastic_depth""")
     def keep(self, node: fx.Node) -> Laid | None:
         """Each channel for itself, at its place."""
-        return self._input(node) if len(self._arguments(node)) < 2 else self.unknown(node)
+        return self._input(node)
 
     @handles("""max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
         adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool2d
@@ -345,11 +444,11 @@ class _Walk:
             return None
         dim = x.dim - a.dim()  # counted from the end, as broadcasting does
         result = Laid(x.channels, node.meta["value"].dim() + dim, x.shifted)
-        size = b.shape[dim] if -dim <= b.dim() else 1
+        size = _size(b, dim)
         if y is None:
-            return self._combine_with_other(node, result, tensors[1], dim, size)
+            return self._combine_with_other(node, result, tensors[1], dim, a.shape[dim])
         if y.dim - b.dim() != dim or a.shape[dim] != size:
-            return self.unknown(node, "it lets channels meet that stand in other dimensions, or another number of them")
+            return self._broadcast(node, tensors if size == 1 else tensors[::-1])
         if not x.shifted and not y.shifted:
             return self._declared(node, result, self.wiring.add, x.channels, y.channels)
         moved, y = (x, y) if x.shifted else (y, x)
@@ -359,19 +458,28 @@ class _Walk:
             node, result._replace(channels=y.channels, shifted=False), self.wiring.shift, moved.channels, y.channels
         )
 
-    def _combine_with_other(self, node: fx.Node, x: Laid, other: fx.Node, dim: int, size: int) -> Laid | None:
-        """Channels with a tensor that has none: a parameter with an entry per channel, or the same for all.
+    def _broadcast(self, node: fx.Node, tensors: Sequence[fx.Node]) -> Laid | None:
+        """Channels with a tensor that is the same for all of them, and whose own channels then stay whole."""
+        (a, b), (x, y) = (tensor.meta["value"] for tensor in tensors), (self.laid[tensor] for tensor in tensors)
+        if x.shifted or y.shifted or _size(b, x.dim - a.dim()) != 1:
+            return self.unknown(node, "it lets channels meet that stand in other dimensions, or another number of them")
+        self.wiring.freeze(y.channels, f"{_place(node)}: it meets other channels, one with all")
+        return Laid(x.channels, node.meta["value"].dim() + x.dim - a.dim())
 
-        dim, size: of the other tensor where it meets the channels.
+    def _combine_with_other(self, node: fx.Node, x: Laid, other: fx.Node, dim: int, size: int) -> Laid | None:
+        """Channels with a tensor in which none are known: a parameter with an entry per channel, or the same for all.
+
+        dim: where they meet, from the end.  size: the number of channels.
         """
+        value = other.meta["value"]
         if x.shifted:
             return self.unknown(node)
-        if size == 1:
+        if _size(value, dim) == 1:
             return x
-        if other.op != "get_attr" or str(other.target) in self.bound:
+        if str(other.target) not in self.own or other.op != "get_attr" or _size(value, dim) != size:
             return self.unknown(node, "its other side has channels that cannot be followed")
-        own = other.meta["value"].dim() + dim
-        return self._declared(node, x, self.wiring.parameter, str(other.target), x.channels, own)
+        self.scales.add((other, node))
+        return self._declared(node, x, self.wiring.parameter, str(other.target), x.channels, value.dim() + dim)
 
     @handles("cat concat concatenate")
     def cat(self, node: fx.Node) -> Laid | None:
@@ -409,6 +517,7 @@ class _Walk:
             normalised = self.net.get_submodule(node.target).normalized_shape
         else:
             normalised = node.args[1] if len(node.args) > 1 else node.kwargs["normalized_shape"]
+            normalised = fx.node.map_arg(normalised, lambda size: size.meta["value"])
         if x is None or x.dim < self._value(node).dim() - len(normalised):
             return x
         self.unknown(node, "it normalises over all channels, so that removing one changes the others")
@@ -485,15 +594,20 @@ class _Walk:
 
     @handles("getitem")
     def getitem(self, node: fx.Node) -> Laid | None:
-        """Slices of rows and columns."""
+        """Slices and single ones of rows and columns, and new dimensions."""
         x, index = self._input(node), node.args[1]
         if x is None:
             return None
-        index = index if isinstance(index, tuple) else (index,)
-        if not all(isinstance(part, slice) for part in index):
+        index = list(index) if isinstance(index, tuple) else [index]
+        if not all(part is None or part is ... or type(part) in (int, slice) for part in index):
             return self.unknown(node)
-        own = index[x.dim] if x.dim < len(index) else slice(None)
-        return x if own == slice(None) else self.unknown(node, "it takes some of the channels by their position")
+        rest = [slice(None)] * (self._value(node).dim() - sum(part is not None and part is not ... for part in index))
+        place = next((at for at, part in enumerate(index) if part is ...), len(index))
+        index[place : place + 1] = rest
+        own = [at for at, part in enumerate(index) if part is not None][x.dim]  # where the index has the channels
+        if index[own] != slice(None):
+            return self.unknown(node, "it takes some of the channels by their position")
+        return Laid(x.channels, sum(type(part) is not int for part in index[:own]))
 
     # What layers do with channels
 
@@ -503,13 +617,12 @@ class _Walk:
         linear = hasattr(layer, "out_features")
         dim = value.dim() - 1 if linear else 1
         if x is not None and (x.shifted or x.dim != dim):
-            x = self.unknown(node, "it reads them in another dimension")
+            x = self._freeze_arguments(node, "it reads them in another dimension")
         read = x.channels if x else self.wiring.input(value.shape[dim])
         try:
             self.wiring.layer(name, read)
         except ValueError as error:
             self.unknown(node, str(error))
-            self.wiring.freeze_layer(name, f"{name}: {error}")
         return Laid(self.wiring.written(name), dim)
 
     def _declared(self, node: fx.Node, x: Laid, declare: Callable, *arguments) -> Laid:
@@ -518,14 +631,10 @@ class _Walk:
             declare(*arguments)
         except ValueError as error:
             self.unknown(node, str(error))
+            self.wiring.freeze(x.channels, f"{_place(node)}: {error}")
+            if isinstance(arguments[0], str):  # what the layer or parameter met before stays whole, too
+                self.whole.setdefault(arguments[0], f"{_place(node)}: {error}")
         return x
-
-    def _freeze_shared(self) -> None:
-        """Layers whose weights other layers share, or that are read from outside of them, stay whole."""
-        for name in sorted(self.shared):
-            self.wiring.freeze_layer(name, f"{name}: it shares a parameter with another layer")
-        for name, node in self.borrowed.items():
-            self.wiring.freeze_layer(name, f"{_place(node)}: it takes a parameter of {name}")
 
     # What nodes hold
 
@@ -571,6 +680,21 @@ def _sharing(net: nn.Module) -> set[str]:
     for name, key in _parameters(net):
         owners.setdefault(id(net.get_submodule(name)._parameters[key]), set()).add(name)
     return set().union(*(names for names in owners.values() if len(names) > 1))
+
+
+def _own_tensors(net: nn.Module) -> set[str]:
+    """Parameters and buffers outside of torch's own layers, known by one name only: those that may be cut by it."""
+    names: dict[int, list[str]] = {}
+    for path, layer in net.named_modules():
+        for key, tensor in [*layer._parameters.items(), *layer._buffers.items()]:
+            names.setdefault(id(tensor), []).append(f"{path}.{key}" if path else key)
+    alone = {known[0] for known in names.values() if len(known) == 1}
+    return {name for name in alone if not _is_torchs(net, name.rpartition(".")[0])}
+
+
+def _size(tensor: Tensor, dim: int) -> int:
+    """The size of a dimension counted from the end, as broadcasting sees it."""
+    return tensor.shape[dim] if -dim <= tensor.dim() else 1
 
 
 def _is_torchs(net: nn.Module, name: str) -> bool:

@@ -57,6 +57,10 @@ class Wiring:
         self.freeze(x, "it depends on the network's input, or on channels that cannot be followed")
         return x
 
+    def unwritten(self, channels: int) -> Channels:
+        """Channels that no layer writes: the entries of a parameter, until they meet those of a layer."""
+        return (Span(self._new_axis(channels)),)
+
     def layer(self, name: str, x: Channels) -> Channels:
         """A convolution or linear layer: reads x and writes an axis of its own.
 
@@ -94,7 +98,9 @@ class Wiring:
 
     def parameter(self, name: str, x: Channels, dim: int) -> Channels:
         """A parameter or buffer outside of layers that has one entry per channel along `dim`."""
-        for known, before, _ in self.parameters:
+        for known, before, along in self.parameters:
+            if known == name and along != dim:
+                raise ValueError(f"{name} has channels along dimension {along} elsewhere, and here along {dim}")
             if known == name:
                 return self.add(before, x)
         self.parameters.append((name, x, dim))
@@ -127,7 +133,8 @@ class Wiring:
         edge = self._only_axis(x), self._only_axis(y)
         if any(self.resolved(channels)[0].repeat != 1 for channels in (x, y)):
             raise ValueError("flattened or grouped channels cannot be shifted")
-        self._shifts.append(edge)
+        if edge not in self.shifts:
+            self._shifts.append(edge)
         return y
 
     @staticmethod
@@ -150,8 +157,9 @@ class Wiring:
             self._frozen.setdefault(span.axis, reason)
 
     def freeze_layer(self, name: str, reason: str) -> None:
-        """Keep all that a layer reads, passes and writes."""
-        for known, x in [*self.reads, *self.passes, *self._written.items()]:
+        """Keep all that a layer reads, passes and writes, or all entries of a parameter outside of layers."""
+        parameters = [(known, x) for known, x, _ in self.parameters]
+        for known, x in [*self.reads, *self.passes, *self._written.items(), *parameters]:
             if known == name:
                 self.freeze(x, reason)
 
@@ -223,7 +231,7 @@ class Wiring:
 
     def _merge(self, a: int, b: int, units: int) -> None:
         """Make one axis of two, of so many units."""
-        first, second = min(a, b), max(a, b)
+        first, second = sorted((a, b), key=lambda axis: (axis not in self.writers, axis))
         self._units[first] = units
         if first != second:
             self._parent[second] = first

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from norton.errors import InputError
-from norton.tracing import guess_input_size, on_meta
+from norton.tracing import run_on_meta
 
 OPEN = "torchvision.models."  # constructors that anybody may name
 _TOLD: set[str] = set()  # the others that were named in this process, rather than read in a file
@@ -73,7 +73,7 @@ def foreign_network(path: str, num_classes: int | None = None, input_size: Seque
         raise InputError(f"{path} makes a {type(net).__name__}, which is no network (torch.nn.Module)")
     if input_size is not None:
         net.input_size = _checked_size(input_size)
-    net.input_size = tuple(guess_input_size(net))
+    net.input_size, _ = run_on_meta(net, training=True)
     classes = _classes(net)
     if num_classes not in (None, classes):
         raise InputError(f"{path} was asked for {num_classes} classes, and its output is of size {classes}")
@@ -96,9 +96,7 @@ def _checked_size(size: Sequence[int]) -> tuple[int, ...]:
     return size
 
 
-@torch.no_grad()
 def _classes(net: nn.Module) -> int | None:
     """The width of what a network returns; None where that is no tensor (N, classes)."""
-    dtype = next((p.dtype for p in net.parameters()), None)
-    output = on_meta(net).eval()(torch.empty(2, *net.input_size, device="meta", dtype=dtype))
+    _, output = run_on_meta(net, training=False)
     return output.shape[1] if isinstance(output, torch.Tensor) and output.dim() == 2 else None
