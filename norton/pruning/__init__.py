@@ -81,10 +81,10 @@ def prune(
     criterion: scores the filters; a name, `{"weighted": {"l2": 0.7, "fpgm": 0.3}}` of normalised scores, or
     `{"intersection": ["l2", "fpgm"]}`: a filter goes only if each would remove it, so fewer go than the rates ask.  A
     distance between factors scores decomposed layers only, dense ones (1×1 convolutions above all) then go by
-    `dense_criterion`, and so do layers without BatchNorm where BatchNorm is the criterion.  filters: layer → those that
-    go, `"105, 8, 9, 11-13"`, for the criterion `index`.  images (N, C, H, W), labels (N,): for criteria that look at
-    data.  seed: of the criterion `random`.  selection: `published` repeats two mistakes of the paper's public code, see
-    `norton.pruning.published`.
+    `dense_criterion`, and so do layers without BatchNorm where BatchNorm is the criterion, and layers that images do
+    not pass where maps are, such as auxiliary heads.  filters: layer → those that go, `"105, 8, 9, 11-13"`, for the
+    criterion `index`.  images (N, C, H, W), labels (N,): for criteria that look at data.  seed: of the criterion
+    `random`.  selection: `published` repeats two mistakes of the paper's public code, see `norton.pruning.published`.
 
     normalisation: of a layer's scores, before layers are compared or tied, see `norton.pruning.normalisation`.  tied:
     how the scores of layers that write to one residual stream, and so keep the same channels, become one: average, sum,
