@@ -32,7 +32,7 @@ def run(cfg: DictConfig) -> None:
         report.print_table(whole, "left whole, and why")
     report.print_table([{"": "network", **steps.cost_row(after, before)}])
     print(f"written to {folder}/: model.pt, config.yaml, metrics.json, table.md, picture.png")
-    print(f"next: python evaluate.py checkpoint={folder}/model.pt")
+    print(f"next: {steps.evaluation(net, folder / 'model.pt')}")
 
 
 if __name__ == "__main__":

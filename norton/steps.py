@@ -20,6 +20,7 @@ from norton.decomposition.methods import is_decomposed, width
 from norton.decomposition.ranks import layer_rules
 from norton.errors import InputError
 from norton.models import build
+from norton.models.foreign import OPEN, is_path
 from norton.names import parse_name, resembles_name
 from norton.pruning import asks_for, check_prune, spared
 from norton.pruning.allocation import read_rates
@@ -322,6 +323,13 @@ def collect_claims(
     if name and abs(found["file"].get("top1", name.top1) - name.top1) > claims.TOLERANCE:
         notes.append("the file and its name claim different accuracies; both are held against what is measured")
     return {source: claim for source, claim in found.items() if claim}, lies, notes, unread
+
+
+def evaluation(net: nn.Module, path: Path) -> str:
+    """The command that evaluates a checkpoint; a constructor of the user's own has to be named again."""
+    arch = getattr(net, "arch", None)
+    named = f" model.arch={arch}" if arch is not None and is_path(arch) and not arch.startswith(OPEN) else ""
+    return f"python evaluate.py checkpoint={path}{named}"
 
 
 def lineage_record(step: str, cfg: DictConfig, keys: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from conftest import REPOSITORY
 from omegaconf import OmegaConf
 
 import norton
-from experiments.sensitivity import Trial, compressed
 from norton.calibration import reestimate_batchnorm_
 from norton.data.datamodule import ClassificationData
 
@@ -98,6 +97,8 @@ def test_bad_input(words, message, tmp_path, sensitivity):
 
 
 def test_ranks_of_narrow_layers_are_clipped():
+    from experiments.sensitivity import Trial, compressed  # not above: the others run the module as a program
+
     method = {"method": "tucker_filter", "skip": None, "seed": 0, "options": {}}
     cfg = OmegaConf.create({"rank": None, "decomposition": method, "calibration": {"batchnorm": False}})
     net = norton.build("resnet_56")
