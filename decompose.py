@@ -30,7 +30,7 @@ def run(cfg: DictConfig) -> None:
     total = {"": "network", "NMSE": f"{metrics['nmse']:.4f}", **steps.cost_row(after, before)}
     report.print_table([total])
     print(f"written to {folder}/: model.pt, config.yaml, metrics.json, table.md, picture.png")
-    print(f"next: python evaluate.py checkpoint={folder}/model.pt")
+    print(f"next: {steps.evaluation(net, folder / 'model.pt')}")
 
 
 if __name__ == "__main__":

@@ -47,9 +47,7 @@ def run(cfg: DictConfig) -> None:
     data = steps.open_data(cfg)
     steps.check_classes(net, data)
     device = steps.device(cfg.device)
-    trials = [*ranked(net, cfg), *rated(net, cfg)]
-    if not trials:
-        raise norton.InputError("nothing to measure: give ranks=[1,2] or rates=[0.25,0.5], or other layers=")
+    trials = chosen([*ranked(net, cfg), *rated(net, cfg)], cfg)
     images, labels = data.labelled(cfg.split, min(cfg.images, len(getattr(data.splits, cfg.split))))
     folder = cli.open_folder(cfg)
     net = net.to(device)
@@ -86,24 +84,40 @@ def ranked(net: nn.Module, cfg: DictConfig) -> list[Trial]:
     """A trial per rank and layer that can be decomposed.  Raises InputError for a rank that does not fit."""
     trials = []
     for rank in steps.plain(cfg.ranks) or []:
-        layers = layer_rules(net, rank, steps.plain(cfg.decomposition.skip), cfg.decomposition.method)
-        trials += [Trial("rank", rank, layer) for layer in chosen(list(layers), cfg)]
+        trials += [Trial("rank", rank, layer) for layer in rules(net, rank, cfg)]
     return trials
+
+
+def rules(net: nn.Module, rank: Any, cfg: DictConfig) -> dict[str, Any]:
+    """Layer → its rank, clipped to what it has room for."""
+    return layer_rules(net, rank, steps.plain(cfg.decomposition.skip), cfg.decomposition.method)
 
 
 def rated(net: nn.Module, cfg: DictConfig) -> list[Trial]:
     """A trial per rate and channel axis that can be pruned, named after the first layer that writes it."""
     wiring = norton.wiring_of(net)
-    layers = chosen([wiring.name(axis) for axis in prunable(wiring)], cfg) if cfg.rates else []
+    layers = [wiring.name(axis) for axis in prunable(wiring)]
     return [Trial("rate", rate, layer) for rate in steps.plain(cfg.rates) or [] for layer in layers]
 
 
-def chosen(layers: Sequence[str], cfg: DictConfig) -> list[str]:
-    """The layers that a pattern of `layers=` matches; null: all."""
-    patterns = steps.plain(cfg.layers)
+def chosen(trials: Sequence[Trial], cfg: DictConfig) -> list[Trial]:
+    """Those of layers that a pattern of `layers=` matches; null: all.
+
+    Raises InputError for a pattern that matches none, and where there is nothing to measure.
+    """
+    patterns, layers = steps.plain(cfg.layers), list(dict.fromkeys(trial.layer for trial in trials))
+    if not trials or patterns == []:
+        raise norton.InputError("nothing to measure: give ranks=[1,2] or rates=[0.25,0.5], or other layers=")
+    for pattern in patterns or []:
+        if not any(fnmatchcase(layer, str(pattern)) for layer in layers):
+            raise norton.InputError(
+                f"layers: pattern {pattern!r} matches none of the {len(layers)} layers to compress: "
+                f"{', '.join(layers[:4])}{', ...' if len(layers) > 4 else ''}; layers that write to one residual "
+                "stream are pruned together, under the name of the first"
+            )
     if patterns is None:
-        return list(layers)
-    return [layer for layer in layers if any(fnmatchcase(layer, pattern) for pattern in patterns)]
+        return list(trials)
+    return [trial for trial in trials if any(fnmatchcase(trial.layer, str(pattern)) for pattern in patterns)]
 
 
 def measure_all(
@@ -145,7 +159,7 @@ def compressed(net: nn.Module, trial: Trial, cfg: DictConfig, data) -> nn.Module
     """The network with one layer decomposed or pruned, BatchNorm re-estimated as configured."""
     cfg = cfg.copy()
     if trial.kind == "rank":
-        cfg.rank = {trial.layer: trial.value}
+        cfg.rank = {trial.layer: rules(net, trial.value, cfg)[trial.layer]}
         small = steps.decompose(net, cfg, progress=False)
     else:
         cfg.compress_rate = {trial.layer: trial.value}

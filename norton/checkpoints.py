@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,11 +33,19 @@ def save(
     """Write a network that `load` rebuilds: architecture, plan, weights, metrics, lineage.
 
     metrics: what the file claims, e.g. {"top1": 93.8} in percent.  lineage: where it came from, a record per step.
-    A network from elsewhere than `norton.build` can be saved too; `load` then needs its dense form.  Of one that
-    `norton.build` made by the path of a constructor the file holds the path.
+    A network from elsewhere than `norton.build` can be saved too; `load` then needs its dense form, and a warning says
+    so.  Of one that `norton.build` made by the path of a constructor the file holds the path.
     """
+    arch = getattr(net, "arch", None)
+    if not (isinstance(arch, str) and (arch in NETWORKS or is_path(arch))):
+        warnings.warn(
+            f"{path}: norton.load will need the dense network, net=, because norton.build did not make it; a file "
+            "rebuilds alone what norton.build makes, e.g. norton.build('torchvision.models.resnet18') or the path of a "
+            "constructor of your own",
+            stacklevel=2,
+        )
     size = stated_size(net)
-    about = {"arch": getattr(net, "arch", None), "num_classes": getattr(net, "num_classes", None)}
+    about = {"arch": arch, "num_classes": getattr(net, "num_classes", None)}
     about |= {"input_size": None if size is None else list(size)}
     return write(net, path, about, metrics, lineage)
 

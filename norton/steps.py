@@ -20,8 +20,9 @@ from norton.decomposition.methods import is_decomposed, width
 from norton.decomposition.ranks import layer_rules
 from norton.errors import InputError
 from norton.models import build
+from norton.models.foreign import OPEN, is_path
 from norton.names import parse_name, resembles_name
-from norton.pruning import asks_for, check_prune
+from norton.pruning import asks_for, check_prune, spared
 from norton.pruning.allocation import read_rates
 from norton.report import millions
 from norton.tracing import wiring_of
@@ -324,6 +325,13 @@ def collect_claims(
     return {source: claim for source, claim in found.items() if claim}, lies, notes, unread
 
 
+def evaluation(net: nn.Module, path: Path) -> str:
+    """The command that evaluates a checkpoint; a constructor of the user's own has to be named again."""
+    arch = getattr(net, "arch", None)
+    named = f" model.arch={arch}" if arch is not None and is_path(arch) and not arch.startswith(OPEN) else ""
+    return f"python evaluate.py checkpoint={path}{named}"
+
+
 def lineage_record(step: str, cfg: DictConfig, keys: tuple[str, ...] = ()) -> dict[str, Any]:
     """What a checkpoint remembers of the step that made it."""
     settings = {key: plain(cfg[key]) for key in keys}
@@ -379,22 +387,28 @@ def layer_rows(net: nn.Module, small: nn.Module, errors: Mapping[str, float]) ->
 
 def width_rows(net: nn.Module, small: nn.Module) -> list[dict[str, Any]]:
     """A row per channel axis: its layers and the filters before and after."""
-    before, after = wiring_of(net), wiring_of(small)
-    rows = []
+    before, rows = wiring_of(net), []
     for axis, writers in before.writers.items():
+        each = before.filters(axis)[0]  # of a group, that goes as a whole
         more = f" (+{len(writers) - 1} tied)" if len(writers) > 1 else ""
         layer = small.get_submodule(writers[0])
         kind = f"rank {rank_text(layer.rank)}" if is_decomposed(layer) else "dense"
         rows.append(
-            {"layer": writers[0] + more, "kind": kind, "before": before.width(axis), "after": after.width(axis)}
+            {"layer": writers[0] + more, "kind": kind, "before": each * before.width(axis), "after": width(layer)}
         )
     return rows
 
 
-def whole_rows(net: nn.Module) -> list[dict[str, Any]]:
+def left_whole(net: nn.Module, cfg: DictConfig) -> dict[str, str]:
+    """First writer of each channel axis that stays whole → why: it cannot be cut, or the settings spare it."""
+    wiring = wiring_of(net)
+    return wiring.left_whole | spared(net, wiring, plain(cfg.compress_rate), **plain(cfg.pruning))
+
+
+def whole_rows(left: Mapping[str, str]) -> list[dict[str, Any]]:
     """A row per kind of reason why filters stay, with layers that it is about; the network's output is left out."""
     kinds: dict[str, list[tuple[str, str]]] = {}
-    for layer, reason in wiring_of(net).left_whole.items():
+    for layer, reason in left.items():
         if reason != OUTPUT:
             kinds.setdefault(reason.split(": ")[-1], []).append((layer, reason))
     rows = []

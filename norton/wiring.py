@@ -176,6 +176,11 @@ class Wiring:
         """The units of an axis: channels, or groups of them."""
         return self._units[self.axis(axis)]
 
+    def filters(self, axis: int) -> list[int]:
+        """The filters of one unit, in each of the layers that write the axis."""
+        axis = self.axis(axis)
+        return [self._widths[self._written[layer][0].axis] // self.width(axis) for layer in self.writers[axis]]
+
     def name(self, axis: int) -> str:
         return self.writers[self.axis(axis)][0]
 

@@ -232,3 +232,16 @@ def test_a_network_of_ones_own(tmp_path):
     assert torch.equal(norton.load(path, net=net)(x), small(x))
     with pytest.raises(norton.InputError, match="pass its dense form"):
         norton.load(path)
+
+
+def test_a_network_that_no_file_rebuilds_is_told_when_it_is_saved(tmp_path, recwarn):
+    norton.save(norton.build("torchvision.models.squeezenet1_1", num_classes=3), tmp_path / "a.pt")
+    norton.save(norton.build("resnet_56"), tmp_path / "b.pt")
+    assert not [warning for warning in recwarn if "norton.load" in str(warning.message)]
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3))
+    with pytest.warns(UserWarning, match=r"c\.pt: norton\.load will need the dense network, net="):
+        path = norton.save(net, tmp_path / "c.pt")
+    assert torch.equal(norton.load(path, net=net)[0].weight, net[0].weight)
+    net.arch = "mine"
+    with pytest.warns(UserWarning, match="will need the dense network"):
+        norton.save(net, path)

@@ -9,6 +9,7 @@ from conftest import REPOSITORY
 
 import norton
 from norton.cli import quote
+from norton.models import foreign
 
 DENSE = "checkpoints/resnet_56_clutter.pt"
 
@@ -314,6 +315,29 @@ def test_a_network_of_torchvision(tmp_path, monkeypatch, capsys):
     cost = json.loads((tmp_path / "c" / "metrics.json").read_text())
     assert cost["arch"] == "torchvision.models.shufflenet_v2_x0_5"
     assert cost["params"] < 0.9 * cost["dense"]["params"]
+
+
+def test_the_next_command_names_a_constructor_of_the_users_own(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_nets.py").write_text(
+        "from torch import nn\n"
+        "def small(num_classes=10):\n"
+        "    layers = [nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()]\n"
+        "    return nn.Sequential(*layers, nn.Linear(16, num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(foreign, "_TOLD", set())
+    command = "model.arch=my_nets.small calibration.batchnorm=false"
+    for program in ("prune.py compress_rate=0.5 pruning=l2", "decompose.py rank=1"):
+        out = tmp_path / program[:3]
+        code, said, error = run_here(f"python {program} {command} out={out}", monkeypatch, capsys)
+        assert code == 0, error
+        following = f"python evaluate.py checkpoint={out}/model.pt model.arch=my_nets.small"
+        assert f"next: {following}\n" in said
+    foreign._TOLD.clear()  # as in a new process
+    code, _, error = run_here(following.removesuffix(" model.arch=my_nets.small"), monkeypatch, capsys)
+    assert code == 2 and "say so with model.arch=my_nets.small from the shell" in error
+    _, said, error = run_here(f"{following} out={tmp_path}/b", monkeypatch, capsys)
+    assert "claimed and measured" in said and "would import" not in error
 
 
 def test_a_traceback_can_be_asked_for():

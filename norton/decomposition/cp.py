@@ -32,6 +32,7 @@ class CPConv2d(nn.Module):
     """
 
     form: Form = "factored"
+    clips_ranks = False  # a rank above kh·kw is an error, as published
     takes = "k×k convolutions that are not grouped"
 
     def __init__(

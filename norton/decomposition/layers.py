@@ -166,6 +166,19 @@ def gram_svd(matrix: Tensor, n_eigenvecs: int | None = None, **_) -> tuple[Tenso
 
 
 @contextmanager
+def one_thread(only: bool = True) -> Iterator[None]:
+    """torch computing in one thread for a while, on the CPU; only: whether to."""
+    before = torch.get_num_threads()
+    if only:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if only:
+            torch.set_num_threads(before)
+
+
+@contextmanager
 def tensorly_on_torch() -> Iterator[ModuleType]:
     """tensorly computing with torch for a while; the backend it had before comes back."""
     import tensorly  # takes a second, and only some methods need it

@@ -22,6 +22,8 @@ class DecomposedLayer(Protocol):
     and `nmse` then finds several ranks at once.  One of whose ranks another one limits has a class method
     `feasible(layer, ranks)` that clips them.
 
+    A number for all layers is clipped to what each has room for, unless `clips_ranks` is False.
+
     rank: one number, or a tuple where the method has several.  takes: the layers it is for, as messages say it.
     """
 

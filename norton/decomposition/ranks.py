@@ -57,12 +57,15 @@ def layer_ranks(
     Grouped convolutions are passed over, unless a pattern names nothing else.  What can be asked for:
 
     - a number; where a method has several ranks each is that number or the largest possible;
-    - a list with a number for each rank of the method; given for all layers, each is clipped to the largest possible;
+    - a list with a number for each rank of the method;
     - `{"fraction": f}`: f of the full rank (at which the layer is exact), rounded to the nearest, at least 1;
     - `{"nmse": bound}`: the least rank whose NMSE is within the bound; of several ranks, the first that is on the way
       from all 1 to the full ones by falling singular value of the unfoldings they belong to;
     - `{"vbmf": c}`: what variational Bayesian matrix factorisation finds in those unfoldings, moved down to c of the
       way to 1 for negative c, up to c of the way to the full rank for positive c; where it finds nothing, 1.
+
+    Numbers given for all layers are clipped to the largest possible in each, and must be possible in one; but those of
+    `cp`, whose layers all have the same, must be possible in all, as published.
 
     skip: patterns of layers left dense whatever `rank` says; by default what the network itself spares, and with
     patterns nothing.  options: the method's own, and its seed, which `nmse` depends on.
@@ -87,8 +90,7 @@ def layer_rules(
     spare = () if by_pattern else getattr(net, "spare", ())
     found = matching_layers(net, dict(rank) if by_pattern else {"*": rank}, skip, spare, method)
     full = {name: DECOMPOSITIONS[method].full_rank(net.get_submodule(name)) for name in found}
-    several = len(next(iter(full.values()))) > 1
-    if several and not by_pattern and not isinstance(rank, Mapping):
+    if getattr(DECOMPOSITIONS[method], "clips_ranks", True) and not by_pattern and not isinstance(rank, Mapping):
         return _clipped(rank, full, net, method)
     for name, asked in found.items():
         _check(name, net.get_submodule(name), asked, method)
@@ -135,7 +137,7 @@ def _is_rule(asked: Mapping) -> bool:
     return len(asked) == 1 and next(iter(asked)) in RULES
 
 
-def _clipped(rank: RankRule, full: Mapping[str, Ranks], net: nn.Module, method: str) -> dict[str, list[int]]:
+def _clipped(rank: RankRule, full: Mapping[str, Ranks], net: nn.Module, method: str) -> dict[str, Rank]:
     """Numbers for all layers, clipped to what each one has room for: a stem of three channels has little."""
     count = len(next(iter(full.values())))
     if isinstance(rank, list | tuple):
@@ -146,7 +148,7 @@ def _clipped(rank: RankRule, full: Mapping[str, Ranks], net: nn.Module, method: 
     for number, among in zip(asked, most, strict=True):
         widest = max(among, key=among.get)
         check_rank(widest, number, among[widest], kind(net.get_submodule(widest)))
-    return {name: [min(pair) for pair in zip(asked, ranks, strict=True)] for name, ranks in full.items()}
+    return {name: _plain(tuple(map(min, asked, ranks))) for name, ranks in full.items()}
 
 
 def _counted(name: str, asked: Sequence[int], count: int, method: str) -> Sequence[int]:

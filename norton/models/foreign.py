@@ -31,7 +31,7 @@ def check_told(path: str, file: object) -> None:
     if not path.startswith(OPEN) and path not in _TOLD:
         raise InputError(
             f"{file}: its network is made by {path}, which loading would import and call; if that is code you would "
-            f"run, say so with arch={path!r}, from the shell model.arch={path}"
+            f"run, say so with model.arch={path} from the shell, with arch={path!r} in norton.load"
         )
 
 

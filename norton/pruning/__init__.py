@@ -1,7 +1,9 @@
 """Pruning: choose the filters that can go, and remove them from the network for good."""
 
 import copy
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from math import lcm
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,7 @@ __all__ = [
     "keep_filters",
     "prune",
     "scores",
+    "spared",
 ]
 
 
@@ -78,19 +81,21 @@ def prune(
     criterion: scores the filters; a name, `{"weighted": {"l2": 0.7, "fpgm": 0.3}}` of normalised scores, or
     `{"intersection": ["l2", "fpgm"]}`: a filter goes only if each would remove it, so fewer go than the rates ask.  A
     distance between factors scores decomposed layers only, dense ones (1×1 convolutions above all) then go by
-    `dense_criterion`, and so do layers without BatchNorm where BatchNorm is the criterion.  filters: layer → those that
-    go, `"105, 8, 9, 11-13"`, for the criterion `index`.  images (N, C, H, W), labels (N,): for criteria that look at
-    data.  seed: of the criterion `random`.  selection: `published` repeats two mistakes of the paper's public code, see
-    `norton.pruning.published`.
+    `dense_criterion`, and so do layers without BatchNorm where BatchNorm is the criterion, and layers that images do
+    not pass where maps are, such as auxiliary heads.  filters: layer → those that go, `"105, 8, 9, 11-13"`, for the
+    criterion `index`.  images (N, C, H, W), labels (N,): for criteria that look at data.  seed: of the criterion
+    `random`.  selection: `published` repeats two mistakes of the paper's public code, see `norton.pruning.published`.
 
     normalisation: of a layer's scores, before layers are compared or tied, see `norton.pruning.normalisation`.  tied:
     how the scores of layers that write to one residual stream, and so keep the same channels, become one: average, sum,
     union (the best counts: kept if any would keep it) or intersection (the worst counts).
 
     allocation: `rates`, or `global`: the lowest normalised scores of all layers go until the fraction `compress_rate`
-    has gone.  min_filters: that a layer keeps; None: 8, and 1 for a published list.  A layer that has fewer keeps all.
-    round_to, rounding: widths become a multiple, up, down or to the nearest, ties up.  Where shortcuts move channels by
-    position, widths that no list states move to the nearest ones that fit, see `norton.pruning.alignment`.
+    of the filters has gone.  min_filters: that a layer keeps; None: 8, and 1 for a published list.  A layer that has
+    fewer keeps all; a warning says so where nothing else is left to go.  round_to, rounding: a layer's filters become a
+    multiple, up, down or to the nearest, ties up.  Both count filters, also where these go in groups.  Where shortcuts
+    move channels by position, widths that no list states move to the nearest ones that fit, see
+    `norton.pruning.alignment`.
 
     Raises InputError for unknown names, bad rates or filters, a layer left without filters, data that are missing, and
     weights that are not finite.
@@ -107,6 +112,9 @@ def prune(
     if example is not None:
         small.input_size = tuple(example.shape[1:] if isinstance(example, Tensor) else example)
     keep = choose(small, wiring, rated, how, scoring)
+    if not keep and (spared := how.spared(net, wiring)):
+        why = "; ".join(f"{layer}: {reason}" for layer, reason in list(spared.items())[:3])
+        warnings.warn(f"nothing is removed, though rates ask for it: {why}", stacklevel=2)
     step = {"op": "prune", "keep": {wiring.name(axis): list(map(int, channels)) for axis, channels in keep.items()}}
     cut_(small, wiring, keep)  # as replaying the step does, without finding the wiring again
     record_step(small, step)
@@ -133,6 +141,22 @@ def check_prune(
     Allocation(rates, allocation, min_filters, round_to, rounding).rated(net, wiring)
 
 
+def spared(
+    net: nn.Module,
+    wiring: Wiring,
+    compress_rate: Any,
+    *,
+    allocation: str = "rates",
+    min_filters: int | None = None,
+    round_to: int = 1,
+    rounding: str = "nearest",
+    **others: Any,
+) -> dict[str, str]:
+    """First writer of each axis that `prune` would cut at these rates, but for min_filters or round_to → why."""
+    rates = None if compress_rate is None else read_rates(compress_rate)
+    return Allocation(rates, allocation, min_filters, round_to, rounding).spared(net, wiring)
+
+
 def named_filters(
     net: nn.Module, wiring: Wiring, criterion: Criterion, filters: Mapping | None, rates: Any
 ) -> dict[str, tuple[int, ...]]:
@@ -141,6 +165,8 @@ def named_filters(
     Raises InputError for a layer that is unknown or cannot be pruned, filters that `parse_filters` refuses, and where
     neither rates nor filters say what goes.
     """
+    if filters is not None and not isinstance(filters, Mapping):
+        raise InputError(f"filters is {filters!r}; give {{LAYER: '105, 8, 9, 11-13'}}")
     if criterion != "index":
         if filters:
             raise InputError("filters= names what the criterion index removes; give criterion=index, or leave it out")
@@ -152,12 +178,34 @@ def named_filters(
     able = {layer: axis for axis in prunable(wiring) for layer in wiring.writers[axis]}
     modules, named = dict(net.named_modules()), {}
     for layer, text in filters.items():
+        layer = str(layer)
         if layer not in able:
-            why = "cannot be pruned" if layer in modules else "is no layer of this network"
+            why = f"cannot be pruned, {_obstacle(wiring, layer)}" if layer in modules else "is no layer of this network"
             some = ", ".join(list(able)[:4])
             raise InputError(f"filters: {layer!r} {why}; those that can are {some}{', ...' if len(able) > 4 else ''}")
         named[layer] = parse_filters(layer, text, filter_count(filters_of(modules[layer])))
+        _check_units(layer, named[layer], wiring.filters(able[layer])[wiring.writers[able[layer]].index(layer)])
     return named
+
+
+def _obstacle(wiring: Wiring, layer: str) -> str:
+    """Why a layer's filters cannot go."""
+    try:
+        axis = wiring.axis_of(layer)
+    except KeyError:
+        return "because it has no filters"
+    return "because " + wiring.frozen.get(axis, "no layer reads what it writes")
+
+
+def _check_units(layer: str, named: Sequence[int], each: int) -> None:
+    """Raise InputError for a part of filters that can only go together; each: how many do."""
+    for channel in named:
+        first = channel // each * each
+        if not set(range(first, first + each)) <= set(named):
+            raise InputError(
+                f"filters: {layer}: filter {channel} can only go with {first}-{first + each - 1}, which are one group; "
+                "name them all"
+            )
 
 
 @torch.no_grad()
@@ -174,7 +222,7 @@ def choose(
     rankings, wanted = [], []
     for criterion in deciding(scoring.criterion):
         rankings.append(axis_scores(net, wiring, axes, criterion, scoring))
-        widths = how.widths(rated, rankings[-1])
+        widths = how.widths(wiring, rated, rankings[-1])
         if empty := [axis for axis, width in widths.items() if not width]:
             raise InputError(f"{wiring.name(empty[0])}: all its filters are named, in it and in layers that are summed")
         wanted.append(kept(wiring, rankings[-1], widths, bound, how))
@@ -206,8 +254,8 @@ def kept(
         own = {axis: _finite(ranking[axis]) for axis in axes}
         name = wiring.name(min(axes))
         if isinstance(how.compress_rate, float | dict):
-            least = {axis: min(how.least, now[axis]) for axis in axes}
-            found = fitting_keep(now, targets, own, edges, name, least=least, step=how.round_to)
+            least = {axis: min(how.least_units(wiring.filters(axis)), now[axis]) for axis in axes}
+            found = fitting_keep(now, targets, own, edges, name, least=least, step=_step(wiring, axes, how))
         else:
             found = aligned_keep(now, targets, own, edges, name)
         _check_gone(wiring, found, ranking)
@@ -246,7 +294,8 @@ def united(
         axis: sorted(set().union(*(keep.get(axis, range(width)) for keep in wanted))) for axis, width in now.items()
     }
     first = {axis: _put_first(score, must[axis]) for axis, score in ranking.items()}
-    targets = {axis: min(-(-len(must[axis]) // how.round_to) * how.round_to, now[axis]) for axis in now}
+    steps = {axis: how.step(wiring.filters(axis)) for axis in now}
+    targets = {axis: min(-(-len(must[axis]) // steps[axis]) * steps[axis], now[axis]) for axis in now}
     keep = {
         axis: sorted(np.argsort(-first[axis], kind="stable")[:width].tolist())
         for axis, width in targets.items()
@@ -260,8 +309,12 @@ def united(
         lowest = {axis: len(channels) for axis, channels in least.items()}
         scored = {axis: first[axis] for axis in axes}
         name = wiring.name(min(axes))
-        keep |= fitting_keep(own, new, scored, edges, name, least=lowest, step=how.round_to, must=least)
+        keep |= fitting_keep(own, new, scored, edges, name, least=lowest, step=_step(wiring, axes, how), must=least)
     return keep
+
+
+def _step(wiring: Wiring, axes: Iterable[int], how: Allocation) -> int:
+    return lcm(*(how.step(wiring.filters(axis)) for axis in axes))
 
 
 def _put_first(score: np.ndarray, channels: Sequence[int]) -> np.ndarray:

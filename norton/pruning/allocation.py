@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from math import gcd, lcm
 
 import numpy as np
 from torch import nn
@@ -82,6 +83,14 @@ class Allocation:
             return self.min_filters
         return 1 if isinstance(self.compress_rate, list) else MIN_FILTERS
 
+    def least_units(self, filters: Sequence[int]) -> int:
+        """The same in units of an axis; filters: of a unit, in each layer that writes it."""
+        return -(-self.least // min(filters))
+
+    def step(self, filters: Sequence[int]) -> int:
+        """The units by which a width moves, so that each layer's filters are a multiple of `round_to`."""
+        return lcm(*(self.round_to // gcd(self.round_to, count) for count in filters))
+
     @property
     def is_global(self) -> bool:
         return self.allocation == "global"
@@ -91,6 +100,26 @@ class Allocation:
 
         Raises InputError for rates that do not fit the network.
         """
+        asked = self._asked(net, wiring)
+        if self.is_global:
+            return asked
+        widths = {axis: self.limited(width, wiring.width(axis), wiring.filters(axis)) for axis, width in asked.items()}
+        return {axis: width for axis, width in widths.items() if width != wiring.width(axis)}
+
+    def spared(self, net: nn.Module, wiring: Wiring) -> dict[str, str]:
+        """First writer of each axis that would lose channels, but keeps all by min_filters or round_to → why."""
+        found = {}
+        for axis, width in self._asked(net, wiring).items():
+            now, filters = wiring.width(axis), wiring.filters(axis)
+            if self.least_units(filters) >= now and (width < now or self.is_global):
+                has = f"{now * filters[0]} filters" + (f" in groups of {filters[0]}" if filters[0] > 1 else "")
+                found[wiring.name(axis)] = f"it has {has}, and min_filters={self.least} stay"
+            elif not self.is_global and width < now == self.limited(width, now, filters):
+                found[wiring.name(axis)] = f"round_to={self.round_to} takes its width back to all {now * filters[0]}"
+        return found
+
+    def _asked(self, net: nn.Module, wiring: Wiring) -> dict[int, int]:
+        """Axis → channels that rates alone would leave; as they are now where the scores are to decide."""
         if self.compress_rate is None:
             return {}
         now = {axis: wiring.width(axis) for axis in prunable(wiring)}
@@ -100,36 +129,38 @@ class Allocation:
         if self.is_global:
             return now
         if isinstance(self.compress_rate, list):
-            widths = _published_widths(net, wiring, self.compress_rate)
-        elif isinstance(self.compress_rate, dict):
-            widths = _pattern_widths(wiring, now, self.compress_rate)
-        else:
-            widths = {axis: pruned_width(width, self.compress_rate) for axis, width in now.items()}
-        widths = {axis: self.limited(width, wiring.width(axis)) for axis, width in widths.items()}
-        return {axis: width for axis, width in widths.items() if width != wiring.width(axis)}
+            return _published_widths(net, wiring, self.compress_rate)
+        if isinstance(self.compress_rate, dict):
+            return _pattern_widths(wiring, now, self.compress_rate)
+        return {axis: pruned_width(width, self.compress_rate) for axis, width in now.items()}
 
-    def widths(self, rated: Mapping[int, int], scores: Mapping[int, np.ndarray]) -> dict[int, int]:
+    def widths(self, wiring: Wiring, rated: Mapping[int, int], scores: Mapping[int, np.ndarray]) -> dict[int, int]:
         """Axis → channels kept, once the scores are known; those that go whatever the rates say are gone."""
         if self.is_global:
+            filters = {axis: wiring.filters(axis) for axis in scores}
+            each = {axis: min(counts) for axis, counts in filters.items()}
             rated = {
-                axis: self.limited(width, len(scores[axis]))
-                for axis, width in global_widths(scores, self.compress_rate, self.least).items()
+                axis: self.limited(width, len(scores[axis]), filters[axis])
+                for axis, width in global_widths(scores, self.compress_rate, self.least, each).items()
             }
         left = {axis: int((score > -np.inf).sum()) for axis, score in scores.items()}
         return {axis: min(rated.get(axis, len(score)), left[axis]) for axis, score in scores.items()}
 
-    def limited(self, width: int, now: int) -> int:
-        """A width not below the least, rounded to a multiple; one that is whole stays whole."""
-        least = min(self.least, now)
+    def limited(self, width: int, now: int, filters: Sequence[int] = (1,)) -> int:
+        """A width not below the least, rounded to a multiple; one that is whole stays whole.
+
+        width, now: in units; filters: of a unit, in each layer that writes the axis.
+        """
+        least, step = min(self.least_units(filters), now), self.step(filters)
         width = max(width, least)
-        if width >= now or self.round_to == 1:
+        if width >= now or step == 1:
             return min(width, now)
-        down = width // self.round_to * self.round_to
-        up = down if down == width else down + self.round_to
+        down = width // step * step
+        up = down if down == width else down + step
         nearer = down if width - down < up - width else up
         width = {"up": up, "down": down, "nearest": nearer}[self.rounding]
         while width < least:
-            width += self.round_to
+            width += step
         return min(width, now)
 
 
@@ -163,18 +194,23 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
-def global_widths(scores: Mapping[int, np.ndarray], rate: float, least: int) -> dict[int, int]:
-    """Axis → channels kept when the lowest scores of all axes go, until `rate` of all channels has gone.
+def global_widths(
+    scores: Mapping[int, np.ndarray], rate: float, least: int, filters: Mapping[int, int] | None = None
+) -> dict[int, int]:
+    """Axis → units kept when the lowest scores of all axes go, until `rate` of all filters has gone.
 
-    scores: axis → (channels,) comparable between axes.  A channel that stands for several tied layers counts once.  No
-    axis goes below `least`, one that has fewer stays whole; of equal scores those of earlier axes go first.
+    scores: axis → (units,) comparable between axes.  filters: axis → filters of a unit, where not 1; one that stands
+    for several tied layers counts once.  No axis goes below `least` filters, one that has fewer stays whole; of equal
+    scores those of earlier axes go first.
 
     Raises InputError where so many cannot go.
     """
+    filters = dict.fromkeys(scores, 1) | dict(filters or {})
     widths = {axis: len(score) for axis, score in scores.items()}
-    total = sum(widths.values())
+    stay = {axis: -(-least // count) for axis, count in filters.items()}
+    total = sum(width * filters[axis] for axis, width in widths.items())
     going = total - pruned_width(total, rate)
-    possible = sum(max(0, width - least) for width in widths.values())
+    possible = sum(max(0, width - stay[axis]) * filters[axis] for axis, width in widths.items())
     if going > possible:
         raise InputError(
             f"compress_rate: {rate} of {total} filters are {going}, with min_filters={least} only {possible} can go; "
@@ -183,11 +219,11 @@ def global_widths(scores: Mapping[int, np.ndarray], rate: float, least: int) -> 
     owners = np.repeat(list(widths), list(widths.values()))
     order = np.argsort(np.concatenate([*scores.values(), []]), kind="stable")
     for axis in owners[order]:
-        if not going:
+        if going <= 0:
             break
-        if widths[axis] > least:
+        if widths[axis] > stay[axis]:
             widths[axis] -= 1
-            going -= 1
+            going -= filters[axis]
     return widths
 
 

@@ -24,6 +24,8 @@ def parse_filters(layer: str, text: str | int | Sequence[int | str], count: int)
     count: filters of the layer.  Raises InputError for what cannot be read, an index out of range or given twice, a
     range backwards, and where no filter would be left.
     """
+    if not isinstance(text, str | int | Sequence):
+        raise InputError(f"{layer}: cannot read {text!r}; name filters as in '105, 8, 9, 11-13', 7 or [7, '11-13']")
     parts = text.split(",") if isinstance(text, str) else [text] if isinstance(text, int) else list(text)
     found: list[int] = []
     for part in map(str, parts):

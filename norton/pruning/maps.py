@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from norton.decomposition.cp import in_form
+from norton.decomposition.methods import width
 from norton.errors import InputError
 from norton.pruning.criteria import CRITERIA, checked, checked_scores, kind_of
 
@@ -38,20 +39,23 @@ def map_scores(
     *,
     progress: bool = False,
 ) -> dict[str, Tensor]:
-    """Layer → (O,) float64 score of its filters on the CPU, averaged over images.
+    """Layer → (O,) float64 score of its filters on the CPU, averaged over images, for the layers that images pass.
 
     images: (N, C, H, W), transformed as for evaluation.  labels: (N,) classes, for criteria that look at gradients.
+    A layer that only training passes, such as one of an auxiliary head, is left out.
 
-    Raises InputError for missing or unfitting images and labels, values that are not finite, and a layer that the
-    images do not pass or whose output is no map.
+    Raises InputError for missing or unfitting images and labels, values that are not finite, and a layer whose output
+    is no map.
     """
     images, labels = checked_data(criterion, images, labels)
+    modules = dict(net.named_modules())
     device = next(net.parameters()).device
     sums: dict[str, Tensor] = {}
 
     def add(name: str, *found: Tensor) -> None:
         try:
-            subject = checked(tuple(map(as_maps, found)) if needs_labels(criterion) else as_maps(*found), criterion)
+            shaped = tuple(as_maps(output, modules[name]) for output in found)
+            subject = checked(shaped if needs_labels(criterion) else shaped[0], criterion)
             scored = CRITERIA[criterion](*subject) if needs_labels(criterion) else CRITERIA[criterion](subject)
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
@@ -68,11 +72,14 @@ def map_scores(
                 score_batch(net, sources, x.to(device), y.to(device), add)
     finally:
         net.train(training)
-    return {name: checked_scores(sums[name] / len(images), criterion) for name in layers}
+    return {name: checked_scores(sums[name] / len(images), criterion) for name in layers if name in sums}
 
 
 def map_sources(net: nn.Module, layers: Sequence[str], image: Tensor) -> dict[str, nn.Module]:
-    """Layer → the module whose output is its map: the BatchNorm that takes its output directly, else itself."""
+    """Layer → the module whose output is its map: the BatchNorm that takes its output directly, else itself.
+
+    Layers that the image does not pass are left out.
+    """
     modules = dict(net.named_modules())
     outputs: dict[str, Tensor] = {}  # held, so that no other tensor can take the place of one
     sources: dict[str, nn.Module] = {}
@@ -93,8 +100,6 @@ def map_sources(net: nn.Module, layers: Sequence[str], image: Tensor) -> dict[st
     handles += [m.register_forward_pre_hook(follow) for m in modules.values() if isinstance(m, _BatchNorm)]
     with _removed_afterwards(handles), torch.no_grad():
         net(image)
-    if unseen := [name for name in layers if name not in sources]:
-        raise InputError(f"{unseen[0]}: the images do not pass this layer; use a criterion of weights")
     return sources
 
 
@@ -140,13 +145,20 @@ def singular_values(maps: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
 
 
-def as_maps(output: Tensor) -> Tensor:
-    """(N, O, H, W) of what a convolution, or a linear layer of one row per image, gives."""
-    if output.ndim == 2:
-        return output[:, :, None, None]
-    if output.ndim != 4:
-        raise InputError(f"its output of shape {tuple(output.shape)} is no map (N, O, H, W); score weights")
-    return output
+def as_maps(output: Tensor, layer: nn.Module) -> Tensor:
+    """(N, O, H, W) of what a layer gives, with ones where it has less dimensions.
+
+    A convolution has its filters in dimension 1, a linear layer in the last one: (N, O), (N, tokens, O) or channels
+    last, (N, H, W, O).
+    """
+    filters, dim = width(layer), -1 if hasattr(layer, "out_features") else 1
+    if not 2 <= output.ndim <= 4 or output.shape[dim] != filters:
+        raise InputError(
+            f"its output of shape {tuple(output.shape)} is no map of its {filters} filters, (N, O, H, W) or, of a "
+            "linear layer, (N, ..., O); score weights"
+        )
+    maps = output.movedim(dim, 1)
+    return maps.reshape(*maps.shape, *[1] * (4 - maps.ndim))
 
 
 def checked_data(criterion: str, images: Tensor | None, labels: Tensor | None) -> tuple[Tensor, Tensor]:

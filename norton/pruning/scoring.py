@@ -158,7 +158,9 @@ def layer_scores(
 ) -> dict[str, Tensor]:
     """Layer → (filters,) score as the criterion gives it; what it cannot judge goes by the dense criterion."""
     if needs_images(criterion):
-        return map_scores(net, layers, criterion, how.images, how.labels, progress=how.progress)
+        found = map_scores(net, layers, criterion, how.images, how.labels, progress=how.progress)
+        unpassed = [name for name in layers if name not in found]
+        return found | (layer_scores(net, wiring, unpassed, how.dense_criterion, how) if unpassed else {})
     scales = axis_scales(net, wiring) if kind_of(criterion) == "norm_score" else {}
     if kind_of(criterion) == "norm_score" and not scales:
         raise InputError(f"criterion {criterion!r} looks at BatchNorm, and this network has none; use one of weights")

@@ -66,6 +66,25 @@ def test_numbers_for_all_layers_are_clipped():
     assert layer_ranks(net, [16, 32], method="tucker") == {"0": [3, 16], "1": [16, 32]}
     assert layer_ranks(net, 20, method="tucker") == {"0": [3, 16], "1": [16, 20]}
     assert layer_ranks(net, [8, 48, 8], method="tt") == {"0": [3, 9, 8], "1": [8, 24, 8]}
+    assert layer_ranks(net, 7, method="tucker_filter") == {"0": 3, "1": 7}
+    assert layer_ranks(net, [40], method="cp_layer") == {"0": 27, "1": 40}
+    assert plan_of(norton.decompose(net, 30, method="cp_layer", iterations=1))[-1]["ranks"] == {"0": 27, "1": 30}
+    linear = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Flatten(), nn.Linear(16, 10))
+    assert layer_ranks(linear, 10, method="svd") == {"0": 3, "2": 10}
+
+
+@pytest.mark.parametrize("method, rank, message", [
+    ("svd", 11, "2: rank 11 exceeds 10"),  # more than any layer has room for
+    ("svd", [4, 4], "has 2 numbers; decomposition 'svd' has one rank"),
+    ("svd", {"0": 4}, "0: rank 4 exceeds 3"),  # named, so meant
+    ("svd", "4", "rank '4' is not a whole number"),
+    ("cp", 10, "3: rank 10 exceeds 9, at which a 3x3"),
+    ("cp", 4, "4: rank 4 exceeds 3, at which a 1x3"),
+])  # fmt: skip
+def test_numbers_that_do_not_fit(method, rank, message):
+    layers = [nn.Conv2d(3, 16, 1), nn.Flatten(), nn.Linear(16, 10), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, (1, 3))]
+    with pytest.raises(norton.InputError, match=message):
+        layer_ranks(nn.Sequential(*layers), rank, method=method)
 
 
 @pytest.mark.parametrize("method", METHODS)

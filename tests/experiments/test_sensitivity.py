@@ -7,6 +7,7 @@ import pytest
 import torch
 from commands import run_here, written
 from conftest import REPOSITORY
+from omegaconf import OmegaConf
 
 import norton
 from norton.calibration import reestimate_batchnorm_
@@ -83,13 +84,24 @@ def test_numbers_files_and_resuming(measured, sensitivity, monkeypatch):
     ("rates=[1.5]", "rates has 1.5"),
     ("ranks=[10]", "rank"),
     ("ranks=null rates=null", "nothing to measure"),
-    ("layers=[nothing.*]", "nothing to measure"),
+    ("layers=[layer1.0.conv1,nosuch]", "layers: pattern 'nosuch' matches none of the"),
     ("images=0", "images is 0"),
     ("split=train", "split is 'train'"),
-    ("pruning=taylor layers=[layer9.*] rates=[0.5] ranks=null", "nothing to measure"),
+    ("pruning=taylor layers=[layer9.*] rates=[0.5] ranks=null", "layers: pattern 'layer9.*' matches none of the"),
 ])  # fmt: skip
 def test_bad_input(words, message, tmp_path, sensitivity):
     code, _, error = sensitivity(f"checkpoint={DENSE} {words} out={tmp_path}/a")
     assert code == 2
     assert message in error
     assert not (tmp_path / "a").exists()
+
+
+def test_ranks_of_narrow_layers_are_clipped():
+    from experiments.sensitivity import Trial, compressed  # not above: the others run the module as a program
+
+    method = {"method": "tucker_filter", "skip": None, "seed": 0, "options": {}}
+    cfg = OmegaConf.create({"rank": None, "decomposition": method, "calibration": {"batchnorm": False}})
+    net = norton.build("resnet_56")
+    found = [compressed(net, Trial("rank", 4, layer), cfg, None) for layer in ("conv1", "layer1.0.conv1")]
+    assert found[0].conv1.rank == 3 and found[1].layer1[0].conv1.rank == 4
+    assert isinstance(found[1].conv1, torch.nn.Conv2d)

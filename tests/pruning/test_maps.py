@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from conftest import randomise_
 from torch import nn
 
@@ -120,9 +121,92 @@ def test_missing_data(criterion):
         norton.prune(net, 0.3, criterion=criterion, images=images * torch.nan, labels=labels)
 
 
-def test_a_layer_that_is_not_passed_is_named():
+@pytest.mark.parametrize("criterion", DATA_DRIVEN)
+def test_a_layer_that_is_not_passed_has_no_score(criterion):
     net = small()
     net.append(nn.ModuleDict({"idle": nn.Conv2d(3, 3, 1)}))
     net.forward = lambda x: nn.Sequential(*list(net)[:-1])(x)
-    with pytest.raises(norton.InputError, match=r"11\.idle: the images do not pass this layer"):
-        map_scores(net, ["11.idle"], "hrank", *some_data())
+    assert list(map_scores(net, ["11.idle", "3"], criterion, *some_data())) == ["3"]
+
+
+def by_hand(net, layers, criterion, images, labels):
+    """Layer → score, image after image, from its outputs (N, O, ...) or, of a linear layer, (N, ..., O)."""
+    outputs, found = {}, {name: [] for name in layers}
+    hooks = [
+        net.get_submodule(name).register_forward_hook(lambda m, x, y, name=name: outputs.update({name: y}) or y.clone())
+        for name in layers
+    ]
+    for image, label in zip(images, labels, strict=True):
+        loss = F.cross_entropy(net(image[None]), label[None])
+        gradients = torch.autograd.grad(loss, [outputs[name] for name in layers])
+        for name, gradient in zip(layers, gradients, strict=True):
+            pair = []
+            for tensor in (outputs[name].detach(), gradient):
+                if isinstance(net.get_submodule(name), nn.Linear):
+                    order = [0, tensor.ndim - 1, *range(1, tensor.ndim - 1)]
+                    tensor = tensor.permute(order)
+                pair.append(tensor.reshape((*tensor.shape, 1, 1)[:4]))
+            found[name].append(scores(tuple(pair) if needs_labels(criterion) else pair[0], criterion))
+    for hook in hooks:
+        hook.remove()
+    return {name: torch.stack(each).mean(0) for name, each in found.items()}
+
+
+class Tokens(nn.Module):
+    """Linear layers over (N, H, W, O) with H = W = O, and over (N, tokens, O)."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(3, 12, 4, stride=4), nn.Linear(12, 16), nn.Linear(16, 24)
+        self.head = nn.Linear(24, 4)
+
+    def forward(self, x):
+        x = self.a(self.stem(x).permute(0, 2, 3, 1)).relu().flatten(1, 2)
+        return self.head(self.b(x).relu().mean(1))
+
+
+@pytest.mark.parametrize("criterion", DATA_DRIVEN)
+def test_linear_layers_have_their_filters_last(criterion):
+    torch.manual_seed(0)
+    net, images = Tokens().eval(), torch.randn(3, 3, 64, 64)  # maps of 16×16, by 16 filters
+    labels = torch.arange(3)
+    found = map_scores(net, ["stem", "a", "b"], criterion, images, labels)
+    expected = by_hand(net, ["stem", "a", "b"], criterion, images, labels)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("criterion", DATA_DRIVEN)
+def test_an_output_that_has_no_place_for_the_filters_is_refused(criterion):
+    net = small()
+    net[3].register_forward_hook(lambda module, inputs, output: output.transpose(1, 3))
+    net.forward = lambda x: net[3](net[:3](x)).mean((2, 3))
+    with pytest.raises(norton.InputError, match=r"3: its output of shape \(\d+, 7, 7, 5\) is no map of its 5 filters"):
+        map_scores(net, ["3"], criterion, *some_data())
+
+
+@pytest.mark.parametrize("criterion", DATA_DRIVEN)
+@pytest.mark.parametrize("arch, layers", [
+    ("convnext_tiny", ["features.1.0.block.3", "features.5.4.block.3"]),  # linear layers, channels last
+    ("googlenet", ["inception3a.branch1.conv", "inception4b.branch2.1.conv"]),
+    ("mobilenet_v3_small", ["features.4.block.2.fc1", "classifier.0"]),
+])  # fmt: skip
+def test_networks_of_torchvision(criterion, arch, layers):
+    torch.manual_seed(0)
+    options = {"init_weights": True} if arch == "googlenet" else {}
+    net = randomise_(getattr(torchvision.models, arch)(num_classes=10, **options))
+    images, labels = torch.randn(2, 3, 64, 32), torch.tensor([1, 7])
+    small = norton.prune(net, 0.3, criterion=criterion, images=images, labels=labels, example=(3, 64, 32))
+    with torch.no_grad():
+        assert small.eval()(images).shape == (2, 10)
+    expected = by_hand(net, layers, criterion, images, labels) if arch != "googlenet" else {}
+    if arch == "googlenet":  # each convolution has a BatchNorm, behind which its maps are taken
+        norms = [name.replace("conv", "bn") for name in layers]
+        expected = dict(zip(layers, by_hand(net, norms, criterion, images, labels).values(), strict=True))
+        expected["aux1.conv.conv"] = net.aux1.conv.conv.weight.flatten(1).norm(dim=1)  # which only training passes
+        expected["aux2.fc1"] = net.aux2.fc1.weight.norm(dim=1)
+    for name, score in expected.items():
+        kept = small.plan[-1]["keep"][name]
+        gone = sorted(set(range(len(score))) - set(kept))
+        assert len(kept) == int(len(score) * 0.7), name
+        assert score[gone].max() <= score[kept].min() * (1 + 1e-5), name
