@@ -77,7 +77,7 @@ def run_step(
     if path.exists():
         return norton.load(path), read(path)["lineage"]
     if step == "decompose":
-        net, used = steps.decompose(net, cfg), ("rank", "decomposition", "calibration")
+        net, used = steps.decompose(net, cfg, data), ("rank", "decomposition", "calibration")
     elif step == "prune":
         net, used = steps.prune(net, cfg, data), ("compress_rate", "pruning", "calibration")
     else:

@@ -391,7 +391,7 @@ def compressed(
     """A network after one step of compression, and the NMSE of a decomposition."""
     say(step)
     if step == "decompose":
-        small = steps.decompose(net, cfg, progress=False)
+        small = steps.decompose(net, cfg, data, progress=False)
     else:
         small = steps.prune(net, cfg, data, progress=False)
     error = norton.nmse(net, small) if step == "decompose" and any(map(is_decomposed, small.modules())) else None

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 import norton
 from norton import claims
@@ -176,14 +176,41 @@ def device(name: str) -> torch.device:
         raise InputError(f"device is {name!r}, which torch does not find here; choose cpu, cuda or auto") from None
 
 
-def decompose(net: nn.Module, cfg: DictConfig, *, progress: bool = True) -> nn.Module:
-    """`norton.decompose` as configured."""
+def decompose(net: nn.Module, cfg: DictConfig, data=None, *, progress: bool = True) -> nn.Module:
+    """`norton.decompose` as configured, with calibration images where its objective asks for them."""
     require(cfg, "decompose")
     d = cfg.decomposition
     options = plain(d.options) or {}
+    if d.objective == "outputs":
+        options |= {"images": calibration_images(net, cfg, data), "calibration": calibration(cfg)}
     return norton.decompose(
-        net, plain(cfg.rank), method=d.method, skip=plain(d.skip), seed=d.seed, progress=progress, **options
+        net,
+        plain(cfg.rank),
+        method=d.method,
+        skip=plain(d.skip),
+        seed=d.seed,
+        objective=d.objective,
+        progress=progress,
+        **options,
     )
+
+
+def calibration(cfg: DictConfig) -> norton.Calibration:
+    """How calibration images are used, as configured."""
+    fields_of = {field.name for field in fields(norton.Calibration)}
+    return norton.Calibration(**{key: value for key, value in plain(cfg.calibration).items() if key in fields_of})
+
+
+def calibration_images(net: nn.Module, cfg: DictConfig, data=None) -> Tensor | None:
+    """Unlabelled images, transformed as for evaluation: of a folder, or training images; None where there are none."""
+    c = cfg.calibration
+    if c.images is None:
+        return None
+    if c.folder is not None:
+        from norton.data.pictures import read_pictures
+
+        return read_pictures(c.folder, net.input_size, cfg.data.name, c.images)
+    return (open_data(cfg) if data is None else data).calibration_images(c.images)
 
 
 def prune(net: nn.Module, cfg: DictConfig, data=None, *, progress: bool = True) -> nn.Module:
@@ -201,9 +228,8 @@ def prune(net: nn.Module, cfg: DictConfig, data=None, *, progress: bool = True) 
 
 def calibrate_(net: nn.Module, cfg: DictConfig, data=None) -> nn.Module:
     """Re-estimate BatchNorm as configured, in place."""
-    if cfg.calibration.batchnorm:
-        data = open_data(cfg) if data is None else data
-        images = data.calibration_images(cfg.calibration.images)
+    images = calibration_images(net, cfg, data) if cfg.calibration.batchnorm else None
+    if images is not None:
         reestimate_batchnorm_(net, images, cfg.calibration.batch_size)
     return net
 

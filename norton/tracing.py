@@ -49,7 +49,7 @@ def trace_wiring(net: nn.Module, example: Example | None = None) -> Wiring:
     Raises InputError, naming the place, for a network that torch.fx cannot trace or that takes no image of that size.
     """
     copied = on_meta(net).train()
-    graph = _trace(copied)
+    graph = fx.GraphModule(copied, trace(copied), type(net).__name__)
     _run_at_some_size(graph, sizes(net, example))
     return _Walk(net, graph).wiring
 
@@ -107,12 +107,17 @@ class _Tracer(fx.Tracer):
             raise
 
 
-def _trace(net: nn.Module) -> fx.GraphModule:
+def trace(net: nn.Module) -> fx.Graph:
+    """The operations of a network's forward pass, decomposed layers as one each.
+
+    Constants that the pass makes become attributes of `net`, so trace a copy.  Raises InputError, naming the place, for
+    a network that torch.fx cannot trace.
+    """
     if isinstance(net, nn.Conv2d | nn.Linear) or is_decomposed(net):
         raise InputError(f"the network is one {type(net).__name__}, whose channels are its input and output")
     tracer = _Tracer()
     try:
-        return fx.GraphModule(net, tracer.trace(net), type(net).__name__)
+        return tracer.trace(net)
     except Exception as error:  # whatever the network's own code raises when it meets a symbolic tensor
         frames = [f for f in traceback.extract_tb(error.__traceback__) if "torch/fx" not in f.filename]
         place = f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else "its forward pass"
