@@ -102,6 +102,8 @@ def check_settings(cfg: DictConfig) -> None:
     for name, least in (("latency_batch", 1), ("calibration.images", 2), ("calibration.batch_size", 2)):
         if OmegaConf.select(cfg, name) is not None:
             whole(cfg, name, least)
+    if OmegaConf.select(cfg, "calibration") is not None:
+        calibration(cfg)
     for name in ("pretraining", "training"):
         if OmegaConf.select(cfg, name) is not None:
             recipe(cfg[name], name)
@@ -214,7 +216,10 @@ def calibration_images(net: nn.Module, cfg: DictConfig, data=None) -> Tensor | N
 
 
 def prune(net: nn.Module, cfg: DictConfig, data=None, *, progress: bool = True) -> nn.Module:
-    """`norton.prune` as configured, with calibration images and labels of `data` where the criterion asks for them."""
+    """`norton.prune` as configured, with calibration images where the criterion or compensation asks for them.
+
+    A criterion takes training images of `data`, with labels where it asks for them; compensation then takes the same.
+    """
     check_fit(net, cfg, "prune")
     options = plain(cfg.pruning)
     needs_images, needs_labels = asks_for(options["criterion"])
@@ -223,6 +228,9 @@ def prune(net: nn.Module, cfg: DictConfig, data=None, *, progress: bool = True) 
         check_classes(net, data)
         images, labels = data.calibration_batch(cfg.calibration.images)
         options |= {"images": images, "labels": labels if needs_labels else None}
+    if options.get("compensate"):
+        images = options["images"] if needs_images else calibration_images(net, cfg, data)
+        options |= {"images": images, "calibration": calibration(cfg)}
     return norton.prune(net, plain(cfg.compress_rate), progress=progress, **options)
 
 

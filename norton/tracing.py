@@ -213,7 +213,7 @@ class _Walk:
         self.counts: dict[fx.Node, Channels] = {}  # numbers → the channels whose number they depend on
         self.shapes: dict[fx.Node, tuple[Laid, int]] = {}  # whole shapes → whose, and of how many dimensions
         self.borrowed: dict[str, fx.Node] = {}  # layer → where a parameter of it is taken
-        self.shared = _sharing(net)
+        self.shared = sharing(net)
         self.bound = {f"{name}.{parameter}" for name, parameter in _parameters(net) if name in self.shared}
         self.bound |= {f"{name}.{parameter}" for name, parameter in _parameters(net) if _is_torchs(net, name)}
         for node in graph.graph.nodes:
@@ -570,7 +570,7 @@ def _parameters(net: nn.Module) -> list[tuple[str, str]]:
     return [(name, key) for name, layer in net.named_modules() for key, p in layer._parameters.items() if p is not None]
 
 
-def _sharing(net: nn.Module) -> set[str]:
+def sharing(net: nn.Module) -> set[str]:
     """Layers that share a parameter with another layer."""
     owners: dict[int, set[str]] = {}
     for name, key in _parameters(net):

@@ -8,12 +8,15 @@ squares first move its weight to
 
 which takes up the error of the layers before; then W* is decomposed, in weights first, then in the metric of S.  Where
 `sequential` is false, all layers are fitted to what they read in the network before, and W* is W.
+
+Pruning takes the same way, see `norton.pruning.compensation`: layers then have less inputs and filters than before.
 """
 
 import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import psutil
@@ -76,12 +79,14 @@ def fit_to_outputs(
     how: Calibration,
     *,
     kept: Mapping[str, Tensor] | None = None,
+    read: Mapping[str, Tensor] | None = None,
     progress: bool = False,
 ) -> nn.Module:
     """A copy of `small` whose layers are fitted, one after the other, to what those of `before` give.
 
     fits: layer → what makes the layer that takes its place.  images: (N, C, H, W), transformed as for evaluation.
-    kept: layer → the filters of `before` that `small` still has, where it has not all.
+    kept: layer → the filters of `before` that `small` still has, where it has not all.  read: layer → the channels of
+    what it reads in `before` that it reads in `small`, where these are not all.
 
     Biases are corrected so that each output keeps its mean; where a layer has none, a BatchNorm that alone reads it is.
     In the sequential form all BatchNorms are re-estimated on the way.
@@ -94,7 +99,8 @@ def fit_to_outputs(
     batches = [batch.to(device) for batch in images.split(how.batch_size)]
     memory = how.memory or _free_memory(device) / 2
     result, new = copy.deepcopy(small).eval(), {}
-    with in_form(result, "fast"):
+    with ExitStack() as forms:
+        forms.enter_context(in_form(result, "fast"))
         dense = Walk(set_form_(copy.deepcopy(before), "fast").eval(), batches)
         dense.keep = dense.held_per_image() * len(images) * (1 + how.sequential) <= memory / 2
         if not dense.keep:
@@ -104,22 +110,21 @@ def fit_to_outputs(
                 stacklevel=2,
             )
         walk = Walk(result, batches, keep=dense.keep) if how.sequential else dense
-        passage = _Passage(dense, walk, how, memory, kept or {})
+        passage = _Passage(dense, walk, how, memory, kept or {}, read or {})
         for name in track(passage.stops(fits), "fit to outputs", disable=not progress, transient=True):
             layer = result.get_submodule(name)
             if name in fits:
-                new[name] = set_form_(passage.fitted(name, layer, fits[name], result), "fast")
+                new[name] = passage.fitted(name, layer, fits[name], result)
+                forms.enter_context(in_form(new[name], "fast"))
                 _put(result, layer, new[name])
             else:
                 reestimate_(layer, walk.inputs(name))
     for name in sorted(fits.keys() - walk.calls.keys()):
         layer = result.get_submodule(name)
         if layer not in new.values():  # else it is another name of one that was reached
-            warnings.warn(f"{name}: no calibration image reaches it; fitted to its weight", stacklevel=2)
+            warnings.warn(f"{name}: no calibration image reaches it; its weight alone decides", stacklevel=2)
             _put(result, layer, fits[name](composed(layer), None))
     passage.warn_of_few(len(images))
-    for layer in new.values():
-        set_form_(layer, "factored")
     return result.train(small.training)
 
 
@@ -132,6 +137,7 @@ class _Passage:
     how: Calibration
     memory: float
     kept: Mapping[str, Tensor]
+    read: Mapping[str, Tensor]
     few: list[str] = field(default_factory=list)
 
     def stops(self, fits: Mapping[str, Fit]) -> list[str]:
@@ -159,24 +165,31 @@ class _Passage:
         """Of what a layer reads, and of what it should give."""
         dense = as_dense(layer)
         size, count = dense.weight[0].numel(), sum(map(len, self.walk.batches))
-        if count * positions_of(dense, next(self.walk.inputs(name))) < size:
+        if count * positions_of(dense, next(self.inputs(name, dense))) < size:
             self.few.append(name)
         blocks = math.ceil(_COPIES * 8 * size**2 / (self.memory / 2))
         if blocks > 1:
             warnings.warn(
                 f"{name}: the covariance of {size} numbers takes more memory than there is; block-diagonal instead, in "
-                f"{min(blocks, dense.weight.shape[1])} groups of channels",
+                f"{min(blocks, dense.weight.shape[1])} groups of channels, and errors before it are not made up for",
                 stacklevel=2,
             )
         positions = math.ceil(max(_PATCHES_AT_LEAST, _PATCHES_PER_NUMBER * size) / count)
         targets = None
-        if self.how.sequential:
+        if self.how.sequential or name in self.read:
             before, filters = self.dense.net.get_submodule(name), self.kept.get(name)
             targets = (_without_bias(before, y, filters) for y in self.dense.outputs(name))
-        moments = gather(dense, self.walk.inputs(name), targets, blocks=blocks, positions=positions)
+        moments = gather(dense, self.inputs(name, dense), targets, blocks=blocks, positions=positions)
         if moments.output_mean is None:
             moments.output_mean = composed(layer).double().flatten(1) @ moments.mean
         return moments
+
+    def inputs(self, name: str, layer: nn.Module) -> Iterator[Tensor]:
+        """What a layer reads in each batch; of the network before, the channels that it still reads."""
+        if self.how.sequential or name not in self.read:
+            return self.walk.inputs(name)
+        channels = -1 if isinstance(layer, nn.Linear) else 1
+        return (x.index_select(channels, self.read[name].to(x.device)) for x in self.walk.inputs(name))
 
     def warn_of_few(self, count: int) -> None:
         if self.few:
