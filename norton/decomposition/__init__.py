@@ -56,7 +56,7 @@ def decompose(
 
     objective: `weights`, the nearest weights; or `outputs`, the nearest outputs on calibration images (N, C, H, W),
     without labels, see `norton.decomposition.outputs`.  calibration: how they are used, a `Calibration`.  Where images
-    are None, weights are fitted, with a warning.  With `outputs` in its sequential form, BatchNorm is re-estimated.
+    are None, weights are fitted, with a warning.  The means of BatchNorms follow.
 
     Raises InputError for an unknown method, a bad rank or pattern, a weight that is not finite, and images that do not
     fit the network.
