@@ -143,6 +143,14 @@ def test_gradients_reach_the_student_alone(width, teacher):
     assert all(parameter.requires_grad for parameter in teacher.parameters())
 
 
+@pytest.mark.parametrize("width", [16, 5])
+def test_features_alone_teach_all_but_the_classifier(width, teacher):
+    student = network(width)
+    made = Distillation(student, teacher, some()[0], temperature=1.0, weight=0.0, features=1.0)
+    made(student, some()[0])[1].backward()
+    assert [bool(student[i].weight.grad.any()) for i in (0, 1, 5)] == [True, True, False]
+
+
 # Features
 
 
