@@ -15,7 +15,7 @@ from norton.decomposition.methods import DECOMPOSITIONS, decomposable, is_decomp
 from norton.decomposition.metric import Metric
 from norton.decomposition.outputs import Calibration, fit_to_outputs
 from norton.decomposition.ranks import RankRule, layer_ranks, layer_rules, relative_error, resolve
-from norton.errors import InputError
+from norton.errors import InputError, Remark
 from norton.plan import OPERATIONS, record_step
 from norton.registry import import_submodules
 
@@ -70,7 +70,9 @@ def decompose(
     if objective == "outputs" and images is not None:
         return _for_outputs(net, rules, method, images, calibration or Calibration(), progress, options)
     if objective == "outputs":
-        warnings.warn("objective=outputs without calibration images: fitted to the weights instead", stacklevel=2)
+        warnings.warn(
+            "objective=outputs without calibration images: fitted to the weights instead", Remark, stacklevel=2
+        )
     small, ranks = copy.deepcopy(net), {}
     made = {}  # a layer shared under several names stays shared
     for name, asked in track(rules.items(), "decompose", disable=not progress, transient=True):

@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from norton.decomposition.cp import in_form, set_form_
 from norton.decomposition.layers import as_dense
 from norton.decomposition.metric import Metric
-from norton.errors import InputError
+from norton.errors import InputError, Remark
 from norton.moments import Moments, gather, positions_of
 from norton.walk import Walk
 
@@ -101,6 +101,7 @@ def fit_to_outputs(
             warnings.warn(
                 f"what {len(images)} images are between layers takes more memory than there is; streamed instead: for "
                 "each layer those before it are computed again",
+                Remark,
                 stacklevel=2,
             )
         walk = Walk(result, batches, keep=dense.keep) if how.sequential else dense
@@ -115,7 +116,7 @@ def fit_to_outputs(
     for name in sorted(fits.keys() - walk.calls.keys()):
         layer = result.get_submodule(name)
         if layer not in new.values():  # else it is another name of one that was reached
-            warnings.warn(f"{name}: no calibration image reaches it; fitted to its weight", stacklevel=2)
+            warnings.warn(f"{name}: no calibration image reaches it; fitted to its weight", Remark, stacklevel=2)
             _put(result, layer, fits[name](composed(layer), None))
     passage.warn_of_few(len(images))
     for layer in new.values():
@@ -180,6 +181,7 @@ class _Passage:
             warnings.warn(
                 f"{name}: the covariance of {size} numbers takes more memory than there is; block-diagonal instead, in "
                 f"{min(blocks, dense.weight.shape[1])} groups of channels",
+                Remark,
                 stacklevel=2,
             )
         positions = math.ceil(max(_PATCHES_AT_LEAST, _PATCHES_PER_NUMBER * size) / count)
@@ -198,6 +200,7 @@ class _Passage:
             warnings.warn(
                 f"{count} images have fewer patches than a filter has numbers in {len(self.few)} layers ({some}); the "
                 "ridge decides there: use more images",
+                Remark,
                 stacklevel=3,
             )
 
