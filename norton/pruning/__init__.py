@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from norton.decomposition.outputs import Calibration, check_images
-from norton.errors import InputError
+from norton.errors import InputError, Remark
 from norton.plan import record_step
 from norton.pruning.alignment import aligned_keep, connected
 from norton.pruning.allocation import Allocation, fitting_keep, prunable, read_rates
@@ -100,7 +100,7 @@ def prune(
 
     compensate: `outputs`: what is left of the layers is fitted to what they gave before, on the images, see
     `norton.pruning.compensation`; where images are None, nothing is, with a warning.  calibration: how the images are
-    used for that; in its sequential form, BatchNorm is re-estimated.
+    used for that; in its sequential form, the means of BatchNorms follow.
 
     Raises InputError for unknown names, bad rates or filters, a layer left without filters, data that are missing, and
     weights that are not finite.
@@ -123,7 +123,7 @@ def prune(
     step = {"op": "prune", "keep": {wiring.name(axis): list(map(int, channels)) for axis, channels in keep.items()}}
     cut_(small, wiring, keep)  # as replaying the step does, without finding the wiring again
     if compensate and images is None:
-        warnings.warn(f"compensate={compensate} without calibration images: not compensated", stacklevel=2)
+        warnings.warn(f"compensate={compensate} without calibration images: not compensated", Remark, stacklevel=2)
     elif compensate:
         small = compensated(net, small, wiring, keep, images, calibration or Calibration(), progress=progress)
     record_step(small, step)

@@ -135,6 +135,19 @@ def test_dead_channels_change_nothing():
         torch.testing.assert_close(small.state_dict()[key], value, rtol=1e-6, atol=1e-8)
 
 
+@torch.no_grad()
+def test_channels_that_batchnorm_makes_dead_change_nothing():
+    net = [nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 7, 3), nn.BatchNorm2d(7)]
+    net = randomise_(nn.Sequential(*net, nn.ReLU(), nn.Flatten(), nn.Linear(7 * 64, 4))).double()
+    for i, o in ((1, 2), (1, 7), (4, 0)):
+        net[i].weight[o] = net[i].bias[o] = 0
+    filters = {"0": "2, 7", "3": 0}
+    small, cut = pruned(net, filters, pictures()), pruned(net, filters)
+    assert difference(net, cut, pictures()) < 1e-20
+    for key, value in cut.state_dict().items():
+        torch.testing.assert_close(small.state_dict()[key], value, rtol=1e-6, atol=1e-8)
+
+
 def test_what_comes_before_the_first_cut_stays():
     net = plain()
     small = pruned(net, {"2": "0, 6"}, pictures())
