@@ -1,4 +1,4 @@
-"""Which criteria beat random: all of them at three budgets and three seeds, before and after the same short fine-tuning.
+"""Which criteria beat random: all at three budgets and three seeds, before and after the same short fine-tuning.
 
     python -m experiments.ablation experiment=sweep_criteria hydra/launcher=joblib hydra.launcher.n_jobs=2
     python benchmarks/criteria.py

@@ -122,7 +122,7 @@ def measure_all(net: nn.Module, given: dict | None, cfg: DictConfig, data) -> It
     names = list(given or dict.fromkeys(str(rank) for rank in cfg.ranks))
     for number, label in enumerate(names, start=1):
         print(f"{number} of {len(names)}: {label if given else f'rank {label}'}", flush=True)
-        small = given[label] if given else steps.decompose(net, at_rank(cfg, int(label)))
+        small = given[label] if given else steps.decompose(net, at_rank(cfg, int(label)), data)
         yield label, measure(net, small, whole, cfg, data)
 
 

@@ -2,7 +2,7 @@
 
 from norton.checkpoints import load, save
 from norton.counting import complexity
-from norton.decomposition import decompose, layer_nmse, nmse
+from norton.decomposition import Calibration, decompose, layer_nmse, nmse
 from norton.decomposition.cp import set_form_
 from norton.errors import InputError
 from norton.models import build
@@ -12,6 +12,7 @@ from norton.tracing import wiring_of
 
 __version__ = "0.1.0"
 __all__ = [
+    "Calibration",
     "InputError",
     "build",
     "complexity",

@@ -32,3 +32,16 @@ def squared_norms(factors: Factors) -> Tensor:
     """
     grams = [torch.einsum("iro,iso->rso", factor.double(), factor.double()) for factor in factors]
     return (grams[0] * grams[1] * grams[2]).sum((0, 1))
+
+
+def balanced(factors: Factors) -> Factors:
+    """The same filters: their terms from large to small, the three columns of a term of equal norm."""
+    norms = [torch.linalg.vector_norm(factor.double(), dim=0) for factor in factors]  # (R, O)
+    size = norms[0] * norms[1] * norms[2]
+    order = size.argsort(dim=0, descending=True, stable=True)
+    level = size.pow(1 / 3)
+    scaled = []
+    for factor, norm in zip(factors, norms, strict=True):
+        scale = torch.where(size > 0, level / norm, 0).to(factor)
+        scaled.append((factor * scale).gather(1, order.expand_as(factor)))
+    return Factors(*scaled)

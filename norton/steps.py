@@ -1,13 +1,13 @@
 """The steps of the chain as the scripts run them: configuration comes in here and is unpacked here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 import norton
 from norton import claims
@@ -22,11 +22,14 @@ from norton.errors import InputError
 from norton.models import build
 from norton.models.foreign import OPEN, is_path
 from norton.names import parse_name, resembles_name
+from norton.plan import plan_of
 from norton.pruning import asks_for, check_prune, spared
 from norton.pruning.allocation import read_rates
 from norton.report import millions
 from norton.tracing import wiring_of
 from norton.wiring import OUTPUT
+
+RECIPES = {"train": "pretraining", "finetune": "training"}  # the config group of each step that trains
 
 
 def plain(value: Any) -> Any:
@@ -103,6 +106,8 @@ def check_settings(cfg: DictConfig) -> None:
     for name, least in (("latency_batch", 1), ("calibration.images", 2), ("calibration.batch_size", 2)):
         if OmegaConf.select(cfg, name) is not None:
             whole(cfg, name, least)
+    if OmegaConf.select(cfg, "calibration") is not None:
+        calibration(cfg)
     for name in ("pretraining", "training"):
         if OmegaConf.select(cfg, name) is not None:
             recipe(cfg[name], name)
@@ -137,13 +142,15 @@ def check_fit(net: nn.Module, cfg: DictConfig, step: str) -> None:
 
 
 def recipe(settings: DictConfig, name: str = "training"):
-    """The `Recipe` of a config group."""
+    """The `Recipe` of a config group, which may also name a teacher."""
     from norton.training import Recipe
 
+    if (teacher := settings.get("teacher")) is not None and not isinstance(teacher, str):
+        raise InputError(f"{name}.teacher is {teacher!r}; give the path of a checkpoint, or null for the dense network")
     try:
-        return Recipe(**plain(settings))
+        return Recipe(**{key: value for key, value in plain(settings).items() if key != "teacher"})
     except TypeError as error:
-        known = ", ".join(field.name for field in fields(Recipe))
+        known = ", ".join([*(field.name for field in fields(Recipe)), "teacher"])
         raise InputError(f"{name}: not a recipe ({error}); its settings are {known}") from None
 
 
@@ -177,18 +184,48 @@ def device(name: str) -> torch.device:
         raise InputError(f"device is {name!r}, which torch does not find here; choose cpu, cuda or auto") from None
 
 
-def decompose(net: nn.Module, cfg: DictConfig, *, progress: bool = True) -> nn.Module:
-    """`norton.decompose` as configured."""
+def decompose(net: nn.Module, cfg: DictConfig, data=None, *, progress: bool = True) -> nn.Module:
+    """`norton.decompose` as configured, with calibration images where its objective asks for them."""
     require(cfg, "decompose")
     d = cfg.decomposition
     options = plain(d.options) or {}
+    if d.objective == "outputs":
+        options |= {"images": calibration_images(net, cfg, data), "calibration": calibration(cfg)}
     return norton.decompose(
-        net, plain(cfg.rank), method=d.method, skip=plain(d.skip), seed=d.seed, progress=progress, **options
+        net,
+        plain(cfg.rank),
+        method=d.method,
+        skip=plain(d.skip),
+        seed=d.seed,
+        objective=d.objective,
+        progress=progress,
+        **options,
     )
 
 
+def calibration(cfg: DictConfig) -> norton.Calibration:
+    """How calibration images are used, as configured."""
+    fields_of = {field.name for field in fields(norton.Calibration)}
+    return norton.Calibration(**{key: value for key, value in plain(cfg.calibration).items() if key in fields_of})
+
+
+def calibration_images(net: nn.Module, cfg: DictConfig, data=None) -> Tensor | None:
+    """Unlabelled images, transformed as for evaluation: of a folder, or training images; None where there are none."""
+    c = cfg.calibration
+    if c.images is None:
+        return None
+    if c.folder is not None:
+        from norton.data.pictures import read_pictures
+
+        return read_pictures(c.folder, net.input_size, cfg.data.name, c.images)
+    return (open_data(cfg) if data is None else data).calibration_images(c.images)
+
+
 def prune(net: nn.Module, cfg: DictConfig, data=None, *, progress: bool = True) -> nn.Module:
-    """`norton.prune` as configured, with calibration images and labels of `data` where the criterion asks for them."""
+    """`norton.prune` as configured, with calibration images where the criterion or compensation asks for them.
+
+    A criterion takes training images of `data`, with labels where it asks for them; compensation then takes the same.
+    """
     check_fit(net, cfg, "prune")
     options = plain(cfg.pruning)
     needs_images, needs_labels = asks_for(options["criterion"])
@@ -197,25 +234,75 @@ def prune(net: nn.Module, cfg: DictConfig, data=None, *, progress: bool = True) 
         check_classes(net, data)
         images, labels = data.calibration_batch(cfg.calibration.images)
         options |= {"images": images, "labels": labels if needs_labels else None}
+    if options.get("compensate"):
+        images = options["images"] if needs_images else calibration_images(net, cfg, data)
+        options |= {"images": images, "calibration": calibration(cfg)}
     return norton.prune(net, plain(cfg.compress_rate), progress=progress, **options)
 
 
 def calibrate_(net: nn.Module, cfg: DictConfig, data=None) -> nn.Module:
     """Re-estimate BatchNorm as configured, in place."""
-    if cfg.calibration.batchnorm:
-        data = open_data(cfg) if data is None else data
-        images = data.calibration_images(cfg.calibration.images)
+    images = calibration_images(net, cfg, data) if cfg.calibration.batchnorm else None
+    if images is not None:
         reestimate_batchnorm_(net, images, cfg.calibration.batch_size)
     return net
 
 
-def fit(net: nn.Module, cfg: DictConfig, group: str, data, folder: Path, **options) -> nn.Module:
-    """Train by the recipe of a config group; state and logs go to `folder`.  options: more of `norton.training.fit`."""
+def fit(
+    net: nn.Module, cfg: DictConfig, group: str, data, folder: Path, *, dense: nn.Module | None = None, **options
+) -> nn.Module:
+    """Train by the recipe of a config group; state and logs go to `folder`.
+
+    dense: the network that teaches where the recipe distills and names no other.  options: more of
+    `norton.training.fit`.
+    """
     from norton.training import fit as train
 
     options = {**trainer_options(cfg), **options}
     options.setdefault("loggers", loggers(cfg))
+    if distills(cfg[group]):
+        file = cfg[group].get("teacher")
+        options["teacher"] = dense if file is None else norton.load(file)
     return train(net, data, recipe(cfg[group], group), folder=folder, seed=cfg.seed, **options)
+
+
+def distills(settings: DictConfig) -> bool:
+    """Whether training by a config group has a teacher."""
+    return bool(settings.epochs and settings.get("distill"))
+
+
+def can_teach(net: nn.Module, lineage: Sequence[Mapping[str, Any]], *, opened: bool) -> bool:
+    """Whether a network is a dense one that was trained, so that those made of it can learn from it.
+
+    lineage: the records of the steps behind it.  opened: from a file, which published ones are without a lineage.  What
+    was built narrow and trained is dense too, although it has a plan.
+    """
+    done = {record.get("step") for record in lineage}
+    return not done & {"decompose", "prune"} and ("train" in done or (opened and not plan_of(net)))
+
+
+def check_teachers(
+    net: nn.Module, lineage: Sequence[Mapping[str, Any]], cfg: DictConfig, chain: Sequence[str], data
+) -> None:
+    """Raise InputError, before any work, where a step of a chain from `net` will have no teacher, or an unfit one."""
+    found = False
+    for number, step in enumerate(chain):
+        done = [*lineage, *({"step": step} for step in chain[:number])]
+        found = found or can_teach(net, done, opened=cfg.checkpoint is not None)
+        group = RECIPES.get(step)
+        if group is None or not distills(cfg[group]):
+            continue
+        if (file := cfg[group].get("teacher")) is not None:
+            if (classes := norton.load(file).num_classes) != data.num_classes:
+                raise InputError(
+                    f"{group}.teacher={file} tells {classes} classes apart, the data {data.name} have "
+                    f"{data.num_classes}; choose another"
+                )
+        elif not found:
+            raise InputError(
+                f"{group}.distill=true, and there is no dense network to learn from before the step {step}: what the "
+                f"chain starts from is compressed or untrained; name one with {group}.teacher=FILE"
+            )
 
 
 def loggers(cfg: DictConfig) -> list:
@@ -333,8 +420,11 @@ def evaluation(net: nn.Module, path: Path) -> str:
 
 
 def lineage_record(step: str, cfg: DictConfig, keys: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What a checkpoint remembers of the step that made it."""
+    """What a checkpoint remembers of the step that made it; teacher: that it learned from, if any."""
     settings = {key: plain(cfg[key]) for key in keys}
+    for group in set(keys) & set(RECIPES.values()):
+        if distills(cfg[group]):
+            settings["teacher"] = cfg[group].get("teacher") or "the dense network"
     return {"step": step, **settings, "norton": norton.__version__, "torch": str(torch.__version__)}
 
 

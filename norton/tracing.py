@@ -276,7 +276,7 @@ class _Walk:
         self.shapes: dict[fx.Node, tuple[Laid, range]] = {}  # shapes → whose, and of which dimensions
         self.own = _own_tensors(net)
         self.scales: set[tuple[fx.Node, fx.Node]] = set()  # (tensor of `own`, what takes it channel by channel)
-        self.whole = {name: f"{name}: it shares a parameter with another layer" for name in sorted(_sharing(net))}
+        self.whole = {name: f"{name}: it shares a parameter with another layer" for name in sorted(sharing(net))}
 
     def follow(self, graph: fx.Graph) -> None:
         """Walk over a graph whose nodes hold what they compute."""
@@ -674,7 +674,7 @@ def _parameters(net: nn.Module) -> list[tuple[str, str]]:
     return [(name, key) for name, layer in net.named_modules() for key, p in layer._parameters.items() if p is not None]
 
 
-def _sharing(net: nn.Module) -> set[str]:
+def sharing(net: nn.Module) -> set[str]:
     """Layers that share a parameter with another layer."""
     owners: dict[int, set[str]] = {}
     for name, key in _parameters(net):

@@ -201,6 +201,9 @@ METHODS = [
     ("compress_rate=0.3 pruning=slamp", None),
     ("compress_rate=0.3 pruning=weighted pruning.normalisation=linear", 11),
     ("compress_rate=0.5 pruning=intersection pruning.round_to=2 pruning.rounding=down", None),
+    ("compress_rate=0.3 pruning=l2 pruning.compensate=outputs data=mnist5k calibration.images=8", 11),
+    ("compress_rate=0.3 pruning=hrank pruning.compensate=outputs data=mnist5k calibration.images=4", 11),
+    ("compress_rate=0.3 pruning=l2 pruning.compensate=outputs calibration.images=null", 11),  # then it is left out
 ]
 
 
@@ -264,6 +267,8 @@ BAD = [
     ("prune.py checkpoint={dense} compress_rate=1.5 out={tmp}/x", "the rate is 1.5"),
     ("prune.py checkpoint={dense} 'compress_rate={{layr1.*:0.5}}' out={tmp}/x", "pattern 'layr1.*' matches no layer"),
     ("prune.py checkpoint={dense} compress_rate=[0.1]*30 pruning=slamp out={tmp}/x", "one number"),
+    ("prune.py checkpoint={dense} compress_rate=0.3 pruning.compensate=weights out={tmp}/x", "choose outputs, or None"),
+    ("prune.py checkpoint={dense} compress_rate=0.3 calibration.ridge=0 out={tmp}/x", "ridge is 0"),
     ("prune.py checkpoint={dense} compress_rate=0.3 pruning.normalisation=nix out={tmp}/x", "normalisation 'nix'"),
     ("prune.py checkpoint={dense} pruning=index out={tmp}/x", "give filters="),
     ("prune.py checkpoint={dense} pruning=index 'pruning.filters={{conv1: 9-4}}' out={tmp}/x", "runs backwards"),

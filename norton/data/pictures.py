@@ -1,11 +1,16 @@
 """Image files that a user names: a file, a folder, or a list."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms import v2
 
+from norton.data.splits import DATASETS
 from norton.errors import InputError
 
 # Not all that Pillow registers: films and documents are among them.
@@ -41,3 +46,28 @@ def read_picture(path: str | Path) -> Image.Image:
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"images: cannot read {path} as an image ({error})") from None
+
+
+def read_pictures(folder: str | Path, input_size: Sequence[int], data: str, count: int) -> Tensor:
+    """The first `count` images of a folder, (N, 3, H, W), as a network of this input size takes them for evaluation.
+
+    The shorter side is resized to 8/7 of the network's (256 for 224), of images of up to 64 pixels to the network's
+    itself, and the centre cut out; normalised as the dataset `data` is.  Fewer images in the folder are all taken.
+
+    Raises InputError for a folder that is missing or holds no images, and an image that cannot be read.
+    """
+    if not Path(folder).is_dir():
+        raise InputError(f"calibration.folder: no folder at {folder}; give one with image files")
+    _, height, width = input_size
+    side = min(height, width)
+    module = inspect.getmodule(DATASETS[data])
+    transform = v2.Compose(
+        [
+            v2.Resize(side if side <= 64 else side * 8 // 7, antialias=True),
+            v2.CenterCrop((height, width)),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(module.MEAN, module.STD),
+        ]
+    )
+    return torch.stack([transform(read_picture(path)) for path in image_files(folder)[:count]])

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean
 
@@ -11,15 +12,21 @@ from torch import Tensor, nn
 
 from norton.decomposition.cp_als import cp_filters
 from norton.decomposition.methods import DECOMPOSITIONS, decomposable, is_decomposed
+from norton.decomposition.metric import Metric
+from norton.decomposition.outputs import Calibration, fit_to_outputs
 from norton.decomposition.ranks import RankRule, layer_ranks, layer_rules, relative_error, resolve
-from norton.errors import InputError
+from norton.errors import InputError, Remark
 from norton.plan import OPERATIONS, record_step
 from norton.registry import import_submodules
 
 import_submodules(__name__)
 
+OBJECTIVES = ("weights", "outputs")
+
 __all__ = [
     "DECOMPOSITIONS",
+    "OBJECTIVES",
+    "Calibration",
     "cp_filters",
     "decomposable",
     "decompose",
@@ -36,6 +43,9 @@ def decompose(
     method: str = "cp",
     skip: Iterable[str] | None = None,
     seed: int = 0,
+    objective: str = "weights",
+    images: Tensor | None = None,
+    calibration: Calibration | None = None,
     progress: bool = False,
     **options,
 ) -> nn.Module:
@@ -44,12 +54,25 @@ def decompose(
     rank, skip: which layers and how far, see `layer_ranks`.  options: the method's own, such as `starts` of `cp`.
     progress: show a bar over the layers.
 
-    Raises InputError for an unknown method, a bad rank or pattern, and a weight that is not finite.
+    objective: `weights`, the nearest weights; or `outputs`, the nearest outputs on calibration images (N, C, H, W),
+    without labels, see `norton.decomposition.outputs`.  calibration: how they are used, a `Calibration`.  Where images
+    are None, weights are fitted, with a warning.  The means of BatchNorms follow.
+
+    Raises InputError for an unknown method, a bad rank or pattern, a weight that is not finite, and images that do not
+    fit the network.
     """
     decomposition = DECOMPOSITIONS[method]
     rules = layer_rules(net, rank, skip, method)
     _check_options(decomposition.from_conv, options, method)
     options["seed"] = seed
+    if objective not in OBJECTIVES:
+        raise InputError(f"objective is {objective!r}; choose one of {', '.join(OBJECTIVES)}")
+    if objective == "outputs" and images is not None:
+        return _for_outputs(net, rules, method, images, calibration or Calibration(), progress, options)
+    if objective == "outputs":
+        warnings.warn(
+            "objective=outputs without calibration images: fitted to the weights instead", Remark, stacklevel=2
+        )
     small, ranks = copy.deepcopy(net), {}
     made = {}  # a layer shared under several names stays shared
     for name, asked in track(rules.items(), "decompose", disable=not progress, transient=True):
@@ -63,6 +86,41 @@ def decompose(
             small.set_submodule(name, layer)
         else:  # the network is that layer
             small = layer
+    record_step(small, {"op": "decompose", "method": method, "ranks": ranks})
+    return small
+
+
+def _for_outputs(
+    net: nn.Module,
+    rules: Mapping[str, RankRule],
+    method: str,
+    images: Tensor,
+    calibration: Calibration,
+    progress: bool,
+    options: dict,
+) -> nn.Module:
+    """`decompose` with the objective `outputs`."""
+    decomposition, ranks, fits = DECOMPOSITIONS[method], {}, {}
+
+    def fit_of(name: str, rank: int | list[int]) -> Callable:
+        def fit(target: Tensor, metric: Metric | None) -> nn.Module:
+            dense = copy.deepcopy(net.get_submodule(name))
+            dense.weight.data.copy_(target)
+            layer = decomposition.from_conv(dense, rank, name=name or "conv", **options)
+            if metric is not None:
+                layer.fit_outputs_(target, metric, calibration.sweeps)
+            return layer.train(dense.training)
+
+        return fit
+
+    for name, asked in rules.items():
+        ranks[name] = resolve(name or "conv", net.get_submodule(name), asked, method, **options)
+        fits[name] = fit_of(name, ranks[name])
+    if "" in fits:  # the network is that layer
+        fits = {"0": fits[""]}
+        [small] = fit_to_outputs(nn.Sequential(net), nn.Sequential(net), fits, images, calibration, progress=progress)
+    else:
+        small = fit_to_outputs(net, net, fits, images, calibration, progress=progress)
     record_step(small, {"op": "decompose", "method": method, "ranks": ranks})
     return small
 

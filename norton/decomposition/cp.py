@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norton.decomposition.cp_als import cp_filters
+from norton.decomposition.cp_outputs import refit
 from norton.decomposition.methods import DECOMPOSITIONS, is_spatial
+from norton.decomposition.metric import Metric
 from norton.errors import InputError
 from norton.factors import Factors, reconstruct
 
@@ -150,6 +152,10 @@ class CPConv2d(nn.Module):
         """Take over factors of this layer's shapes."""
         for layer, factor in zip(self.feature, factors, strict=True):
             layer.weight.copy_(factor.permute(1, 2, 0).reshape(layer.weight.shape))
+
+    def fit_outputs_(self, target: Tensor, metric: Metric, sweeps: int) -> None:
+        """Bring the composed weight nearer to `target` in a metric, see `norton.decomposition.cp_outputs`."""
+        self.set_factors_(refit(self.factors(), target, metric, sweeps=sweeps))
 
     def composed_weight(self) -> Tensor:
         """(O, C, kh, kw): the dense weight this layer equals; gradients flow to the factors."""

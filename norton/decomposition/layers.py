@@ -5,7 +5,7 @@ writes the filters) or from `FilterWise` (each filter is a product of its own; a
 filter).  Surgery knows how both are cut (`norton.pruning.surgery`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Self
@@ -13,7 +13,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from norton.decomposition.methods import is_spatial
+from norton.decomposition.methods import is_decomposed, is_spatial
+from norton.decomposition.metric import Metric
 from norton.errors import InputError
 
 
@@ -57,6 +58,19 @@ class FactoredLayer(nn.Module):
     def parts(self) -> list[Tensor]:
         return [part.weight for part in self.feature]
 
+    @torch.no_grad()
+    def fit_outputs_(self, target: Tensor, metric: Metric, sweeps: int, steps: int = 30) -> None:
+        """Bring the composed weight nearer to `target` in a metric: least squares for one part after the other.
+
+        The weight is linear in each part, so the normal equations' product with a vector is the weight of that vector,
+        times the metric, taken back through `composed_weight` by autograd; conjugate gradients need no more.  They
+        start from what is there and never go uphill.
+        """
+        target = target.flatten(1)
+        for _ in range(max(1, sweeps)):
+            for part in reversed(self.parts()):
+                conjugate_gradients_(part, lambda: self.composed_weight().flatten(1), target, metric, steps)
+
     def forward(self, x: Tensor) -> Tensor:
         y = self.feature(x)
         return y if self.bias is None else y + self.bias.view(-1, *[1] * (self.composed_dims - 2))
@@ -97,6 +111,38 @@ class FilterWise(FactoredLayer):
     """Each filter as a product of its own: the parts hold the channels of filter 0 first, then those of filter 1."""
 
 
+def conjugate_gradients_(
+    part: Tensor, weight: Callable[[], Tensor], target: Tensor, metric: Metric, steps: int
+) -> None:
+    """Move a parameter such that `weight()` (O, D), linear in it, comes nearest to `target` (O, D) in a metric."""
+    start = part.detach().clone()
+
+    def back(rows: Tensor) -> Tensor:  # the derivative of the inner product of rows and the weight
+        with torch.enable_grad():
+            part.requires_grad_(True)
+            return torch.autograd.grad(weight(), part, rows)[0]
+
+    def times(direction: Tensor) -> Tensor:
+        part.data.copy_(direction)
+        return back(metric.times(weight().detach()))
+
+    residual = back(metric.times(target - weight().detach()))
+    direction, size = residual, residual.square().sum()
+    enough = 1e-12 * size
+    for _ in range(steps):
+        if size <= enough:
+            break
+        product = times(direction)
+        curvature = (direction * product).sum()
+        if curvature <= 0:
+            break
+        start = start + size / curvature * direction
+        residual = residual - size / curvature * product
+        new = residual.square().sum()
+        direction, size = residual + new / size * direction, new
+    part.data.copy_(start)
+
+
 def convolution(
     inputs: int, outputs: int, like: nn.Conv2d, *, rows: bool = False, columns: bool = False, groups: int = 1
 ) -> nn.Conv2d:
@@ -119,6 +165,39 @@ def convolution(
         device=like.weight.device,
         dtype=like.weight.dtype,
     )
+
+
+def as_dense(layer: nn.Module) -> nn.Conv2d | nn.Linear:
+    """The convolution or linear layer that a decomposed layer equals; one that is not decomposed as it is."""
+    if not is_decomposed(layer):
+        return layer
+    weight = layer.composed_weight().detach()
+    if weight.ndim == 2:
+        dense = nn.Linear(weight.shape[1], weight.shape[0], layer.bias is not None, device="meta")
+    else:
+        parts = [part for part in layer.feature if max(part.kernel_size) > 1] or [layer.feature[0]]
+        dense = nn.Conv2d(
+            weight.shape[1],
+            weight.shape[0],
+            layer.kernel_size,
+            layer.stride,
+            _joint_padding([part.padding for part in layer.feature]),
+            layer.dilation,
+            bias=layer.bias is not None,
+            padding_mode=parts[0].padding_mode,
+            device="meta",
+        )
+    dense.weight = nn.Parameter(weight)
+    if layer.bias is not None:
+        dense.bias = nn.Parameter(layer.bias.detach())
+    return dense.train(layer.training)
+
+
+def _joint_padding(paddings: Sequence[tuple[int, int] | str]) -> tuple[int, int] | str:
+    """What parts pad together: `same` and `valid` stand in all of them, numbers in the part they belong to."""
+    if isinstance(paddings[0], str):
+        return paddings[0]
+    return tuple(max(padding[i] for padding in paddings) for i in range(2))
 
 
 def weight_of(layer: nn.Module, name: str) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from norton.decomposition.layers import LayerWise, convolution, weight_of
 from norton.decomposition.methods import DECOMPOSITIONS
+from norton.decomposition.metric import Metric
 
 
 @DECOMPOSITIONS.register("svd")
@@ -43,6 +44,20 @@ class SVDLayer(LayerWise):
         u, s, vh = torch.linalg.svd(weight_of(conv, name).flatten(1), full_matrices=False)
         root = s[:rank].sqrt()
         return cls.of_weights(conv, rank, [root[:, None] * vh[:rank], u[:, :rank] * root])
+
+    @torch.no_grad()
+    def fit_outputs_(self, target: Tensor, metric: Metric, sweeps: int) -> None:
+        """The best matrix of this rank in a metric S = L Lᵀ: that of `target` L, times the inverse of L."""
+        roots = [torch.linalg.cholesky(block.double()) for block in metric.blocks]
+        parts = target.double().flatten(1).split(metric.sizes, dim=1)
+        u, s, vh = torch.linalg.svd(
+            torch.cat([p @ r for p, r in zip(parts, roots, strict=True)], 1), full_matrices=False
+        )
+        root = s[: self.rank].sqrt()
+        rows = (root[:, None] * vh[: self.rank]).split(metric.sizes, dim=1)
+        back = [torch.linalg.solve_triangular(r, p, upper=False, left=False) for p, r in zip(rows, roots, strict=True)]
+        for part, weight in zip(self.feature, (torch.cat(back, 1), u[:, : self.rank] * root), strict=True):
+            part.weight.copy_(weight.reshape(part.weight.shape))
 
     def composed_weight(self) -> Tensor:
         reduce, expand = (part.flatten(1) for part in self.parts())

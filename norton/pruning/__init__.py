@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from norton.errors import InputError
+from norton.decomposition.outputs import Calibration, check_images
+from norton.errors import InputError, Remark
 from norton.plan import record_step
 from norton.pruning.alignment import aligned_keep, connected
 from norton.pruning.allocation import Allocation, fitting_keep, prunable, read_rates
+from norton.pruning.compensation import COMPENSATIONS, compensated
 from norton.pruning.criteria import CRITERIA, filter_count, keep_filters, scores
 from norton.pruning.index import parse_filters
 from norton.pruning.scoring import (
@@ -35,6 +37,7 @@ from norton.wiring import Wiring
 import_submodules(__name__)
 
 __all__ = [
+    "COMPENSATIONS",
     "CRITERIA",
     "SELECTIONS",
     "asks_for",
@@ -64,6 +67,8 @@ def prune(
     filters: Mapping[str, str | int | Sequence[int | str]] | None = None,
     images: Tensor | None = None,
     labels: Tensor | None = None,
+    compensate: str | None = None,
+    calibration: Calibration | None = None,
     seed: int = 0,
     example: Example | None = None,
     progress: bool = False,
@@ -83,8 +88,9 @@ def prune(
     distance between factors scores decomposed layers only, dense ones (1×1 convolutions above all) then go by
     `dense_criterion`, and so do layers without BatchNorm where BatchNorm is the criterion, and layers that images do
     not pass where maps are, such as auxiliary heads.  filters: layer → those that go, `"105, 8, 9, 11-13"`, for the
-    criterion `index`.  images (N, C, H, W), labels (N,): for criteria that look at data.  seed: of the criterion
-    `random`.  selection: `published` repeats two mistakes of the paper's public code, see `norton.pruning.published`.
+    criterion `index`.  images (N, C, H, W), labels (N,): for criteria that look at data; images for `compensate` too.
+    seed: of the criterion `random`.  selection: `published` repeats two mistakes of the paper's public code, see
+    `norton.pruning.published`.
 
     normalisation: of a layer's scores, before layers are compared or tied, see `norton.pruning.normalisation`.  tied:
     how the scores of layers that write to one residual stream, and so keep the same channels, become one: average, sum,
@@ -97,6 +103,10 @@ def prune(
     move channels by position, widths that no list states move to the nearest ones that fit, see
     `norton.pruning.alignment`.
 
+    compensate: `outputs`: what is left of the layers is fitted to what they gave before, on the images, see
+    `norton.pruning.compensation`; where images are None, nothing is, with a warning.  calibration: how the images are
+    used for that; in its sequential form, the means of BatchNorms follow.
+
     Raises InputError for unknown names, bad rates or filters, a layer left without filters, data that are missing, and
     weights that are not finite.
     """
@@ -107,6 +117,9 @@ def prune(
     options = {"dense_criterion": dense_criterion, "selection": selection, "normalisation": normalisation, "tied": tied}
     data = {"named": named, "images": images, "labels": labels, "seed": seed, "progress": progress}
     scoring = Scoring(criterion, **options, **data)
+    check_compensate(compensate)
+    if compensate and images is not None:
+        check_images(net, images)
     rated = how.rated(net, wiring)
     small = copy.deepcopy(net)
     if example is not None:
@@ -117,8 +130,18 @@ def prune(
         warnings.warn(f"nothing is removed, though rates ask for it: {why}", stacklevel=2)
     step = {"op": "prune", "keep": {wiring.name(axis): list(map(int, channels)) for axis, channels in keep.items()}}
     cut_(small, wiring, keep)  # as replaying the step does, without finding the wiring again
+    if compensate and images is None:
+        warnings.warn(f"compensate={compensate} without calibration images: not compensated", Remark, stacklevel=2)
+    elif compensate:
+        small = compensated(net, small, wiring, keep, images, calibration or Calibration(), progress=progress)
     record_step(small, step)
     return small
+
+
+def check_compensate(compensate: str | None) -> None:
+    """Raise InputError for a way to compensate that there is not."""
+    if compensate is not None and compensate not in COMPENSATIONS:
+        raise InputError(f"compensate is {compensate!r}; choose {' or '.join(COMPENSATIONS)}, or None for not at all")
 
 
 def check_prune(
@@ -131,12 +154,14 @@ def check_prune(
     min_filters: int | None = None,
     round_to: int = 1,
     rounding: str = "nearest",
+    compensate: str | None = None,
     **others: Any,
 ) -> None:
     """Raise InputError for what `prune` would refuse before it looks at weights or data."""
     rates = None if compress_rate is None else read_rates(compress_rate)
     wiring = wiring_of(net)
     Scoring(criterion, **others)
+    check_compensate(compensate)
     named_filters(net, wiring, criterion, filters, rates)
     Allocation(rates, allocation, min_filters, round_to, rounding).rated(net, wiring)
 

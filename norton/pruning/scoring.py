@@ -104,10 +104,11 @@ def has_distance(criterion: Criterion) -> bool:
 
 
 def describe(settings: Mapping) -> str:
-    """The settings of `norton.prune` that say what goes, in a few words: the criterion, and what is not the default."""
+    """The settings of `norton.prune` in a few words: the criterion, and of how it is used what is not the default."""
     words = [_words(settings["criterion"])]
     words += [f"{key} {settings[key]}" for key in ("normalisation", "tied") if settings.get(key) not in DEFAULTS[key]]
-    return " ".join([*words, *(["global"] if settings.get("allocation") == "global" else [])])
+    words += ["global"] if settings.get("allocation") == "global" else []
+    return " ".join([*words, *(["compensated"] if settings.get("compensate") else [])])
 
 
 def _words(criterion: Criterion) -> str:

@@ -11,7 +11,7 @@ from norton.decomposition.layers import FilterWise, LayerWise
 from norton.decomposition.methods import is_decomposed
 from norton.plan import OPERATIONS
 from norton.tracing import wiring_of
-from norton.wiring import Wiring, positions
+from norton.wiring import Channels, Wiring, positions
 
 
 def cut_(net: nn.Module, wiring: Wiring, keep: Mapping[int, Sequence[int]]) -> None:
@@ -22,24 +22,36 @@ def cut_(net: nn.Module, wiring: Wiring, keep: Mapping[int, Sequence[int]]) -> N
     """
     device = next(net.parameters()).device
 
-    def index(channels) -> Tensor:
-        kept = positions(wiring, channels, keep)
+    def index(kept: list[int]) -> Tensor:
         return torch.tensor(kept, dtype=torch.long, device="cpu" if device.type == "meta" else device).to(device)
 
-    def changes(channels) -> bool:
-        return any(wiring.axis(span) in keep for span in channels)
-
-    inputs = {layer: index(x) for layer, x in [*wiring.passes, *wiring.reads] if changes(x)}
-    outputs = {layer: index(wiring.written(layer)) for axis in keep for layer in wiring.writers[axis]}
-    parameters = [(name, index(x), dim) for name, x, dim in wiring.parameters if changes(x)]
+    inputs, outputs = kept_channels(wiring, keep)
+    parameters = [
+        (name, positions(wiring, x, keep), dim) for name, x, dim in wiring.parameters if _changes(wiring, x, keep)
+    ]
     for name, channels in inputs.items():
-        cut_inputs_(net.get_submodule(name), channels)
+        cut_inputs_(net.get_submodule(name), index(channels))
     for name, channels in outputs.items():
-        cut_outputs_(net.get_submodule(name), channels)
+        cut_outputs_(net.get_submodule(name), index(channels))
     for name, channels, dim in parameters:
         path, _, attribute = name.rpartition(".")
         owner = net.get_submodule(path)
-        setattr(owner, attribute, _select(getattr(owner, attribute), channels, dim))
+        setattr(owner, attribute, _select(getattr(owner, attribute), index(channels), dim))
+
+
+def kept_channels(
+    wiring: Wiring, keep: Mapping[int, Sequence[int]]
+) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Layer → the channels that stay of what it reads or passes, and of what it writes, for the layers that change."""
+    inputs = {
+        layer: positions(wiring, x, keep) for layer, x in [*wiring.passes, *wiring.reads] if _changes(wiring, x, keep)
+    }
+    outputs = {layer: positions(wiring, wiring.written(layer), keep) for axis in keep for layer in wiring.writers[axis]}
+    return inputs, outputs
+
+
+def _changes(wiring: Wiring, channels: Channels, keep: Mapping[int, Sequence[int]]) -> bool:
+    return any(wiring.axis(span) in keep for span in channels)
 
 
 @OPERATIONS.register("prune")

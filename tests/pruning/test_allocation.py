@@ -343,6 +343,7 @@ def test_rates_in_every_form():
 @pytest.mark.parametrize("settings, words", [
     ({"criterion": "l2"}, "l2"),
     ({"criterion": "l2", "normalisation": "lamp", "allocation": "global"}, "l2 normalisation lamp global"),
+    ({"criterion": "l2", "allocation": "global", "compensate": "outputs"}, "l2 global compensated"),
     ({"criterion": {"weighted": {"l2": 0.7, "fpgm": 0.3}}}, "0.7 l2 + 0.3 fpgm"),
     ({"criterion": {"intersection": ["l2", "fpgm"]}, "tied": "union"}, "l2 and fpgm tied union"),
 ])  # fmt: skip

@@ -1,0 +1,51 @@
+"""The metric in which the output error of a layer is the distance between its weight and another one."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Metric:
+    """The positive definite matrix S of the distance (w - v)ᵀ S (w - v) between flattened filters, of D numbers each.
+
+    blocks: S, (D, D); or its diagonal blocks, with zeros beside them.
+    """
+
+    def __init__(self, blocks: Sequence[Tensor]):
+        self.blocks = list(blocks)
+        self.sizes = [len(block) for block in self.blocks]
+
+    @property
+    def trace(self) -> float:
+        return sum(block.diagonal().sum().item() for block in self.blocks)
+
+    def ridged(self, ridge: float) -> "Metric":
+        """With `ridge` times the mean of the diagonal added to it."""
+        level = ridge * self.trace / sum(self.sizes)
+        blocks = [block.clone() for block in self.blocks]
+        for block in blocks:
+            # Where nothing but zeros is read, any weight does; the unit matrix then keeps the one that is there.
+            block.diagonal().add_(level if level > 0 else 1)
+        return Metric(blocks)
+
+    def to(self, dtype: torch.dtype) -> "Metric":
+        return Metric([block.to(dtype) for block in self.blocks])
+
+    def times(self, rows: Tensor) -> Tensor:
+        """(..., D) rows, each times S."""
+        parts = rows.split(self.sizes, dim=-1)
+        return torch.cat([part @ block for part, block in zip(parts, self.blocks, strict=True)], dim=-1)
+
+    def solve(self, rows: Tensor) -> Tensor:
+        """(n, D): the rows times the inverse of S."""
+        parts = rows.split(self.sizes, dim=-1)
+        found = [
+            torch.cholesky_solve(part.mT, torch.linalg.cholesky(block)).mT
+            for part, block in zip(parts, self.blocks, strict=True)
+        ]
+        return torch.cat(found, dim=-1)
+
+    def squares(self, rows: Tensor) -> Tensor:
+        """(n,): wᵀ S w of each row."""
+        return (rows * self.times(rows)).sum(-1)
