@@ -116,9 +116,9 @@ def picture(path: Path, points: dict[Key, dict[int, dict]]) -> None:
             axis.plot([], [], "o", color=colour, label=label)
         axis.set(title=f"rates {rate:g}", xlabel="test top-1 (%)", yticks=range(len(order)), yticklabels=order)
         axis.grid(axis="x", alpha=0.3)
-    axis.legend(loc="lower left", fontsize=8)
-    figure.suptitle("Criteria over three seeds; dotted: the mean of random")
-    figure.tight_layout()
+    figure.legend(*axis.get_legend_handles_labels(), loc="lower right", ncols=2, fontsize=8, frameon=False)
+    figure.suptitle("Criteria, a dot per seed; dotted: the mean of random")
+    figure.tight_layout(rect=(0, 0.03, 1, 1))
     figure.savefig(path, dpi=120)
 
 
