@@ -90,7 +90,7 @@ def patches(layer: nn.Conv2d | nn.Linear, x: Tensor, chosen: Tensor | None = Non
         return x.flatten(0, -2)
     x = _padded(layer, x)
     (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
-    height, width = ((x.shape[i + 2] - d * (k - 1) - 1) // s + 1 for i, (k, s, d) in enumerate(_geometry(layer)))
+    height, width = ((x.shape[i + 2] - d * (k - 1) - 1) // s + 1 for i, (k, d, s) in enumerate(_geometry(layer)))
     n, c, down, right = x.stride()
     windows = x.as_strided(
         (len(x), x.shape[1], height, width, kh, kw), (n, c, down * sh, right * sw, down * dh, right * dw)
