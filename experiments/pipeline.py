@@ -29,6 +29,7 @@ def run(cfg: DictConfig) -> None:
     check_data(cfg, data)
     for step in cfg.steps:
         steps.check_fit(net, cfg, step)
+    steps.check_teachers(net, origin["lineage"], cfg, cfg.steps, data)
     folder = cli.open_folder(cfg)
     stages = {}
     if "train" not in cfg.steps:
@@ -36,12 +37,15 @@ def run(cfg: DictConfig) -> None:
         stages["start" if plan_of(net) else "dense"] = start
         if not start.exists():
             norton.save(net, start, **origin)
+    dense = None
     for number, step in enumerate(cfg.steps, start=1):
         if step == "decompose" and steps.has_budget(cfg):
             cfg, choice = steps.spend_budget(net, cfg, data, path=folder / "budget.json")
             report.print_table(choice.rows(), f"chosen for {steps.setting_text(cfg)}")
             print(choice.sentence())
-        net, origin["lineage"] = run_step(net, origin["lineage"], step, number, cfg, data, folder)
+        if steps.can_teach(net, origin["lineage"], opened=cfg.checkpoint is not None):
+            dense = net
+        net, origin["lineage"] = run_step(net, origin["lineage"], step, number, cfg, data, folder, dense)
         stages[label(step, stages)] = stage_file(folder, number, step)
     if leave_devices():  # on several devices every process runs the chain; one reports
         measure(stages, cfg, data, folder)
@@ -74,9 +78,19 @@ def check_data(cfg: DictConfig, data) -> None:
 
 
 def run_step(
-    net: nn.Module, lineage: list, step: str, number: int, cfg: DictConfig, data, folder: Path
+    net: nn.Module,
+    lineage: list,
+    step: str,
+    number: int,
+    cfg: DictConfig,
+    data,
+    folder: Path,
+    dense: nn.Module | None,
 ) -> tuple[nn.Module, list]:
-    """Run one step and save its network, or take the network of a run that was stopped after it."""
+    """Run one step and save its network, or take the network of a run that was stopped after it.
+
+    dense: the last network of the chain before any compression, if it was trained.
+    """
     path = stage_file(folder, number, step)
     if path.exists():
         return norton.load(path), read(path)["lineage"]
@@ -85,8 +99,9 @@ def run_step(
     elif step == "prune":
         net, used = steps.prune(net, cfg, data), ("compress_rate", "pruning", "calibration")
     else:
-        recipe = "pretraining" if step == "train" else "training"
-        net, used = steps.fit(net, cfg, recipe, data, folder / f"{number}_{step}"), (recipe, "data", "seed")
+        recipe = steps.RECIPES[step]
+        net = steps.fit(net, cfg, recipe, data, folder / f"{number}_{step}", dense=dense)
+        used = (recipe, "data", "seed")
     if step in ("decompose", "prune"):
         steps.calibrate_(net, cfg, data)
     lineage = [*lineage, steps.lineage_record(step, cfg, used)]

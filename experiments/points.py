@@ -45,6 +45,7 @@ STEPS = ("train", "decompose", "prune", "finetune")
 # What cannot change a result: where it is written, what is shown and logged, where things are read and computed.
 NO_MEANING = ("out", "name", "shared", "extend", "logger")
 NO_MEANING_OF_DATA = ("root", "num_workers", "download")
+NO_MEANING_WITHOUT_DISTILLATION = ("distill", "temperature", "distill_weight", "distill_features", "teacher")
 NO_MEANING_OF_TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar")
 
 
@@ -62,6 +63,11 @@ def meaning(cfg: DictConfig) -> dict[str, Any]:
         said["compress_rate"] = read_rates(said["compress_rate"])
     if not steps.has_budget(cfg):
         del said["budget"]
+    for group in steps.RECIPES.values():
+        if not said[group].get("distill"):
+            said[group] = {k: v for k, v in said[group].items() if k not in NO_MEANING_WITHOUT_DISTILLATION}
+        elif said[group].get("teacher") is not None:
+            said[group]["teacher"] = digest(said[group]["teacher"])
     if said["training"].get("epochs") == 0:
         said["training"] = {"epochs": 0}
     about = {
@@ -310,6 +316,8 @@ def measure(cfg: DictConfig, sweep: Sweep, point: str, say: Callable[[str], None
 def _measure(cfg: DictConfig, sweep: Sweep, point: str, say: Callable[[str], None], loggers: list) -> dict[str, Any]:
     data = _data(json.dumps(steps.plain(cfg.data), sort_keys=True))
     steps.check_latency_batch(cfg, data)
+    net, origin = _opened(cfg)
+    steps.check_teachers(net, origin["lineage"], cfg, cfg.steps, data)
     dense, dense_file = start_network(cfg, data, sweep, say)
     for step in cfg.steps:
         steps.check_fit(dense, cfg, step)
@@ -323,7 +331,7 @@ def _measure(cfg: DictConfig, sweep: Sweep, point: str, say: Callable[[str], Non
             nmse = error if error is not None else nmse
         elif cfg.training.epochs:
             before = before or accuracy(net, cfg, data, say)
-            net = fine_tuned(net, cfg, data, sweep.training(point) / f"{number}", say, loggers)
+            net = fine_tuned(net, dense, cfg, data, sweep.training(point) / f"{number}", say, loggers)
         else:
             continue
         lineage = [*lineage, steps.lineage_record(step, cfg, USED[step])]
@@ -415,14 +423,20 @@ def compressed(
 
 
 def fine_tuned(
-    net: nn.Module, cfg: DictConfig, data, folder: Path, say: Callable[[str], None], loggers: list
+    net: nn.Module,
+    dense: nn.Module,
+    cfg: DictConfig,
+    data,
+    folder: Path,
+    say: Callable[[str], None],
+    loggers: list,
 ) -> nn.Module:
-    """A network after fine-tuning on batches in the order of the point's seed."""
+    """A network after fine-tuning on batches in the order of the point's seed; dense: from which it may learn."""
     data.splits  # noqa: B018  made by data.seed: all see the same images, augmented alike, each seed in its own order
     seed, data.seed = data.seed, cfg.seed
     try:
         line = epoch_line(say, "fine-tune")
-        return steps.fit(net, cfg, "training", data, folder, callbacks=[line], loggers=loggers)
+        return steps.fit(net, cfg, "training", data, folder, dense=dense, callbacks=[line], loggers=loggers)
     finally:
         data.seed = seed
 
@@ -466,9 +480,8 @@ def start_network(cfg: DictConfig, data, sweep: Sweep, say: Callable[[str], None
             recipe = cfg.copy()
             recipe.seed = cfg.pretraining_seed
             folder = sweep.training(path.stem)
-            trained = steps.fit(
-                net, recipe, "pretraining", data, folder, callbacks=[epoch_line(say, "train dense")], loggers=[]
-            )
+            line = epoch_line(say, "train dense")
+            trained = steps.fit(net, recipe, "pretraining", data, folder, dense=net, callbacks=[line], loggers=[])
             lineage = [*origin["lineage"], steps.lineage_record("train", cfg, USED["train"])]
             norton.save(trained, path, metrics={"data": data.name}, lineage=lineage)
             shutil.rmtree(folder, ignore_errors=True)

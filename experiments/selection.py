@@ -33,8 +33,9 @@ class Point(NamedTuple):
 def run(cfg: DictConfig) -> None:
     check(cfg)
     data = steps.open_data(cfg)
-    dense, _ = steps.open_network(cfg)
+    dense, origin = steps.open_network(cfg)
     steps.check_classes(dense, data)
+    steps.check_teachers(dense, origin["lineage"], cfg, ["decompose", "prune", "finetune"], data)
     steps.check_fit(dense, cfg, "decompose")
     for rates in cfg.budgets:
         dense.target_widths(dense.check_rates(rates))
@@ -94,7 +95,7 @@ def measure(dense: nn.Module, point: Point, cfg: DictConfig, data, folder: Path)
     data.splits  # noqa: B018  made by data.seed: all points see the same pictures, in an order of their own
     data.seed = point.seed
     pruned = steps.calibrate_(steps.prune(decomposed(dense, cfg, folder), cfg, data), cfg, data)
-    tuned = steps.fit(pruned, cfg, "training", data, folder / "training" / point.name)
+    tuned = steps.fit(pruned, cfg, "training", data, folder / "training" / point.name, dense=dense)
     cost, whole = norton.complexity(tuned), norton.complexity(dense)
     return {
         "top1_before": steps.evaluate(pruned, cfg, data)["top1"],

@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from norton.errors import InputError
+from norton.errors import InputError, Remark
 from norton.files import write_whole
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -140,3 +140,9 @@ def _quiet_libraries() -> None:
         ".*recommended to use `self.log.*",
     ):
         warnings.filterwarnings("ignore", message)
+    warnings.formatwarning = _one_line_warning
+
+
+def _one_line_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, line=None) -> str:
+    """What this project remarks, without the place in its code; warnings of libraries with it."""
+    return f"{'note' if category is Remark else f'{filename}:{lineno}: {category.__name__}'}: {message}\n"

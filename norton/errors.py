@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     Scripts catch exactly this type and print its message without a traceback, so anything else that escapes is a bug.
     """
+
+
+class Remark(UserWarning):
+    """What a user should know of how a result came about, which is no error."""

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,14 @@ from norton.errors import InputError
 from norton.files import write_json
 from norton.models import build
 from norton.names import parse_name, resembles_name
+from norton.plan import plan_of
 from norton.pruning import asks_for, check_prune
 from norton.pruning.allocation import read_rates
 from norton.report import millions
 from norton.tracing import wiring_of
 from norton.wiring import OUTPUT
+
+RECIPES = {"train": "pretraining", "finetune": "training"}  # the config group of each step that trains
 
 
 def plain(value: Any) -> Any:
@@ -235,13 +238,15 @@ def rates_text(cfg: DictConfig) -> str:
 
 
 def recipe(settings: DictConfig, name: str = "training"):
-    """The `Recipe` of a config group."""
+    """The `Recipe` of a config group, which may also name a teacher."""
     from norton.training import Recipe
 
+    if (teacher := settings.get("teacher")) is not None and not isinstance(teacher, str):
+        raise InputError(f"{name}.teacher is {teacher!r}; give the path of a checkpoint, or null for the dense network")
     try:
-        return Recipe(**plain(settings))
+        return Recipe(**{key: value for key, value in plain(settings).items() if key != "teacher"})
     except TypeError as error:
-        known = ", ".join(field.name for field in fields(Recipe))
+        known = ", ".join([*(field.name for field in fields(Recipe)), "teacher"])
         raise InputError(f"{name}: not a recipe ({error}); its settings are {known}") from None
 
 
@@ -340,13 +345,61 @@ def calibrate_(net: nn.Module, cfg: DictConfig, data=None) -> nn.Module:
     return net
 
 
-def fit(net: nn.Module, cfg: DictConfig, group: str, data, folder: Path, **options) -> nn.Module:
-    """Train by the recipe of a config group; state and logs go to `folder`.  options: more of `norton.training.fit`."""
+def fit(
+    net: nn.Module, cfg: DictConfig, group: str, data, folder: Path, *, dense: nn.Module | None = None, **options
+) -> nn.Module:
+    """Train by the recipe of a config group; state and logs go to `folder`.
+
+    dense: the network that teaches where the recipe distills and names no other.  options: more of
+    `norton.training.fit`.
+    """
     from norton.training import fit as train
 
     options = {**trainer_options(cfg), **options}
     options.setdefault("loggers", loggers(cfg))
+    if distills(cfg[group]):
+        file = cfg[group].get("teacher")
+        options["teacher"] = dense if file is None else norton.load(file)
     return train(net, data, recipe(cfg[group], group), folder=folder, seed=cfg.seed, **options)
+
+
+def distills(settings: DictConfig) -> bool:
+    """Whether training by a config group has a teacher."""
+    return bool(settings.epochs and settings.get("distill"))
+
+
+def can_teach(net: nn.Module, lineage: Sequence[Mapping[str, Any]], *, opened: bool) -> bool:
+    """Whether a network is a dense one that was trained, so that those made of it can learn from it.
+
+    lineage: the records of the steps behind it.  opened: from a file, which published ones are without a lineage.  What
+    was built narrow and trained is dense too, although it has a plan.
+    """
+    done = {record.get("step") for record in lineage}
+    return not done & {"decompose", "prune"} and ("train" in done or (opened and not plan_of(net)))
+
+
+def check_teachers(
+    net: nn.Module, lineage: Sequence[Mapping[str, Any]], cfg: DictConfig, chain: Sequence[str], data
+) -> None:
+    """Raise InputError, before any work, where a step of a chain from `net` will have no teacher, or an unfit one."""
+    found = False
+    for number, step in enumerate(chain):
+        done = [*lineage, *({"step": step} for step in chain[:number])]
+        found = found or can_teach(net, done, opened=cfg.checkpoint is not None)
+        group = RECIPES.get(step)
+        if group is None or not distills(cfg[group]):
+            continue
+        if (file := cfg[group].get("teacher")) is not None:
+            if (classes := norton.load(file).num_classes) != data.num_classes:
+                raise InputError(
+                    f"{group}.teacher={file} tells {classes} classes apart, the data {data.name} have "
+                    f"{data.num_classes}; choose another"
+                )
+        elif not found:
+            raise InputError(
+                f"{group}.distill=true, and there is no dense network to learn from before the step {step}: what the "
+                f"chain starts from is compressed or untrained; name one with {group}.teacher=FILE"
+            )
 
 
 def loggers(cfg: DictConfig) -> list:
@@ -457,10 +510,13 @@ def collect_claims(
 
 
 def lineage_record(step: str, cfg: DictConfig, keys: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What a checkpoint remembers of the step that made it."""
+    """What a checkpoint remembers of the step that made it; teacher: that it learned from, if any."""
     settings = {key: plain(cfg[key]) for key in keys}
     if has_budget(cfg) and step in ("decompose", "prune"):
         settings["budget"] = plain(cfg.budget)
+    for group in set(keys) & set(RECIPES.values()):
+        if distills(cfg[group]):
+            settings["teacher"] = cfg[group].get("teacher") or "the dense network"
     return {"step": step, **settings, "norton": norton.__version__, "torch": str(torch.__version__)}
 
 

@@ -15,7 +15,7 @@ from norton.decomposition.methods import DECOMPOSITIONS, decomposable, is_decomp
 from norton.decomposition.metric import Metric
 from norton.decomposition.outputs import Calibration, fit_to_outputs
 from norton.decomposition.ranks import RankRule, layer_ranks, layer_rules, relative_error, resolve
-from norton.errors import InputError
+from norton.errors import InputError, Remark
 from norton.plan import OPERATIONS, record_step
 from norton.registry import import_submodules
 
@@ -56,7 +56,7 @@ def decompose(
 
     objective: `weights`, the nearest weights; or `outputs`, the nearest outputs on calibration images (N, C, H, W),
     without labels, see `norton.decomposition.outputs`.  calibration: how they are used, a `Calibration`.  Where images
-    are None, weights are fitted, with a warning.  With `outputs` in its sequential form, BatchNorm is re-estimated.
+    are None, weights are fitted, with a warning.  The means of BatchNorms follow.
 
     Raises InputError for an unknown method, a bad rank or pattern, a weight that is not finite, and images that do not
     fit the network.
@@ -70,7 +70,9 @@ def decompose(
     if objective == "outputs" and images is not None:
         return _for_outputs(net, rules, method, images, calibration or Calibration(), progress, options)
     if objective == "outputs":
-        warnings.warn("objective=outputs without calibration images: fitted to the weights instead", stacklevel=2)
+        warnings.warn(
+            "objective=outputs without calibration images: fitted to the weights instead", Remark, stacklevel=2
+        )
     small, ranks = copy.deepcopy(net), {}
     made = {}  # a layer shared under several names stays shared
     for name, asked in track(rules.items(), "decompose", disable=not progress, transient=True):

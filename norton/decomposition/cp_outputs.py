@@ -27,8 +27,8 @@ _SPATIAL_PASSES = 8
 def refit(factors: Factors, target: Tensor, metric: Metric, *, sweeps: int = 2, steps: int = 40) -> Factors:
     """Factors whose filters are nearer to those of `target` in a metric.
 
-    factors: the start.  target: (O, C, kh, kw).  metric: of C·kh·kw numbers.  sweeps: of body and tail, then head, after
-    the heads are solved for first; 0: the heads alone.  steps: of conjugate gradients for the heads, at most.
+    factors: the start.  target: (O, C, kh, kw).  metric: of C·kh·kw numbers.  sweeps: of body and tail, then head,
+    after the heads are solved for first; 0: the heads alone.  steps: of conjugate gradients for the heads, at most.
 
     Each filter is returned as it was where it came nearest, so none is ever worse than at the start.
     """

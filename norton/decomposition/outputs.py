@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from norton.decomposition.cp import in_form, set_form_
 from norton.decomposition.layers import as_dense
 from norton.decomposition.metric import Metric
-from norton.errors import InputError
+from norton.errors import InputError, Remark
 from norton.moments import Moments, gather, positions_of
 from norton.walk import Walk
 
@@ -81,10 +81,10 @@ def fit_to_outputs(
     """A copy of `small` whose layers are fitted, one after the other, to what those of `before` give.
 
     fits: layer → what makes the layer that takes its place.  images: (N, C, H, W), transformed as for evaluation.
-    kept: layer → the filters of `before` that `small` still has, where it has not all.
+    kept: layer → the filters of `before`, for a BatchNorm the channels, that `small` still has, where it has not all.
 
     Biases are corrected so that each output keeps its mean; where a layer has none, a BatchNorm that alone reads it is.
-    In the sequential form all BatchNorms are re-estimated on the way.
+    In the sequential form the means of all BatchNorms follow those of their inputs.
 
     Warns of layers that the images do not reach, which are fitted to their weights, of too few images, and where memory
     asks for a cheaper form.  Raises InputError for images that do not fit, and a network that cannot be traced.
@@ -101,6 +101,7 @@ def fit_to_outputs(
             warnings.warn(
                 f"what {len(images)} images are between layers takes more memory than there is; streamed instead: for "
                 "each layer those before it are computed again",
+                Remark,
                 stacklevel=2,
             )
         walk = Walk(result, batches, keep=dense.keep) if how.sequential else dense
@@ -111,11 +112,11 @@ def fit_to_outputs(
                 new[name] = set_form_(passage.fitted(name, layer, fits[name], result), "fast")
                 _put(result, layer, new[name])
             else:
-                reestimate_(layer, walk.inputs(name))
+                passage.carry_(name, layer)
     for name in sorted(fits.keys() - walk.calls.keys()):
         layer = result.get_submodule(name)
         if layer not in new.values():  # else it is another name of one that was reached
-            warnings.warn(f"{name}: no calibration image reaches it; fitted to its weight", stacklevel=2)
+            warnings.warn(f"{name}: no calibration image reaches it; fitted to its weight", Remark, stacklevel=2)
             _put(result, layer, fits[name](composed(layer), None))
     passage.warn_of_few(len(images))
     for layer in new.values():
@@ -135,7 +136,7 @@ class _Passage:
     few: list[str] = field(default_factory=list)
 
     def stops(self, fits: Mapping[str, Fit]) -> list[str]:
-        """Layers to be fitted and BatchNorms to be re-estimated, in the order in which they are computed."""
+        """Layers to be fitted and BatchNorms to be corrected, in the order in which they are computed."""
         norms = {name for name, layer in self.walk.net.named_modules() if is_norm(layer)}
         wanted = fits.keys() | norms if self.how.sequential else fits.keys()
         return [name for name in self.walk.calls if name in wanted]
@@ -151,9 +152,23 @@ class _Passage:
         change = composed(new).double().flatten(1) @ moments.mean - moments.output_mean
         if layer.bias is not None:
             new.bias.copy_(layer.bias - change)
-        elif norm is not None and not self.how.sequential:  # else it is re-estimated, when it is reached
+        elif norm is not None and not self.how.sequential:  # else its turn comes
             norm.running_mean += change
         return new
+
+    def carry_(self, name: str, norm: nn.Module) -> None:
+        """Move the mean of a BatchNorm as far as that of its inputs has moved.
+
+        Re-estimating it would also take over how the images differ from those it was trained on.  Its variance stays:
+        what least squares leave has less of it, and scaling that up would scale up the error with it.
+        """
+        moved = channel_means(self.walk.inputs(name)) - self.channels(name, channel_means(self.dense.inputs(name)))
+        known = self.dense.net.get_submodule(name).running_mean
+        norm.running_mean.copy_(self.channels(name, known) + moved)
+
+    def channels(self, name: str, values: Tensor) -> Tensor:
+        """Those of the channels of the network before that are still there."""
+        return values if name not in self.kept else values[self.kept[name].to(values.device)]
 
     def moments(self, name: str, layer: nn.Module) -> Moments:
         """Of what a layer reads, and of what it should give."""
@@ -166,6 +181,7 @@ class _Passage:
             warnings.warn(
                 f"{name}: the covariance of {size} numbers takes more memory than there is; block-diagonal instead, in "
                 f"{min(blocks, dense.weight.shape[1])} groups of channels",
+                Remark,
                 stacklevel=2,
             )
         positions = math.ceil(max(_PATCHES_AT_LEAST, _PATCHES_PER_NUMBER * size) / count)
@@ -184,6 +200,7 @@ class _Passage:
             warnings.warn(
                 f"{count} images have fewer patches than a filter has numbers in {len(self.few)} layers ({some}); the "
                 "ridge decides there: use more images",
+                Remark,
                 stacklevel=3,
             )
 
@@ -204,15 +221,12 @@ def aim(weight: Tensor, moments: Moments, ridge: float, free: bool) -> tuple[Ten
     return moved.to(weight.dtype).view(weight.shape), metric.to(weight.dtype)
 
 
-def reestimate_(norm: nn.Module, inputs: Iterator[Tensor]) -> None:
-    """Set the statistics of a BatchNorm to those of its inputs, all batches together."""
-    total, squares, count = 0, 0, 0
+def channel_means(inputs: Iterator[Tensor]) -> Tensor:
+    """(C,) float64: the mean of each channel over all batches (N, C, ...)."""
+    total, count = 0, 0
     for x in inputs:
-        x = x.transpose(0, 1).flatten(1).double()
-        total, squares, count = total + x.sum(1), squares + x.square().sum(1), count + x.shape[1]
-    mean = total / count
-    norm.running_mean.copy_(mean)
-    norm.running_var.copy_((squares / count - mean.square()).clamp_min(0) * (count / max(1, count - 1)))
+        total, count = total + x.transpose(0, 1).flatten(1).double().sum(1), count + x.numel() // x.shape[1]
+    return total / count
 
 
 def composed(layer: nn.Module) -> Tensor:

@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from norton.decomposition.cp import FORMS
 from norton.errors import InputError
+from norton.training.distillation import Distillation
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,12 @@ class Recipe:
     warm-up from `warmup_factor` times the learning rate.  gradient_clip: largest norm of the gradient, 0 for any;
     terms of a decomposed filter that nearly cancel have large gradients.  sparsity: times the sum of |γ| over all
     BatchNorms is added to the loss, network slimming's penalty (Liu et al. 2017, equation 1), for the criterion
-    `bn_scale`.  selection: `validation` keeps the epoch with
-    the best validation accuracy; `test` is the published protocol, which picks it on the test set and so reports too
-    much.  form: how decomposed layers compute while training, see `set_form_`.
+    `bn_scale`.  distill: learn from a teacher too; with w = distill_weight and T = temperature the cross-entropy counts
+    1 - w, and w · T² KL(softmax(teacher / T) ‖ softmax(student / T)) is added (Hinton et al. 2015).  distill_features:
+    times the relative error of what the last linear layer reads is added too, see `Distillation`; 0 for none.
+    selection: `validation` keeps the epoch with the best validation accuracy; `test` is the published protocol, which
+    picks it on the test set and so reports too much.  form: how decomposed layers compute while training, see
+    `set_form_`.
     """
 
     epochs: int
@@ -38,6 +42,10 @@ class Recipe:
     warmup_epochs: float = 0
     warmup_factor: float = 0.01
     sparsity: float = 0.0
+    distill: bool = False
+    temperature: float = 4.0
+    distill_weight: float = 0.9
+    distill_features: float = 0.0
     selection: str = "validation"
     form: str = "fast"
 
@@ -54,6 +62,9 @@ class Recipe:
             "label_smoothing",
             "warmup_factor",
             "sparsity",
+            "temperature",
+            "distill_weight",
+            "distill_features",
         ):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
@@ -66,6 +77,12 @@ class Recipe:
             raise InputError(f"training.warmup_factor is {self.warmup_factor}; it must be above 0 and at most 1")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"training.label_smoothing is {self.label_smoothing}; it must be in [0, 1)")
+        if not isinstance(self.distill, bool):
+            raise InputError(f"training.distill is {self.distill!r}; it must be true or false")
+        if not self.temperature:
+            raise InputError("training.temperature is 0; it must be above 0, and 1 softens nothing")
+        if self.distill_weight > 1:
+            raise InputError(f"training.distill_weight is {self.distill_weight}; it must be in [0, 1]")
 
 
 def scale_penalty(net: nn.Module) -> Tensor:
@@ -77,11 +94,14 @@ def scale_penalty(net: nn.Module) -> Tensor:
 
 
 class Classifier(lightning.LightningModule):
-    """A network with cross-entropy; logs loss, top-1 and top-5 accuracy (percent) of each split."""
+    """A network with cross-entropy; logs loss, top-1 and top-5 accuracy (percent) of each split.
 
-    def __init__(self, net: nn.Module, recipe: Recipe, num_classes: int):
+    distillation: what a teacher adds to the loss of training, see `Recipe`.
+    """
+
+    def __init__(self, net: nn.Module, recipe: Recipe, num_classes: int, distillation: Distillation | None = None):
         super().__init__()
-        self.net, self.recipe = net, recipe
+        self.net, self.recipe, self.distillation = net, recipe, distillation
         top5 = min(5, num_classes)
         self.accuracy = nn.ModuleDict(
             {
@@ -96,8 +116,10 @@ class Classifier(lightning.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         images, labels = batch
-        logits = self(images)
+        logits, taught = (self(images), None) if self.distillation is None else self.distillation(self.net, images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        if taught is not None:
+            loss = (1 - self.distillation.weight) * loss + taught
         if self.recipe.sparsity:
             loss = loss + self.recipe.sparsity * scale_penalty(self.net)
         self._log("fit", logits, labels, loss, names=("top1",))

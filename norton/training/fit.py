@@ -16,8 +16,10 @@ from norton.data.datamodule import ClassificationData
 from norton.decomposition.cp import set_form_
 from norton.errors import InputError
 from norton.training.classifier import Classifier, Recipe
+from norton.training.distillation import Distillation
 
 LAST = "last.ckpt"
+IMAGES = 256  # calibration images to begin a map between features with, see `Distillation`
 
 
 def fit(
@@ -26,6 +28,7 @@ def fit(
     recipe: Recipe,
     *,
     folder: str | Path,
+    teacher: nn.Module | None = None,
     seed: int = 0,
     loggers: Sequence = (),
     callbacks: Sequence = (),
@@ -35,15 +38,19 @@ def fit(
     """A trained copy of `net`, in evaluation mode, with the weights of the best epoch (see `Recipe.selection`).
 
     folder: takes the training state after every epoch; with `resume`, a training found there goes on where it was,
-    with the same batches an uninterrupted one would have seen.  trainer_options: the Lightning Trainer's own.
+    with the same batches an uninterrupted one would have seen.  teacher: a trained network that this one learns from,
+    where the recipe distills; it is not changed.  trainer_options: the Lightning Trainer's own.
 
-    Raises InputError at the end of an epoch whose loss is not finite.
+    Raises InputError at the end of an epoch whose loss is not finite, and for a teacher that is missing, that the
+    recipe has no use for, or that does not fit, see `Distillation`.
     """
     if recipe.epochs == 0:
         return copy.deepcopy(net)
+    distillation = distillation_of(net, teacher, recipe, data)
     lightning.seed_everything(seed, verbose=False)
     # A loaded network is in evaluation mode, and Lightning would train it in that.
-    module = Classifier(set_form_(copy.deepcopy(net), recipe.form), recipe, data.num_classes).train()
+    student = set_form_(copy.deepcopy(net), recipe.form)
+    module = Classifier(student, recipe, data.num_classes, distillation).train()
     selection = data.test_dataloader() if recipe.selection == "test" else data.val_dataloader()
     state_dict = best_weights(
         module,
@@ -61,6 +68,27 @@ def fit(
     trained = copy.deepcopy(net).eval()
     trained.load_state_dict(state_dict)
     return trained
+
+
+def distillation_of(
+    net: nn.Module, teacher: nn.Module | None, recipe: Recipe, data: ClassificationData
+) -> Distillation | None:
+    """What a teacher adds to the loss of a recipe; None where it does not distill."""
+    if not recipe.distill:
+        if teacher is not None:
+            raise InputError("there is a teacher, and training.distill is false; set it to true, or leave teacher= out")
+        return None
+    if teacher is None:
+        raise InputError("training.distill is true, and there is no teacher; give a trained network as teacher=")
+    count = min(IMAGES, len(data.splits.calibration)) if recipe.distill_features else 1
+    return Distillation(
+        net,
+        teacher,
+        data.calibration_images(count),
+        temperature=recipe.temperature,
+        weight=recipe.distill_weight,
+        features=recipe.distill_features,
+    )
 
 
 def best_weights(

@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import torch
 from commands import run_here
+from PIL import Image
 
 import norton
 from norton.decomposition import DECOMPOSITIONS
@@ -52,7 +54,32 @@ def test_any_list_of_steps(tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())
 
 
+def test_decompose_for_outputs(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(3):  # of any size and shape
+        Image.effect_noise((40 + 9 * number, 50), 80).convert("RGB").save(folder / f"{number}.png")
+    settings = {
+        "weights": "",
+        "outputs": "decomposition.objective=outputs data=mnist5k calibration.images=20",
+        "folder": f"decomposition.objective=outputs data=mnist5k calibration.folder={folder}",
+        "none": "decomposition.objective=outputs calibration.images=null",
+    }
+    found = {}
+    for name, setting in settings.items():
+        command = f"python decompose.py {NARROW} 'rank={{features.conv3: 1}}' calibration.batchnorm=false {setting}"
+        code, _, err = run_here(f"{command} out={tmp_path}/{name}", monkeypatch, capsys)
+        assert code == 0, err
+        found[name] = norton.load(tmp_path / name / "model.pt").features.conv3.composed_weight()
+    assert torch.equal(found["none"], found["weights"])
+    assert not torch.equal(found["outputs"], found["weights"])
+    assert not torch.equal(found["folder"], found["outputs"])
+
+
 @pytest.mark.parametrize("settings, message", [
+    ("decomposition.objective=output rank=1", "objective is 'output'; choose one of weights, outputs"),
+    ("decomposition.objective=outputs rank=1 calibration.ridge=0", "ridge is 0; it must be a number above 0"),
+    ("decomposition.objective=outputs rank=1 calibration.folder=nowhere", "no folder at nowhere"),
     ("decomposition=svd rank=1000", "rank 1000 exceeds"),
     ("decomposition=cp rank=[1,2]", "decomposition 'cp' has one rank"),
     ("decomposition=tucker 'rank={fraction: 2}'", "fraction 2 is not a number from 0 to 1"),

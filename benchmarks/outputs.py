@@ -1,0 +1,78 @@
+"""Accuracy before any training: decomposed for weights, and for outputs, form by form.
+
+    python -m experiments.ablation experiment=sweep_outputs # makes the dense network, fine-tunes too
+    python benchmarks/outputs.py --checkpoint outputs/sweeps/shared/dense_*.pt
+
+A half-width VGG-16-BN on `clutter`; any other checkpoint that says its data, or --data.  All forms from the same
+calibration images, without labels; "+ BN": BatchNorm re-estimated from them afterwards.  Top-1 accuracy on the test
+split, in percent, and the seconds that the decomposition took.  The ratio to the weight fit's time is measured beside.
+"""
+
+import argparse
+import sys
+import time
+import warnings
+
+import torch
+from torch import nn
+
+import norton
+from norton import Calibration
+from norton.calibration import reestimate_batchnorm_
+from norton.checkpoints import read
+from norton.data.datamodule import ClassificationData
+from norton.report import print_table
+from norton.training import evaluate
+
+FORMS = {
+    "weights": None,
+    "heads": Calibration(sequential=False, sweeps=0),
+    "alternating": Calibration(sequential=False),
+    "sequential, heads": Calibration(sweeps=0),
+    "sequential": Calibration(),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--data", help="by default what the checkpoint was trained on")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
+    args = parser.parse_args()
+    net, name = norton.load(args.checkpoint), args.data or read(args.checkpoint)["metrics"]["data"]
+    options = {"copies": [3, 2, 2]} if name == "clutter" else {}
+    data = ClassificationData(name, 128, **options)
+    images = data.calibration_images(args.images)
+    print(f"dense: {accuracy(net, data):.2f}%; {args.images} calibration images; {torch.get_num_threads()} threads")
+    warnings.simplefilter("ignore")
+    rows = []
+    for rank in args.ranks:
+        base = None
+        for form in args.forms:
+            start = time.perf_counter()
+            small = decomposed(net, rank, images, FORMS[form])
+            seconds = time.perf_counter() - start
+            base = base or seconds
+            plain = accuracy(small, data)
+            calibrated = accuracy(reestimate_batchnorm_(small, images), data)
+            row = {"rank": rank, "form": form, "top-1 %": plain, "+ BN": calibrated, "seconds": f"{seconds:.1f}"}
+            rows.append(row | {f"times {args.forms[0]}": f"{seconds / base:.1f}"})
+            print(f"rank {rank}, {form}: {plain:.2f}%, + BN {calibrated:.2f}%, {seconds:.1f} s", flush=True)
+    print_table(rows, f"{type(net).__name__} on {name}, no training")
+    return 0
+
+
+def decomposed(net: nn.Module, rank: int, images: torch.Tensor, how: Calibration | None) -> nn.Module:
+    if how is None:
+        return norton.decompose(net, rank)
+    return norton.decompose(net, rank, objective="outputs", images=images, calibration=how)
+
+
+def accuracy(net: nn.Module, data: ClassificationData) -> float:
+    return evaluate(net, data, enable_progress_bar=False)["top1"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
