@@ -11,6 +11,9 @@ from norton.files import write_json
 def run(cfg: DictConfig) -> None:
     steps.check_settings(cfg)
     net, origin = steps.open_network(cfg)
+    asked, setting, choice = cfg, steps.setting_text(cfg), None
+    if steps.has_budget(cfg):
+        cfg, choice = steps.spend_budget(net, cfg)
     small = steps.decompose(net, cfg)
     errors = norton.layer_nmse(net, small)
     rows = steps.layer_rows(net, small, errors)
@@ -18,15 +21,23 @@ def run(cfg: DictConfig) -> None:
 
     before, after = norton.complexity(net), norton.complexity(small)
     metrics = {**steps.inherited(origin), "nmse": norton.nmse(net, small), "macs": after.macs, "params": after.params}
+    if choice:
+        metrics["budget"] = choice.summary()
     record = steps.lineage_record("decompose", cfg, ("rank", "decomposition", "calibration"))
-    folder = cli.open_folder(cfg)  # only now: bad input must not leave a folder behind
+    folder = cli.open_folder(asked)  # only now: bad input must not leave a folder behind
     norton.save(small, folder / "model.pt", metrics=metrics, lineage=[*origin["lineage"], record])
-    write_json(folder / "metrics.json", {**metrics, "nmse_by_layer": errors})
+    write_json(
+        folder / "metrics.json",
+        {**metrics, "nmse_by_layer": errors, **({"choice": choice.as_dict()} if choice else {})},
+    )
     report.write_table(folder / "table.md", rows)
     panels = {"NMSE": errors, "MACs after": {name: after.by_layer[name].macs for name in errors}}
-    report.layer_picture(folder / "picture.png", panels, f"{type(net).__name__}, rank {cfg.rank}")
+    report.layer_picture(folder / "picture.png", panels, f"{type(net).__name__}, {setting}")
 
-    report.print_table(rows, f"{type(net).__name__} decomposed at rank {cfg.rank}")
+    if choice:
+        report.print_table(choice.rows(), f"ranks for {setting}")
+        print(choice.sentence())
+    report.print_table(rows, f"{type(net).__name__} decomposed at {setting}")
     total = {"": "network", "NMSE": f"{metrics['nmse']:.4f}", **steps.cost_row(after, before)}
     report.print_table([total])
     print(f"written to {folder}/: model.pt, config.yaml, metrics.json, table.md, picture.png")

@@ -39,6 +39,10 @@ def run(cfg: DictConfig) -> None:
             norton.save(net, start, **origin)
     dense = None
     for number, step in enumerate(cfg.steps, start=1):
+        if step == "decompose" and steps.has_budget(cfg):
+            cfg, choice = steps.spend_budget(net, cfg, data, path=folder / "budget.json")
+            report.print_table(choice.rows(), f"chosen for {steps.setting_text(cfg)}")
+            print(choice.sentence())
         if steps.can_teach(net, origin["lineage"], opened=cfg.checkpoint is not None):
             dense = net
         net, origin["lineage"] = run_step(net, origin["lineage"], step, number, cfg, data, folder, dense)
@@ -149,7 +153,7 @@ def measure(stages: dict[str, Path], cfg: DictConfig, data, folder: Path) -> Non
         f"latency ({milliseconds})": {row["network"]: row[milliseconds] for row in rows},
     }
     arch = next(iter(nets.values())).arch
-    setting = f"rank {steps.plain(cfg.rank)}, rates {steps.plain(cfg.compress_rate)}"
+    setting = f"{steps.setting_text(cfg)}, rates {steps.rates_text(cfg)}"
     title = f"{arch} on {data.name}" + (f": {setting}" if len(rows) > 1 else "")
     report.bar_picture(folder / "picture.png", panels, title)
     report.print_table(rows, title)

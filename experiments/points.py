@@ -21,6 +21,7 @@ from torch import nn
 
 import norton
 from norton import report, steps
+from norton.budget import Choice
 from norton.checkpoints import read, rebuild
 from norton.counting import percent_removed
 from norton.decomposition.methods import is_decomposed
@@ -30,7 +31,16 @@ from norton.pruning import describe
 from norton.pruning.allocation import read_rates
 
 FORMAT = 1
-IN_LABEL = ("rank", "compress_rate", "pruning", "pruning.criterion", "seed", "way")  # swept settings it shows anyway
+BUDGET = ("budget.macs", "budget.params", "budget.joint")
+IN_LABEL = (
+    "rank",
+    "compress_rate",
+    "pruning",
+    "pruning.criterion",
+    "seed",
+    "way",
+    *BUDGET,
+)  # swept settings it shows anyway
 STEPS = ("train", "decompose", "prune", "finetune")
 # What cannot change a result: where it is written, what is shown and logged, where things are read and computed.
 NO_MEANING = ("out", "name", "shared", "extend", "logger")
@@ -51,6 +61,8 @@ def meaning(cfg: DictConfig) -> dict[str, Any]:
         said["checkpoint"] = digest(str(cfg.checkpoint))
     if cfg.compress_rate is not None:
         said["compress_rate"] = read_rates(said["compress_rate"])
+    if not steps.has_budget(cfg):
+        del said["budget"]
     for group in steps.RECIPES.values():
         if not said[group].get("distill"):
             said[group] = {k: v for k, v in said[group].items() if k not in NO_MEANING_WITHOUT_DISTILLATION}
@@ -280,9 +292,9 @@ def short_label(cfg: DictConfig) -> str:
     """A point in a few words."""
     words = []
     if "decompose" in cfg.steps:
-        words.append(f"rank {steps.plain(cfg.rank)}")
+        words.append(steps.setting_text(cfg))
     if "prune" in cfg.steps:
-        words.append(f"{describe(cfg.pruning)} {steps.plain(cfg.compress_rate)}")
+        words.append(f"{describe(cfg.pruning)} {steps.rates_text(cfg)}")
     return ", ".join([*words, f"seed {cfg.seed}"])
 
 
@@ -310,6 +322,7 @@ def _measure(cfg: DictConfig, sweep: Sweep, point: str, say: Callable[[str], Non
     for step in cfg.steps:
         steps.check_fit(dense, cfg, step)
     whole = dense_measures(dense, dense_file, cfg, data, sweep, say)
+    cfg, choice = spent(dense, dense_file, cfg, data, sweep, say)
     net, nmse, lineage = first_compressed(dense, dense_file, cfg, data, sweep, say)
     before = None
     for number, step in enumerate(cfg.steps[len(first_steps(cfg)) :]):
@@ -338,6 +351,8 @@ def _measure(cfg: DictConfig, sweep: Sweep, point: str, say: Callable[[str], Non
         "params_removed_percent": percent_removed(cost.params, whole["params"]),
         "dense": whole,
     }
+    if choice:
+        found["budget"] = choice.as_dict()
     if cfg.latency_batch is not None:
         say("latency")
         images = data.images("test", cfg.latency_batch)
@@ -527,6 +542,21 @@ def first_compressed(
             norton.save(net, path, metrics={"nmse": nmse}, lineage=lineage)
     net, content = opened(path)
     return net, content["metrics"]["nmse"], content["lineage"]
+
+
+def spent(
+    dense: nn.Module, file: Path | None, cfg: DictConfig, data, sweep: Sweep, say: Callable[[str], None]
+) -> tuple[DictConfig, Choice | None]:
+    """The config with the ranks and rates of its budget, chosen once for all points that have it; and the choice."""
+    if not steps.has_budget(cfg):
+        return cfg, None
+    said = meaning(cfg)
+    keys = ("checkpoint", "model", "pretraining_seed", "data", "decomposition", "calibration", "pruning", "budget")
+    about = {key: said.get(key) for key in keys if key != "pruning" or cfg.budget.joint}
+    path = sweep.shared(f"budget_{identity(about | {'file': file and file.name})}.json")
+    with made_once(path, say):
+        say("choose ranks")
+        return steps.spend_budget(dense, cfg, data, path=path, progress=False)
 
 
 @contextmanager

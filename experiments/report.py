@@ -119,6 +119,9 @@ def row(point: str, about: Mapping[str, Any], record: Mapping[str, Any]) -> Row:
     if "prune" in cfg["steps"]:
         said["rates"] = cfg["compress_rate"] if isinstance(cfg["compress_rate"], str) else str(cfg["compress_rate"])
         said["criterion"] = describe(cfg["pruning"])
+    if steps.has_budget(asked := OmegaConf.create(cfg)):
+        said["rank"] = steps.setting_text(asked)
+        said |= {"rates": steps.rates_text(asked)} if steps.is_joint(asked) else {}
     # Whatever else was swept, by the name it was swept by; a group's choice says more than its settings.
     known = set(IN_LABEL) - {"way"}
     said |= {key: value.strip("'\"") for key, value in about["swept"].items() if key not in known}

@@ -1,5 +1,6 @@
 """Norton: compress convolutional networks by hybrid tensor decomposition and structured pruning."""
 
+from norton.budget import choose_ranks
 from norton.checkpoints import load, save
 from norton.counting import complexity
 from norton.decomposition import Calibration, decompose, layer_nmse, nmse
@@ -15,6 +16,7 @@ __all__ = [
     "Calibration",
     "InputError",
     "build",
+    "choose_ranks",
     "complexity",
     "decompose",
     "format_rates",

@@ -1,5 +1,7 @@
 """The steps of the chain as the scripts run them: configuration comes in here and is unpacked here."""
 
+import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,7 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
 import norton
-from norton import claims
+from norton import budget, claims
 from norton.calibration import reestimate_batchnorm_
 from norton.checkpoints import read, rebuild
 from norton.claims import Verdict
@@ -19,6 +21,7 @@ from norton.counting import Complexity, complexity, percent_removed
 from norton.decomposition.methods import is_decomposed, width
 from norton.decomposition.ranks import layer_rules
 from norton.errors import InputError
+from norton.files import write_json
 from norton.models import build
 from norton.models.foreign import OPEN, is_path
 from norton.names import parse_name, resembles_name
@@ -111,6 +114,42 @@ def check_settings(cfg: DictConfig) -> None:
     for name in ("pretraining", "training"):
         if OmegaConf.select(cfg, name) is not None:
             recipe(cfg[name], name)
+    check_budget(cfg)
+
+
+def has_budget(cfg: DictConfig) -> bool:
+    """Whether ranks are to be chosen for a budget."""
+    return any(OmegaConf.select(cfg, f"budget.{what}") is not None for what in budget.KINDS)
+
+
+def is_joint(cfg: DictConfig) -> bool:
+    """Whether rates are to be chosen for a budget too."""
+    return has_budget(cfg) and bool(cfg.budget.joint)
+
+
+def check_budget(cfg: DictConfig) -> None:
+    """Raise InputError for a budget that is none, or beside what it is to choose."""
+    joint = OmegaConf.select(cfg, "budget.joint")
+    if joint is not None and not isinstance(joint, bool):
+        raise InputError(f"budget.joint is {joint!r}; it is true or false")
+    if not has_budget(cfg):
+        if joint:
+            raise InputError("budget.joint without a budget; give the share to keep, e.g. budget.macs=0.4")
+        return
+    what, _ = budget.asked(cfg.budget.macs, cfg.budget.params)
+    if cfg.rank is not None:
+        raise InputError(f"both rank and budget.{what} are given, which chooses the ranks; leave one out")
+    if joint and cfg.compress_rate is not None:
+        raise InputError("both compress_rate and budget.joint are given, which chooses the rates; leave one out")
+    if joint and "pruning" not in cfg:
+        raise InputError("budget.joint needs a step that prunes; use python -m experiments.pipeline")
+    if (chain := OmegaConf.select(cfg, "steps")) is None:
+        return
+    for step in ["decompose", *["prune"] * bool(joint)]:
+        if list(chain).count(step) != 1:
+            raise InputError(f"a budget needs {step} once among the steps, which are {', '.join(chain)}")
+    if "prune" in chain and list(chain).index("prune") < list(chain).index("decompose"):
+        raise InputError("a budget is spent on the network before it is pruned; put decompose before prune in steps=")
 
 
 def check_latency_batch(cfg: DictConfig, data) -> None:
@@ -123,10 +162,10 @@ def check_latency_batch(cfg: DictConfig, data) -> None:
 
 def require(cfg: DictConfig, step: str) -> None:
     """Raise InputError where a step lacks what it is about."""
-    if step == "decompose" and cfg.rank is None:
+    if step == "decompose" and cfg.rank is None and not has_budget(cfg):
         raise InputError("no rank: give rank=N, or a rank per layer pattern such as 'rank={layer1.*: 2, layer2.*: 3}'")
     if step == "prune":
-        if cfg.compress_rate is None and plain(cfg.pruning.criterion) != "index":
+        if cfg.compress_rate is None and plain(cfg.pruning.criterion) != "index" and not is_joint(cfg):
             raise InputError("no rates: give compress_rate=RATES, e.g. compress_rate=[0.]+[0.4]*29")
         if cfg.compress_rate is not None:
             read_rates(plain(cfg.compress_rate))
@@ -135,10 +174,70 @@ def require(cfg: DictConfig, step: str) -> None:
 def check_fit(net: nn.Module, cfg: DictConfig, step: str) -> None:
     """Raise InputError where ranks or rates do not fit the network, before anything is written."""
     require(cfg, step)
-    if step == "decompose":
+    if step == "decompose" and cfg.rank is None:
+        budget.check_budget(net, **budget_options(cfg))
+    elif step == "decompose" and not leaves_dense(cfg):
         layer_rules(net, plain(cfg.rank), plain(cfg.decomposition.skip), cfg.decomposition.method)
     if step == "prune":
-        check_prune(net, plain(cfg.compress_rate), **plain(cfg.pruning))
+        rates = {"*": 0.0} if is_joint(cfg) and cfg.compress_rate is None else plain(cfg.compress_rate)
+        check_prune(net, rates, **plain(cfg.pruning))
+
+
+def budget_options(cfg: DictConfig) -> dict[str, Any]:
+    """What `norton.choose_ranks` is asked for, but images and how they are used."""
+    b, d = cfg.budget, cfg.decomposition
+    asked = {"macs": b.macs, "params": b.params, "joint": bool(b.joint), "method": d.method, "skip": plain(d.skip)}
+    return asked | ({"pruning": plain(cfg.pruning)} if b.joint else {})
+
+
+def leaves_dense(cfg: DictConfig) -> bool:
+    """Whether a budget was spent without any rank: on pruning alone."""
+    return has_budget(cfg) and cfg.rank is not None and not any(rank is not None for rank in cfg.rank.values())
+
+
+def spend_budget(
+    net: nn.Module, cfg: DictConfig, data=None, *, path: Path | None = None, progress: bool = True
+) -> tuple[DictConfig, budget.Choice]:
+    """The config with the ranks, and rates, that its budget buys for a network; and the choice.
+
+    path: a file that keeps it, from which it is taken where it lies there.
+    """
+    if path is not None and path.exists():
+        choice = budget.choice_of(json.loads(path.read_text()))
+    else:
+        d, options = cfg.decomposition, budget_options(cfg)
+        if cfg.budget.joint:
+            options["pruning"] = pruning_options(net, cfg, data)
+        choice = norton.choose_ranks(
+            net,
+            calibration_images(net, cfg, data),
+            **options,
+            objective=d.objective,
+            calibration=calibration(cfg),
+            seed=d.seed,
+            progress=progress,
+            **(plain(d.options) or {}),
+        )
+        if path is not None:
+            write_json(path, choice.as_dict())
+    cfg = cfg.copy()
+    cfg.rank = choice.ranks
+    if cfg.budget.joint:
+        cfg.compress_rate = choice.rates
+    return cfg, choice
+
+
+def setting_text(cfg: DictConfig) -> str:
+    """What is asked of ranks in a few words, e.g. `rank 3`, `40% of MACs`."""
+    if not has_budget(cfg):
+        return f"rank {plain(cfg.rank)}"
+    what, share = budget.asked(cfg.budget.macs, cfg.budget.params)
+    return f"{100 * share:g}% of {budget.KINDS[what]}" + ", jointly" * is_joint(cfg)
+
+
+def rates_text(cfg: DictConfig) -> str:
+    """The rates, or that they are chosen."""
+    return "chosen" if is_joint(cfg) else str(plain(cfg.compress_rate))
 
 
 def recipe(settings: DictConfig, name: str = "training"):
@@ -187,6 +286,8 @@ def device(name: str) -> torch.device:
 def decompose(net: nn.Module, cfg: DictConfig, data=None, *, progress: bool = True) -> nn.Module:
     """`norton.decompose` as configured, with calibration images where its objective asks for them."""
     require(cfg, "decompose")
+    if leaves_dense(cfg):
+        return copy.deepcopy(net)
     d = cfg.decomposition
     options = plain(d.options) or {}
     if d.objective == "outputs":
@@ -227,6 +328,16 @@ def prune(net: nn.Module, cfg: DictConfig, data=None, *, progress: bool = True) 
     A criterion takes training images of `data`, with labels where it asks for them; compensation then takes the same.
     """
     check_fit(net, cfg, "prune")
+    options = pruning_options(net, cfg, data)
+    if options["compensate"]:
+        images = options.get("images")
+        images = calibration_images(net, cfg, data) if images is None else images
+        options |= {"images": images, "calibration": calibration(cfg)}
+    return norton.prune(net, plain(cfg.compress_rate), progress=progress, **options)
+
+
+def pruning_options(net: nn.Module, cfg: DictConfig, data=None) -> dict[str, Any]:
+    """The settings of `norton.prune` as configured, with the images and labels that the criterion asks for."""
     options = plain(cfg.pruning)
     needs_images, needs_labels = asks_for(options["criterion"])
     if needs_images:
@@ -234,10 +345,7 @@ def prune(net: nn.Module, cfg: DictConfig, data=None, *, progress: bool = True) 
         check_classes(net, data)
         images, labels = data.calibration_batch(cfg.calibration.images)
         options |= {"images": images, "labels": labels if needs_labels else None}
-    if options.get("compensate"):
-        images = options["images"] if needs_images else calibration_images(net, cfg, data)
-        options |= {"images": images, "calibration": calibration(cfg)}
-    return norton.prune(net, plain(cfg.compress_rate), progress=progress, **options)
+    return options
 
 
 def calibrate_(net: nn.Module, cfg: DictConfig, data=None) -> nn.Module:
@@ -422,6 +530,8 @@ def evaluation(net: nn.Module, path: Path) -> str:
 def lineage_record(step: str, cfg: DictConfig, keys: tuple[str, ...] = ()) -> dict[str, Any]:
     """What a checkpoint remembers of the step that made it; teacher: that it learned from, if any."""
     settings = {key: plain(cfg[key]) for key in keys}
+    if has_budget(cfg) and step in ("decompose", "prune"):
+        settings["budget"] = plain(cfg.budget)
     for group in set(keys) & set(RECIPES.values()):
         if distills(cfg[group]):
             settings["teacher"] = cfg[group].get("teacher") or "the dense network"

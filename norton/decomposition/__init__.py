@@ -63,7 +63,7 @@ def decompose(
     """
     decomposition = DECOMPOSITIONS[method]
     rules = layer_rules(net, rank, skip, method)
-    _check_options(decomposition.from_conv, options, method)
+    check_options(decomposition.from_conv, options, method)
     options["seed"] = seed
     if objective not in OBJECTIVES:
         raise InputError(f"objective is {objective!r}; choose one of {', '.join(OBJECTIVES)}")
@@ -125,7 +125,7 @@ def _for_outputs(
     return small
 
 
-def _check_options(decomposition: Callable, options: Mapping, method: str) -> None:
+def check_options(decomposition: Callable, options: Mapping, method: str) -> None:
     known = [name for name, p in inspect.signature(decomposition).parameters.items() if p.kind == p.KEYWORD_ONLY]
     known = [name for name in known if name not in ("name", "seed")]
     if unknown := sorted(set(options) - set(known)):

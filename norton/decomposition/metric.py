@@ -9,28 +9,29 @@ from torch import Tensor
 class Metric:
     """The positive definite matrix S of the distance (w - v)ᵀ S (w - v) between flattened filters, of D numbers each.
 
-    blocks: S, (D, D); or its diagonal blocks, with zeros beside them.
+    blocks: S, (D, D); or its diagonal blocks, with zeros beside them.  level: what a ridge has added to its diagonal.
     """
 
-    def __init__(self, blocks: Sequence[Tensor]):
-        self.blocks = list(blocks)
+    def __init__(self, blocks: Sequence[Tensor], level: float = 0.0):
+        self.blocks, self.level = list(blocks), level
         self.sizes = [len(block) for block in self.blocks]
 
     @property
     def trace(self) -> float:
         return sum(block.diagonal().sum().item() for block in self.blocks)
 
-    def ridged(self, ridge: float) -> "Metric":
-        """With `ridge` times the mean of the diagonal added to it."""
-        level = ridge * self.trace / sum(self.sizes)
+    def ridged(self, ridge: float, least: float = 0.0) -> "Metric":
+        """With `ridge` times the mean of the diagonal added to it, but not less than `least`."""
+        # Where nothing but zeros is read, any weight does; the unit matrix then keeps the one that is there.
+        level = max(ridge * self.trace / sum(self.sizes), least)
+        level = level if level > 0 else 1.0
         blocks = [block.clone() for block in self.blocks]
         for block in blocks:
-            # Where nothing but zeros is read, any weight does; the unit matrix then keeps the one that is there.
-            block.diagonal().add_(level if level > 0 else 1)
-        return Metric(blocks)
+            block.diagonal().add_(level)
+        return Metric(blocks, self.level + level)
 
     def to(self, dtype: torch.dtype) -> "Metric":
-        return Metric([block.to(dtype) for block in self.blocks])
+        return Metric([block.to(dtype) for block in self.blocks], self.level)
 
     def times(self, rows: Tensor) -> Tensor:
         """(..., D) rows, each times S."""
@@ -49,3 +50,7 @@ class Metric:
     def squares(self, rows: Tensor) -> Tensor:
         """(n,): wᵀ S w of each row."""
         return (rows * self.times(rows)).sum(-1)
+
+    def squares_without_ridge(self, rows: Tensor) -> Tensor:
+        """(n,): the same of S before a ridge was added, so the expected squared error of each output."""
+        return (self.squares(rows) - self.level * rows.square().sum(-1)).clamp_min(0)

@@ -224,7 +224,9 @@ def aim(weight: Tensor, moments: Moments, ridge: float, free: bool) -> tuple[Ten
     free: whether a bias or BatchNorm takes up any constant, so that only what varies counts.
     """
     used = moments.centred() if free else moments
-    metric = Metric(used.second).ridged(ridge)
+    # Sums over a batch are float32: of inputs that hardly vary, centring leaves their rounding errors.
+    rounding = 2 * torch.finfo(torch.float32).eps * Metric(moments.second).trace
+    metric = Metric(used.second).ridged(ridge, rounding)
     if used.cross is None or len(metric.blocks) > 1:  # blocks alone do not tell what a change in all channels does
         return weight, metric.to(weight.dtype)
     level = (metric.blocks[0].diagonal() - used.second[0].diagonal()).mean()

@@ -116,6 +116,11 @@ def resolve(name: str, layer: nn.Module, asked: RankRule, method: str, **options
     return _plain(_feasible(decomposition, layer, ranks))
 
 
+def ranks_of(layer: nn.Module, method: str) -> list[Rank]:
+    """A layer's ranks from all 1 to the full ones; where a method has several, those that the rule `nmse` tries."""
+    return [_plain(ranks) for ranks in _way(DECOMPOSITIONS[method], layer, 0)[0]]
+
+
 def _decomposed(decomposition: Any, layer: nn.Module, ranks: Ranks, **options) -> nn.Module:
     return decomposition.from_conv(layer, _plain(ranks), **options)
 
