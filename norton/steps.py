@@ -244,12 +244,14 @@ def recipe(settings: DictConfig, name: str = "training"):
     """The `Recipe` of a config group, which may also name a teacher."""
     from norton.training import Recipe
 
+    known, settings = ", ".join([*(field.name for field in fields(Recipe)), "teacher"]), plain(settings)
+    if not isinstance(settings, dict):
+        raise InputError(f"{name}: {settings!r} is not a recipe; its settings are {known}")
     if (teacher := settings.get("teacher")) is not None and not isinstance(teacher, str):
         raise InputError(f"{name}.teacher is {teacher!r}; give the path of a checkpoint, or null for the dense network")
     try:
-        return Recipe(**{key: value for key, value in plain(settings).items() if key != "teacher"})
+        return Recipe(**{key: value for key, value in settings.items() if key != "teacher"})
     except TypeError as error:
-        known = ", ".join([*(field.name for field in fields(Recipe)), "teacher"])
         raise InputError(f"{name}: not a recipe ({error}); its settings are {known}") from None
 
 

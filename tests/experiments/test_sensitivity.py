@@ -99,7 +99,7 @@ def test_bad_input(words, message, tmp_path, sensitivity):
 def test_ranks_of_narrow_layers_are_clipped():
     from experiments.sensitivity import Trial, compressed  # not above: the others run the module as a program
 
-    method = {"method": "tucker_filter", "skip": None, "seed": 0, "options": {}}
+    method = {"method": "tucker_filter", "skip": None, "seed": 0, "objective": "weights", "options": {}}
     cfg = OmegaConf.create({"rank": None, "decomposition": method, "calibration": {"batchnorm": False}})
     net = norton.build("resnet_56")
     found = [compressed(net, Trial("rank", 4, layer), cfg, None) for layer in ("conv1", "layer1.0.conv1")]
