@@ -27,7 +27,7 @@ from norton.decomposition.layers import FilterWise
 from norton.decomposition.metric import Metric
 from norton.decomposition.outputs import Calibration, check_images, composed, fit_to_outputs
 from norton.decomposition.ranks import Rank, layer_rules, ranks_of, resolve
-from norton.errors import InputError
+from norton.errors import InputError, Remark
 from norton.knapsack import cheapest, choose, fill
 from norton.plan import OPERATIONS
 from norton.pruning.surgery import cut_outputs_
@@ -263,11 +263,11 @@ class Bill:
         return total - sum(int(costs[0]) for costs in found.values()), found
 
     def _alone(self, layer: nn.Module, name: str, rank: Rank) -> int:
-        key = name, str(rank), layer.weight.shape
+        [shape] = self._inputs[name]
+        channels = layer.weight.shape[1]
+        shape = (*shape[:-1], channels) if isinstance(layer, nn.Linear) else (channels, *shape[1:])
+        key = str(layer), shape, str(rank)  # layers of the same geometry cost the same
         if key not in self._known:
-            [shape] = self._inputs[name]
-            channels = layer.weight.shape[1]
-            shape = (*shape[:-1], channels) if isinstance(layer, nn.Linear) else (channels, *shape[1:])
             cost = complexity(DECOMPOSITIONS[self.method].shaped_like(layer, rank), shape)
             self._known[key] = getattr(cost, self.what)
         return self._known[key]
@@ -388,7 +388,8 @@ def measure(
     if images is not None:
         fit_to_outputs(net, net, fits, images, replace(how, sequential=False), progress=progress)
         return
-    warnings.warn("a budget without calibration images: errors of weights stand for those of outputs", stacklevel=4)
+    remark = "a budget without calibration images: errors of weights stand for those of outputs"
+    warnings.warn(remark, Remark, stacklevel=4)
     for name, fit in fits.items():
         fit(composed(net.get_submodule(name)), None)
 
@@ -463,6 +464,7 @@ class Problem:
             warnings.warn(
                 f"{100 * cost / bill.total:.2f}% of the {KINDS[bill.what]} are kept of {100 * share:g}% asked for: the "
                 "steps between ranks are too coarse here for a choice that uses more and is not worse",
+                Remark,
                 stacklevel=4,
             )
         errors = {name: float(own[place]) for name, own, place in zip(ranks, self.errors, found.places, strict=True)}
