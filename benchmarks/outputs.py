@@ -9,6 +9,7 @@ split, in percent, and the seconds that the decomposition took.  The ratio to th
 """
 
 import argparse
+import logging
 import sys
 import time
 import warnings
@@ -41,12 +42,13 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
     args = parser.parse_args()
+    logging.disable(logging.INFO)
+    warnings.simplefilter("ignore")
     net, name = norton.load(args.checkpoint), args.data or read(args.checkpoint)["metrics"]["data"]
     options = {"copies": [3, 2, 2]} if name == "clutter" else {}
     data = ClassificationData(name, 128, **options)
     images = data.calibration_images(args.images)
     print(f"dense: {accuracy(net, data):.2f}%; {args.images} calibration images; {torch.get_num_threads()} threads")
-    warnings.simplefilter("ignore")
     rows = []
     for rank in args.ranks:
         base = None

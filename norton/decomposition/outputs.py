@@ -224,8 +224,8 @@ def aim(weight: Tensor, moments: Moments, ridge: float, free: bool) -> tuple[Ten
     free: whether a bias or BatchNorm takes up any constant, so that only what varies counts.
     """
     used = moments.centred() if free else moments
-    # Sums over a batch are float32: of inputs that hardly vary, centring leaves their rounding errors.
-    rounding = 2 * torch.finfo(torch.float32).eps * Metric(moments.second).trace
+    # Sums over a batch are in the network's precision: of inputs that hardly vary, centring leaves rounding errors.
+    rounding = 2 * torch.finfo(weight.dtype).eps * Metric(moments.second).trace
     metric = Metric(used.second).ridged(ridge, rounding)
     if used.cross is None or len(metric.blocks) > 1:  # blocks alone do not tell what a change in all channels does
         return weight, metric.to(weight.dtype)
