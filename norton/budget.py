@@ -138,7 +138,7 @@ def choose_ranks(
     macs, params: the share to keep of what `norton.complexity` counts for `net`; one of the two, between 0 and 1.
     images: (N, C, H, W), unlabelled; where None, errors of weights stand for those of outputs, with a warning.
     method, skip, objective, calibration, seed, options: of the `norton.decompose` that is to follow.  With the
-    objective `outputs`, errors are those after at most one sweep.
+    objective `outputs`, errors are those after at most one sweep, of `cp` from one start.
 
     filters: so many of a layer, drawn by the seed, are looked at where the method decomposes filter by filter; None:
     all.  Of a layer's ranks those are tried that cost less than the layer, or 16 of them evenly spread.  That takes the
@@ -166,6 +166,8 @@ def choose_ranks(
     uniform = highest_uniform(bill, budget)
     candidates = bill.cheaper({name: ranks_to_try(net, name, method, uniform) for name in bill.layers})
     sweeps = min(1, calibration.sweeps) if objective == "outputs" else None
+    if sweeps is not None and method == "cp":
+        options["starts"] = 1  # more take twice the time altogether, and the fit to outputs makes up for most of it
     curves = {
         name: Curve(net.get_submodule(name), name, ranks, method, sweeps, filters, options | {"seed": seed})
         for name, ranks in candidates.items()
