@@ -117,7 +117,8 @@ def picture(path: Path, points: dict[Key, dict[int, dict]]) -> None:
         axis.set(title=f"rates {rate:g}", xlabel="test top-1 (%)", yticks=range(len(order)), yticklabels=order)
         axis.grid(axis="x", alpha=0.3)
     figure.legend(*axis.get_legend_handles_labels(), loc="lower right", ncols=2, fontsize=8, frameon=False)
-    figure.suptitle("Criteria, a dot per seed; dotted: the mean of random")
+    result = next(iter(next(iter(points.values())).values()))
+    figure.suptitle(f"{result['arch']} on {result['data']}, a dot per seed; dotted: the mean of random")
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     figure.savefig(path, dpi=120)
 
