@@ -115,7 +115,7 @@ def conjugate_gradients_(
     part: Tensor, weight: Callable[[], Tensor], target: Tensor, metric: Metric, steps: int
 ) -> None:
     """Move a parameter such that `weight()` (O, D), linear in it, comes nearest to `target` (O, D) in a metric."""
-    start = part.detach().clone()
+    start, trained = part.detach().clone(), part.requires_grad
 
     def back(rows: Tensor) -> Tensor:  # the derivative of the inner product of rows and the weight
         with torch.enable_grad():
@@ -141,6 +141,7 @@ def conjugate_gradients_(
         new = residual.square().sum()
         direction, size = residual + new / size * direction, new
     part.data.copy_(start)
+    part.requires_grad_(trained)
 
 
 def convolution(

@@ -236,8 +236,10 @@ def test_every_method_comes_nearer_in_the_metric(method):
         return metric.squares((conv.weight - layer.composed_weight()).detach().flatten(1)).sum().item()
 
     before = error()
+    layer.requires_grad_(False)
     layer.fit_outputs_(conv.weight.detach(), metric, 2)
     assert error() < 0.99 * before
+    assert not any(parameter.requires_grad for parameter in layer.parameters())
     dense = as_dense(layer)
     torch.testing.assert_close(dense(noise(2, 6, 5, 5)), layer(noise(2, 6, 5, 5)))
 
