@@ -58,10 +58,10 @@ class Uniform:
 class Choice:
     """What a budget buys, for `norton.decompose(net, choice.ranks)` and then `norton.prune(net, choice.rates)`.
 
-    ranks: layer → rank, None where it stays dense.  rates: layer → fraction of its filters that goes; empty unless
-    joint.  what: macs or params.  asked, share: of them, to be kept and kept.  errors: layer → its relative output
-    error, measured as `choose_ranks` says.  costs: layer → (before, after).  uniform: None where even rank 1 in all
-    layers is above the budget.
+    ranks: layer → rank, None where it stays dense; jointly all may, and then only `prune` is to follow.  rates: layer →
+    fraction of its filters that goes; empty unless joint.  what: macs or params.  asked, share: of them, to be kept and
+    kept.  errors: layer → its relative output error, measured as `choose_ranks` says.  costs: layer → (before, after).
+    uniform: None where even rank 1 in all layers is above the budget.
     """
 
     ranks: dict[str, Rank | None]
@@ -145,7 +145,7 @@ def choose_ranks(
     time of gathering covariances once, and of fitting so many filters of each layer at each rank.
 
     joint: filters go as by `norton.prune(net, rates, **pruning)`, at rates that are multiples of 0.1.  Several ways to
-    share the budget between pruning and ranks are tried, and the best is taken, or ranks alone.
+    share the budget between pruning and ranks are tried, ranks alone and pruning alone too, and the best is taken.
 
     The errors never add up to more than at the highest uniform rank within the budget.  Where the least sum leaves over
     1% of the budget, one that does not is taken if it is at most 5% larger, and where there is none a warning says so.
@@ -484,14 +484,14 @@ class Problem:
         return Choice(named, rates, bill.what, share, cost / bill.total, errors, costs, other)
 
 
-def best_split(problem: Problem, alone: Found | None, thinning: Thinning, share: float) -> Found:
+def best_split(problem: Problem, ranked: Found | None, thinning: Thinning, share: float) -> Found:
     """The best solution that prunes on the way of `thinning.path` and chooses ranks for what is left of the budget.
 
-    alone: by ranks alone, which is taken where none is better; None where ranks alone cannot meet the budget.
+    ranked: by ranks alone, which is taken where none is better; None where ranks alone cannot meet the budget.
     """
     path = thinning.path(problem.bill.by_layer)
     left = np.array([part for _, part in path])
-    tried: dict[int, Found | None] = {0: alone}
+    tried: dict[int, Found | None] = {0: ranked}
 
     def attempt(places: Iterable[int]) -> int:
         for place in places:
@@ -505,7 +505,8 @@ def best_split(problem: Problem, alone: Found | None, thinning: Thinning, share:
         )
 
     first = [int(np.argmax(left <= max(share**part, left[-1]))) for part in _SPLITS]
-    best, known = attempt([*first, len(path) - 1]), sorted(tried)
+    alone = thinning.first_within(path, lambda net: problem.bill.cost(net)[0] <= problem.budget)  # no ranks at all
+    best, known = attempt([*first, len(path) - 1, *([] if alone is None else [alone])]), sorted(tried)
     near = known.index(best)
     low, high = known[max(0, near - 1)], known[min(len(known) - 1, near + 1)]
     return tried[attempt(np.linspace(low, high, _REFINED + 2).round().astype(int).tolist())]

@@ -6,6 +6,7 @@ over readers; so does, nearly, that of several axes that a layer reads.
 """
 
 import copy
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -141,6 +142,11 @@ class Thinning:
             level[min(prices, key=prices.get)] += 1
             found.append((tuple(level), cost(level) / cost(self.none)))
         return found
+
+    def first_within(self, path: Sequence[tuple[Level, float]], within: Callable[[nn.Module], bool]) -> int | None:
+        """The first place on a path at which the pruned network is within a budget; None where it is nowhere."""
+        place = bisect_left(range(len(path)), True, key=lambda step: within(self.pruned(path[step][0])))
+        return place if place < len(path) else None
 
 
 class _CostModel:

@@ -254,6 +254,22 @@ def test_joint_is_exact_and_no_worse(narrow, share):
         assert after == norton.complexity(small).by_layer[name].macs
 
 
+@pytest.mark.filterwarnings("ignore:a budget without")
+@pytest.mark.parametrize("part", [0.2, 0.4])
+def test_joint_is_no_worse_than_pruning_alone(narrow, part):
+    """Budgets that are what a step of pruning leaves, on its way."""
+    pruning = {"criterion": "l2", "min_filters": 2}
+    thinning = thinnings(narrow, pruning)
+    for name in thinning.readers():
+        thinning.look(name, None, 0)(narrow.get_submodule(name).weight.detach(), None)
+    whole = norton.complexity(narrow)
+    path = thinning.path({name: cost.macs for name, cost in whole.by_layer.items()})
+    level = path[round(part * len(path))][0]
+    share = norton.complexity(thinning.pruned(level)).macs / whole.macs
+    joint = choose_ranks(narrow, macs=share, joint=True, pruning=pruning, starts=1, iterations=3, objective="weights")
+    assert joint.error <= thinning.error(level) * (1 + 1e-9)
+
+
 def test_what_readers_lose(toy, images):
     """Pruning is measured at the layers that read what goes, by zeros in their inputs."""
     joint = choose_ranks(toy, images, macs=0.25, joint=True, pruning={"criterion": "l2", "min_filters": 1}, **QUICK)

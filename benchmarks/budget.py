@@ -1,0 +1,120 @@
+"""A budget of MACs spent in four ways, without training: uniform ranks, chosen ranks, pruning, both jointly.
+
+    python -m experiments.ablation experiment=sweep_outputs # makes the dense network
+    python benchmarks/budget.py --checkpoint outputs/sweeps/shared/dense_*.pt
+
+A half-width VGG-16-BN on `clutter`; any other checkpoint that says its data, or --data.  Layers are decomposed for
+outputs, pruned ones compensated, from the same unlabelled images.  "error" is what the choices make least, the sum of
+layers' relative output errors; top-1 accuracy is on the test split; seconds are of choosing, with all measurements.
+"""
+
+import argparse
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import norton
+from norton import Calibration
+from norton.budget import measure
+from norton.checkpoints import read
+from norton.data.datamodule import ClassificationData
+from norton.report import print_table
+from norton.thinning import thinnings
+from norton.training import evaluate
+
+WAYS = ("uniform ranks", "chosen ranks", "pruning", "joint")
+PRUNING = {"criterion": "l2", "compensate": "outputs"}
+FILTERS = 64  # of a layer that are looked at, as by `norton.choose_ranks`
+
+
+@dataclass
+class Spent:
+    """Ranks and rates, and what their choice says: the layers' errors added up, and how long it took."""
+
+    ranks: Mapping
+    rates: Mapping
+    error: float
+    seconds: float
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--data", help="by default what the checkpoint was trained on")
+    parser.add_argument("--macs", type=float, nargs="+", default=[0.7, 0.5, 0.3], help="shares to keep")
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    args = parser.parse_args()
+    logging.disable(logging.INFO)
+    warnings.simplefilter("ignore")
+    net, name = norton.load(args.checkpoint), args.data or read(args.checkpoint)["metrics"]["data"]
+    options = {"copies": [3, 2, 2]} if name == "clutter" else {}
+    data = ClassificationData(name, 128, **options)
+    images = data.calibration_images(args.images)
+    print(f"dense: {accuracy(net, data):.2f}%; {args.images} calibration images; {torch.get_num_threads()} threads")
+    rows = []
+    for share in args.macs:
+        for way, spent in ways(net, images, share, args.ways):
+            small = compressed(net, images, spent)
+            kept = norton.complexity(small).macs / norton.complexity(net).macs
+            row = {"MACs asked %": f"{100 * share:g}", "way": way, "kept %": f"{100 * kept:.2f}"}
+            row |= {"error": f"{spent.error:.3f}", "top-1 %": f"{accuracy(small, data):.2f}"}
+            rows.append(row | {"seconds": f"{spent.seconds:.0f}"})
+            print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    print_table(rows, f"{type(net).__name__} on {name}, no training")
+    return 0
+
+
+def ways(net: nn.Module, images: Tensor, share: float, wanted: list[str]):
+    """What each way buys; uniform ranks only where one is within the budget."""
+    if {"uniform ranks", "chosen ranks"} & set(wanted):
+        seconds, choice = timed(lambda: norton.choose_ranks(net, images, macs=share))
+        if "uniform ranks" in wanted and choice.uniform is not None:
+            yield "uniform ranks", Spent(dict.fromkeys(choice.ranks, choice.uniform.rank), {}, choice.uniform.error, 0)
+        if "chosen ranks" in wanted:
+            yield "chosen ranks", Spent(choice.ranks, {}, choice.error, seconds)
+    if "pruning" in wanted:
+        yield "pruning", pruned_alone(net, images, share)
+    if "joint" in wanted:
+        seconds, choice = timed(lambda: norton.choose_ranks(net, images, macs=share, joint=True, pruning=PRUNING))
+        yield "joint", Spent(choice.ranks, choice.rates, choice.error, seconds)
+
+
+def pruned_alone(net: nn.Module, images: Tensor, share: float) -> Spent:
+    """The first rates within the budget, on the way on which `norton.choose_ranks` prunes jointly."""
+    start, whole = time.perf_counter(), norton.complexity(net)
+    thinning = thinnings(net, PRUNING)
+    looks = {name: [thinning.look(name, FILTERS, 0)] for name in thinning.readers()}
+    measure(net, looks, images, Calibration(), progress=False)
+    path = thinning.path({name: cost.macs for name, cost in whole.by_layer.items()})
+    place = thinning.first_within(path, lambda small: norton.complexity(small).macs <= share * whole.macs)
+    level = path[place][0]
+    return Spent({}, thinning.rates(level), thinning.error(level), time.perf_counter() - start)
+
+
+def compressed(net: nn.Module, images: Tensor, spent: Spent) -> nn.Module:
+    if any(rank is not None for rank in spent.ranks.values()):
+        net = norton.decompose(net, spent.ranks, objective="outputs", images=images)
+    if any(spent.rates.values()):
+        net = norton.prune(net, spent.rates, **PRUNING, images=images)
+    return net
+
+
+def timed(work):
+    start = time.perf_counter()
+    found = work()
+    return time.perf_counter() - start, found
+
+
+def accuracy(net: nn.Module, data: ClassificationData) -> float:
+    return evaluate(net, data, enable_progress_bar=False)["top1"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
