@@ -9,6 +9,7 @@ from norton.files import write_json
 
 @cli.script("decompose")
 def run(cfg: DictConfig) -> None:
+    cli.check_folder(cfg)
     steps.check_settings(cfg)
     net, origin = steps.open_network(cfg)
     asked, setting, choice = cfg, steps.setting_text(cfg), None
