@@ -311,6 +311,12 @@ def decompose(net: nn.Module, cfg: DictConfig, data=None, *, progress: bool = Tr
     )
 
 
+def output_errors(net: nn.Module, small: nn.Module, cfg: DictConfig, data=None) -> dict[str, float]:
+    """Of the layers decomposed for outputs, on the calibration images; empty for other objectives."""
+    images = calibration_images(net, cfg, data) if cfg.decomposition.objective == "outputs" else None
+    return {} if images is None else norton.decomposition.output_errors(net, small, images)
+
+
 def calibration(cfg: DictConfig) -> norton.Calibration:
     """How calibration images are used, as configured."""
     settings = plain(cfg.calibration)
@@ -584,8 +590,10 @@ def rank_text(rank: int | tuple[int, ...]) -> int | str:
     return rank if isinstance(rank, int) else ", ".join(map(str, rank))
 
 
-def layer_rows(net: nn.Module, small: nn.Module, errors: Mapping[str, float]) -> list[dict[str, Any]]:
-    """A row per decomposed layer: rank, NMSE, MACs before and after."""
+def layer_rows(
+    net: nn.Module, small: nn.Module, errors: Mapping[str, float], outputs: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """A row per decomposed layer: rank, NMSE, MACs before and after, and the errors of outputs where they are known."""
     before, after = complexity(net).by_layer, complexity(small).by_layer
     rows = []
     for name, error in errors.items():
@@ -596,6 +604,7 @@ def layer_rows(net: nn.Module, small: nn.Module, errors: Mapping[str, float]) ->
                 "filters": width(layer),
                 "rank": rank_text(layer.rank),
                 "NMSE": f"{error:.4f}",
+                **({"output error": f"{outputs[name]:.4f}" if name in outputs else "-"} if outputs else {}),
                 "MACs before": f"{before[name].macs:,}",
                 "MACs after": f"{after[name].macs:,}",
             }

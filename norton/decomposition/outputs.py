@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 import psutil
 import torch
@@ -27,9 +28,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from norton.decomposition.cp import in_form, set_form_
 from norton.decomposition.layers import as_dense
+from norton.decomposition.methods import is_decomposed
 from norton.decomposition.metric import Metric
 from norton.errors import InputError, Remark
-from norton.moments import Moments, gather, positions_of
+from norton.moments import Moments, gather, output_rows, positions_of
 from norton.tracing import stated_size
 from norton.walk import Walk
 
@@ -260,6 +262,45 @@ def aim(weight: Tensor, moments: Moments, ridge: float, free: bool) -> tuple[Ten
     level = (metric.blocks[0].diagonal() - used.second[0].diagonal()).mean()
     moved = metric.solve(used.cross + level * weight.double().flatten(1))
     return moved.to(weight.dtype).view(weight.shape), metric.to(weight.dtype)
+
+
+@torch.no_grad()
+def output_errors(net: nn.Module, small: nn.Module, images: Tensor, batch_size: int = 32) -> dict[str, float]:
+    """Decomposed layer → E‖ŷ - y‖² / E‖y‖² of what varies in its outputs, y in the network before and ŷ after.
+
+    What `decompose` makes small with the objective `outputs`, with the errors of all layers before it; constants are
+    left out, since BatchNorm takes them up.  images: (N, C, H, W).  Layers that no image reaches are left out.
+    """
+    names = [name for name, layer in small.named_modules() if is_decomposed(layer)]
+    nets = [copy.deepcopy(one).eval() for one in (net, small)]
+    seen: list[dict[str, Tensor]] = [{}, {}]
+    for one, outputs in zip(nets, seen, strict=True):
+        for name in names:
+            one.get_submodule(name).register_forward_hook(partial(_keep, outputs, name))
+    sums: dict[str, list[Tensor]] = {}
+    for batch in images.split(batch_size):
+        for one, outputs in zip(nets, seen, strict=True):
+            outputs.clear()
+            one(batch)
+        for name in seen[0].keys() & seen[1].keys():
+            before, after = (output_rows(as_dense(nets[1].get_submodule(name)), found[name]) for found in seen)
+            for values in (after - before, before):
+                values = values.double()
+                rows = torch.full_like(values[0], len(values))
+                sums.setdefault(name, []).append(torch.stack([values.square().sum(0), values.sum(0), rows]))
+    return {name: _share_of_variance(sums[name]) for name in names if name in sums}
+
+
+def _keep(outputs: dict[str, Tensor], name: str, layer: nn.Module, args: tuple, output: Tensor) -> None:
+    outputs.setdefault(name, output.clone())
+
+
+def _share_of_variance(sums: list[Tensor]) -> float:
+    """Of the first, third, ... of sums (squares, values, rows) per channel, of that of the others."""
+    variances = []
+    for squares, values, rows in (sum(sums[::2]), sum(sums[1::2])):
+        variances.append((squares / rows - (values / rows).square()).clamp_min(0).sum().item())
+    return variances[0] / variances[1] if variances[1] > 0 else 0.0
 
 
 def channel_means(inputs: Iterator[Tensor]) -> Tensor:
