@@ -63,6 +63,12 @@ def script(
                 hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
             except (*BAD_INPUT, KeyboardInterrupt) as error:
                 _report(error)
+            except ValueError as error:
+                if "Config group override" not in str(error):  # Hydra's own, of a plain type
+                    raise
+                _report(
+                    InputError("a group of settings takes the name of one of its choices, see --help; or set its parts")
+                )
 
         return main
 
