@@ -281,7 +281,7 @@ def test_images_tell_the_size_where_the_network_does_not():
 
 @pytest.mark.parametrize("filters", [0, -1, 1.5, True])
 def test_filters_looked_at(toy, images, filters):
-    with pytest.raises(InputError, match="filters is .*; it must be a whole number of at least 1, or None"):
+    with pytest.raises(InputError, match=r"filters is .*; it must be a whole number of at least 1, or None"):
         choose_ranks(toy, images, macs=0.5, filters=filters)
 
 
