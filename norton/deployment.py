@@ -106,10 +106,10 @@ def deploy(
 ) -> nn.Module:
     """A network for inference on batches like `example` (N, C, H, W), with the same outputs as `net.eval()`.
 
-    choice: of a network deployed before (its `.deployment`, or the file that was saved to), taken as it is; by default it
-    is measured here, `repeats` times in the whole network.  compile: by `torch.compile`, which takes minutes for large
-    networks.  The result has its `Deployment` as `.deployment`; batches may have other sizes, for which it need not be
-    the fastest choice.
+    choice: of a network deployed before (its `.deployment`, or the file that was saved to), taken as it is; by default
+    it is measured here, `repeats` times in the whole network.  compile: by `torch.compile`, which takes minutes for
+    large networks.  The result has its `Deployment` as `.deployment`; batches may have other sizes, for which it need
+    not be the fastest choice.
 
     A network in training mode is deployed as for evaluation, with a warning.  Raises InputError for an example that the
     network does not take, a network that torch.fx cannot trace, outputs that differ by more than rounding, and a choice
