@@ -10,6 +10,7 @@ from norton.errors import InputError
 from norton.models import build
 from norton.pruning import prune
 from norton.rates import format_rates, parse_rates
+from norton.storage import share_weights
 from norton.tracing import wiring_of
 
 __version__ = "0.1.0"
@@ -30,5 +31,6 @@ __all__ = [
     "prune",
     "save",
     "set_form_",
+    "share_weights",
     "wiring_of",
 ]
