@@ -5,6 +5,7 @@ from norton.checkpoints import load, save
 from norton.counting import complexity
 from norton.decomposition import Calibration, decompose, layer_nmse, nmse
 from norton.decomposition.cp import set_form_
+from norton.deployment import Deployment, deploy
 from norton.errors import InputError
 from norton.models import build
 from norton.pruning import prune
@@ -14,11 +15,13 @@ from norton.tracing import wiring_of
 __version__ = "0.1.0"
 __all__ = [
     "Calibration",
+    "Deployment",
     "InputError",
     "build",
     "choose_ranks",
     "complexity",
     "decompose",
+    "deploy",
     "format_rates",
     "layer_nmse",
     "load",

@@ -388,7 +388,8 @@ def measure(
 
     fits = {name: unchanged(name) for name in looks}
     if images is not None:
-        fit_to_outputs(net, net, fits, images, replace(how, sequential=False), progress=progress)
+        how = replace(how, sequential=False)
+        fit_to_outputs(net, net, fits, images, how, progress=progress, doing="measure layers")
         return
     remark = "a budget without calibration images: errors of weights stand for those of outputs"
     warnings.warn(remark, Remark, stacklevel=4)

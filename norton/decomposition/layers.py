@@ -195,9 +195,9 @@ def as_dense(layer: nn.Module) -> nn.Conv2d | nn.Linear:
 
 
 def _joint_padding(paddings: Sequence[tuple[int, int] | str]) -> tuple[int, int] | str:
-    """What parts pad together: `same` and `valid` stand in all of them, numbers in the part they belong to."""
-    if isinstance(paddings[0], str):
-        return paddings[0]
+    """What parts pad together: `same` or `valid` stands in all with a kernel, numbers in the part they belong to."""
+    if words := [padding for padding in paddings if isinstance(padding, str)]:
+        return words[0]
     return tuple(max(padding[i] for padding in paddings) for i in range(2))
 
 

@@ -81,12 +81,14 @@ def fit_to_outputs(
     kept: Mapping[str, Tensor] | None = None,
     read: Mapping[str, Tensor] | None = None,
     progress: bool = False,
+    doing: str = "fit to outputs",
 ) -> nn.Module:
     """A copy of `small` whose layers are fitted, one after the other, to what those of `before` give.
 
     fits: layer → what makes the layer that takes its place.  images: (N, C, H, W), transformed as for evaluation.
     kept: layer → the filters of `before`, for a BatchNorm the channels, that `small` still has, where it has not all.
     read: layer → the channels of what it reads in `before` that it reads in `small`, where these are not all.
+    doing: what the bar shows.  A layer that is called several times is fitted to its first call.
 
     Biases are corrected so that each output keeps its mean; where a layer has none, a BatchNorm that alone reads it is.
     In the sequential form the means of all BatchNorms follow those of their inputs.
@@ -112,7 +114,7 @@ def fit_to_outputs(
             )
         walk = Walk(result, batches, keep=dense.keep) if how.sequential else dense
         passage = _Passage(dense, walk, how, memory, kept or {}, read or {})
-        for name in track(passage.stops(fits), "fit to outputs", disable=not progress, transient=True):
+        for name in track(passage.stops(fits), doing, disable=not progress, transient=True):
             layer = result.get_submodule(name)
             if name in fits:
                 new[name] = passage.fitted(name, layer, fits[name], result)

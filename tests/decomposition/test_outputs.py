@@ -223,9 +223,10 @@ def test_aim_is_ridge_regression_on_the_dense_outputs():
         torch.testing.assert_close(metric.blocks[0], a.T @ a / 80 + level * torch.eye(12, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("padding", [1, "same"])
 @pytest.mark.parametrize("method", sorted(DECOMPOSITIONS))
-def test_every_method_comes_nearer_in_the_metric(method):
-    conv = nn.Conv2d(6, 5, 1 if method == "svd" else 3, padding=0 if method == "svd" else 1).double()
+def test_every_method_comes_nearer_in_the_metric(method, padding):
+    conv = nn.Conv2d(6, 5, 1 if method == "svd" else 3, padding=0 if method == "svd" else padding).double()
     conv.weight.data = noise(*conv.weight.shape)
     decomposition = DECOMPOSITIONS[method]
     ranks = [min(2, full) for full in decomposition.full_rank(conv)]
