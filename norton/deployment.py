@@ -106,7 +106,7 @@ def deploy(
 ) -> nn.Module:
     """A network for inference on batches like `example` (N, C, H, W), with the same outputs as `net.eval()`.
 
-    choice: of a network deployed before (`deployed.deployment`, or the file it was saved to), taken as it is; by default
+    choice: of a network deployed before (its `.deployment`, or the file that was saved to), taken as it is; by default
     it is measured here, `repeats` times in the whole network.  compile: by `torch.compile`, which takes minutes for
     large networks.  The result has its `Deployment` as `.deployment`; batches may have other sizes, for which it need
     not be the fastest choice.

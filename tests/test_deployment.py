@@ -13,8 +13,9 @@ from torch import nn
 import norton
 from norton import Deployment, InputError, deploy, deployment
 from norton.decomposition.layers import as_dense
+from norton.decomposition.methods import is_decomposed
 from norton.deployment import assemble, decomposed_layers, fold
-from norton.forms import DENSE, forms
+from norton.forms import DENSE, SumOfTerms, forms
 from norton.latency import Latency
 
 
@@ -91,9 +92,7 @@ def test_methods(small, method):
     deployed = deploy(net, x, repeats=1)
     close(deployed(x), net(x))
     close(deployed(x[:1]), net(x[:1]))  # another batch size
-    assert set(deployed.deployment.forms) == {
-        n for n, layer in net.named_modules() if hasattr(layer, "composed_weight")
-    }
+    assert list(deployed.deployment.forms) == [name for name, layer in net.named_modules() if is_decomposed(layer)]
 
 
 NETWORKS = [("vgg_16_bn", 1), ("resnet_56", 2), ("resnet_110", 1), ("densenet_40", 1), ("resnet_50", 1)]
@@ -153,57 +152,50 @@ def test_a_single_layer(small):
     close(deploy(layer, x, repeats=1)(x), as_dense(layer)(x))
 
 
-def times_by(monkeypatch, milliseconds):
-    """Let networks take as long as a function of their deployed layers says."""
+@pytest.fixture
+def times(monkeypatch):
+    """Let layers and networks take the milliseconds that it is told."""
 
-    def latencies(nets, *_, repeats):
-        return {name: Latency(milliseconds(net), DENSE, (0, 0)) for name, net in nets.items()}
+    def tell(layers, network):
+        alone = {(form, channels_last): ms for form, ms in layers.items() for channels_last in (True, False)}
+        monkeypatch.setattr(deployment._Search, "_time_forms", lambda *_: alone)
+        monkeypatch.setattr(
+            deployment,
+            "latencies",
+            lambda nets, *_, repeats: {name: Latency(network(net), DENSE, (0, 0)) for name, net in nets.items()},
+        )
 
-    monkeypatch.setattr(deployment, "latencies", latencies)
+    return tell
 
 
-def test_the_whole_network_decides(small, monkeypatch):
-    """Where the dense form wins in the network, it is taken whatever layers alone say, and the other way round."""
+def convolutions(net):
+    return sum(isinstance(layer, nn.Conv2d) for layer in net.modules())
+
+
+def test_the_whole_network_decides(small, times):
+    """Whatever layers say alone, a network that is slower than the dense form is not taken."""
     net, x = norton.decompose(small, 2, starts=1, iterations=2), torch.randn(2, 3, 8, 8)
-    convs = [
-        name for name in fold(net).state_dict() if name.startswith(("first", "second")) and name.endswith("weight")
-    ]
-
-    def parts(deployed):
-        return sum(isinstance(layer, nn.Conv2d) for layer in deployed.modules())
-
-    times_by(monkeypatch, parts)
-    chosen = deploy(net, x)
-    assert set(chosen.deployment.forms.values()) == {DENSE} and convs
-    assert chosen.deployment.networks["chosen"] == chosen.deployment.networks["dense"] == 3
-    assert "no form of the decomposed layers beats their dense one here" in chosen.deployment.sentence()
-    monkeypatch.setattr(
-        deployment._Search,
-        "_time_forms",
-        lambda *_: {
-            (form, last): 1.0 + (form == DENSE) for form in ("depthwise", "grouped", DENSE) for last in (True, False)
-        },
-    )
-    times_by(monkeypatch, lambda deployed: 10 - parts(deployed))
-    chosen = deploy(net, x)
-    assert DENSE not in chosen.deployment.forms.values()
-    assert chosen.deployment.networks["chosen"] < chosen.deployment.networks["dense"]
+    alone = {"depthwise": 1.0, "grouped": 1.5, DENSE: 5.0}
+    times(alone, convolutions)
+    slow = deploy(net, x).deployment
+    assert set(slow.forms.values()) == {DENSE} and slow.networks["chosen"] == slow.networks["dense"] == 3
+    assert "no form of the decomposed layers beats their dense one here" in slow.sentence()
+    times(alone, lambda deployed: 10 - convolutions(deployed))
+    fast = deploy(net, x).deployment
+    assert set(fast.forms.values()) == {"depthwise"} and fast.networks["chosen"] == 4 < fast.networks["dense"]
 
 
-def test_neighbours_are_tried(small, monkeypatch):
-    """A form nearly as fast alone is taken if the whole network is faster with it."""
+@pytest.mark.parametrize(("milliseconds", "form"), [(1.2, "grouped"), (1.5, "depthwise")])
+def test_neighbours_are_tried(small, times, milliseconds, form):
+    """A form nearly as fast alone is taken where the whole network is faster with it; one far slower is not tried."""
     net, x = norton.decompose(small, 2, starts=1, iterations=2), torch.randn(2, 3, 8, 8)
-    alone = {"depthwise": 1.0, "grouped": 1.2, DENSE: 5.0}
-    monkeypatch.setattr(
-        deployment._Search,
-        "_time_forms",
-        lambda *_: {(form, last): ms for form, ms in alone.items() for last in (True, False)},
-    )
-    times_by(
-        monkeypatch,
-        lambda deployed: 10 - sum(layer.groups == 8 for layer in deployed.modules() if isinstance(layer, nn.Conv2d)),
-    )
-    assert set(deploy(net, x).deployment.forms.values()) == {"grouped"}
+
+    def network(deployed):
+        kinds = [type(layer) for layer in (deployed.first, deployed.second, deployed.shared)]
+        return sum({SumOfTerms: 5, nn.Sequential: 3, nn.Conv2d: 9}[kind] for kind in kinds)
+
+    times({"depthwise": 1.0, "grouped": milliseconds, DENSE: 5.0}, network)
+    assert set(deploy(net, x).deployment.forms.values()) == {form}
 
 
 def test_a_choice_is_kept_and_applied_again(small, tmp_path, monkeypatch):
