@@ -31,7 +31,6 @@ from norton.files import write_whole
 
 TOLERANCE = 1e-4  # relative difference of outputs, in float32
 _BATCHES = (1, 3)  # sizes at which outputs are compared; the network is traced with another
-_NO_WORK = {"Cast", "Constant", "Identity", "Shape"}  # operators that compute nothing, for a quantiser to miss
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,9 @@ def to_program(net: nn.Module, example: Tensor, path: str | Path) -> Exported:
     told, for a network that torch.export cannot follow, and for an example that does not fit.
     """
     net = prepared(net, example)
-    buffer = io.BytesIO()
-    torch.export.save(program_of(net, example), buffer)
+    program, buffer = program_of(net, example), io.BytesIO()
+    with quiet():
+        torch.export.save(program, buffer)
     buffer.seek(0)
     difference = compared("the program", torch.export.load(buffer).module(), net, example)
     return Exported(write_whole(path, buffer.getvalue()), difference)
@@ -70,7 +70,7 @@ def to_onnx(net: nn.Module, example: Tensor, path: str | Path) -> Exported:
     """
     import onnx  # this and onnxruntime take a second
 
-    net = prepared(net, example)
+    net = contiguous_(prepared(net, example))
     model = onnx_model(program_of(net, example))
     name_nodes_(model)
     onnx.checker.check_model(model, full_check=True)
@@ -98,10 +98,11 @@ def to_int8(
 
     expected = OnnxNet(file)
     expected(images[:1])  # images that do not fit show here
-    operators = nodes_by_operator(onnx.load(file))
+    model = onnx.load(file)
+    operators = {node.op_type for node in model.graph.node}
     if "QuantizeLinear" in operators:
         raise InputError(f"{file}: is in 8-bit integers already; give the file of to_onnx in float32")
-    if not {"Conv", "ConvTranspose", "Gemm", "MatMul"} & set(operators):
+    if not operators & {"Conv", "ConvTranspose", "Gemm", "MatMul"}:
         raise InputError(f"{file}: has no convolution or linear layer to quantise, only {', '.join(sorted(operators))}")
     with tempfile.TemporaryDirectory() as folder, quiet():
         ready, done = Path(folder) / "ready.onnx", Path(folder) / "int8.onnx"
@@ -118,7 +119,7 @@ def to_int8(
         )
         content = done.read_bytes()
     some = images[:batch_size]
-    return Exported(write_whole(path, content), relative(OnnxNet(content)(some), expected(some)), in_float(operators))
+    return Exported(write_whole(path, content), relative(OnnxNet(content)(some), expected(some)), in_float(model))
 
 
 class OnnxNet(nn.Module):
@@ -180,7 +181,8 @@ def run_alone(file: str | Path, images: Tensor, *, threads: int | None = None, r
         words = [sys.executable, "-P", script, file, given, found, f"--threads={threads}", f"--repeats={repeats}"]
         done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
         if done.returncode:
-            raise InputError(f"{file} does not run in a process of its own: {done.stderr.strip().splitlines()[-1]}")
+            raised = re.findall(r"^[\w.]+: .*", done.stderr, re.MULTILINE) or ["it ended"]
+            raise InputError(f"{file} does not run in a process of its own: {raised[-1]}")
         return Alone(torch.from_numpy(np.load(found)), **json.loads(done.stdout))
 
 
@@ -220,6 +222,19 @@ def program_of(net: nn.Module, example: Tensor) -> ExportedProgram:
             f"torch.export cannot follow {layer[1] if layer else 'the network'} for batches of any size: "
             f"{_first_line(error)}"
         ) from error
+
+
+def contiguous_(net: nn.Module) -> nn.Module:
+    """Let a deployed network compute in torch's usual memory format.
+
+    ONNX has no other, and would take the strides of channels-last for arithmetic on positions.
+    """
+    if isinstance(net, torch.fx.GraphModule):
+        for node in net.graph.find_nodes(op="call_method", target="contiguous"):
+            node.replace_all_uses_with(node.args[0])
+            net.graph.erase_node(node)
+        net.recompile()
+    return net.to(memory_format=torch.contiguous_format)
 
 
 def onnx_model(program: ExportedProgram):
@@ -281,20 +296,19 @@ def calibration_batches(name: str, images: Tensor, batch_size: int):
     return Batches()
 
 
-def nodes_by_operator(model) -> dict[str, list[str]]:
-    """Operator → names of its nodes."""
-    found: dict[str, list[str]] = {}
-    for node in model.graph.node:
-        found.setdefault(node.op_type, []).append(node.name)
-    return found
-
-
-def in_float(operators: Mapping[str, list[str]]) -> dict[str, str]:
-    """Layer → operator that onnxruntime's quantiser does not know."""
+def in_float(model) -> dict[str, str]:
+    """Layer → operator on floating-point numbers that onnxruntime's quantiser does not know."""
+    from onnx import TensorProto
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-    known = {*QDQRegistry, *QLinearOpsRegistry, *_NO_WORK}
-    return {name.rpartition("/")[0] or name: op for op, names in operators.items() if op not in known for name in names}
+    known = {*QDQRegistry, *QLinearOpsRegistry, "Identity"}
+    values = (*model.graph.value_info, *model.graph.output)
+    floats = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    return {
+        node.name.rpartition("/")[0] or node.name: node.op_type
+        for node in model.graph.node
+        if node.op_type not in known and node.output[0] in floats
+    }
 
 
 # What is common to them
@@ -351,7 +365,7 @@ def _reason(error: Exception) -> str:
 
 def _first_line(error: Exception | str) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".;:") if lines else type(error).__name__
+    return lines[0].partition(" For more information")[0].rstrip(".;:!") if lines else type(error).__name__
 
 
 def _described(images: object) -> str:
