@@ -1,5 +1,6 @@
 """A network on its way into use, from float32 to INT8: accuracy, file size, latency and memory beside the dense one."""
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from norton.latency import latencies, peak_memory
 from norton.models.foreign import is_path
 from norton.plan import plan_of
 
+CPU = torch.device("cpu")
 COMPARED = 32  # images for the difference of outputs
 
 
@@ -37,11 +39,10 @@ class Given:
 @cli.script("deploy")
 def run(cfg: DictConfig) -> None:
     check_settings(cfg)
-    device = steps.device(cfg.device)
     nets, about = open_networks(cfg)
     data, notes = open_data(cfg, nets, about)
     images, noted = calibration_images(cfg, nets, data, about)
-    example = noise(nets["network"].net, max(cfg.batch_sizes), cfg.seed).to(device)
+    example = noise(nets["network"].net, max(cfg.batch_sizes), cfg.seed)
     deployed = {role: deploy(cfg, role, given, example) for role, given in nets.items()}
     folder = cli.open_folder(cfg)
 
@@ -51,8 +52,8 @@ def run(cfg: DictConfig) -> None:
     rows = measure(ways, images, cfg, data)
 
     arch = nets["network"].net.arch
-    title = f"{arch}, {report.machine(device)}"
-    write_json(folder / "metrics.json", {"arch": arch, **told(device, data), "notes": notes + noted, "rows": rows})
+    title = f"{arch}, {report.machine(CPU)}"
+    write_json(folder / "metrics.json", {"arch": arch, **told(data), "notes": notes + noted, "rows": rows})
     shown = [table_row(row) for row in rows]
     report.write_table(folder / "table.md", shown)
     picture(folder / "picture.png", rows, title)
@@ -143,8 +144,8 @@ def noise(net: nn.Module, count: int, seed: int) -> Tensor:
 
 def deploy(cfg: DictConfig, role: str, given: Given, example: Tensor) -> nn.Module:
     """`norton.deploy`, which prints its choice."""
-    net, choice = given.net.to(example.device).eval(), cfg.choice if role == "network" else None
-    deployed = norton.deploy(net, example, choice=choice, progress=True)
+    choice = cfg.choice if role == "network" else None
+    deployed = norton.deploy(given.net.eval(), example, choice=choice, progress=True)
     if rows := deployed.deployment.rows():
         report.print_table([{key: row[key] for key in row if key != "tried"} for row in rows], given.name)
     print(f"{given.name}: {deployed.deployment.sentence()}", flush=True)
@@ -209,8 +210,6 @@ class Preparation:
         if self.cfg.compile:
             print(f"{self.given.name}: compile", flush=True)
             found.append(self.way("compiled", self.compiled))
-        if self.example.device.type != "cpu":
-            return found
         print(f"{self.given.name}: export", flush=True)
         with tempfile.TemporaryDirectory() as scratch:
             found.append(self.way("ONNX", lambda: self.onnx(Path(scratch))))
@@ -299,10 +298,10 @@ def measure(ways: Sequence[Way], images: Tensor, cfg: DictConfig, data) -> list[
         row = {"role": way.role, "network": way.given.name, "form": way.form, "file_bytes": way.size}
         row |= {"difference": None, "top1": None, "batches": {size: taken[size][number] for size in taken}}
         if way.net is not None:
-            outputs = run_once(way.net, images[:COMPARED].to(device_of(ways)))
+            outputs = run_once(way.net, images[:COMPARED])
             row["difference"] = relative(outputs, eager.setdefault(way.role, outputs))
             if data is not None and way.given.trained:
-                row["top1"] = steps.evaluate(way.net, on(cfg, device_of(ways)), data)["top1"]
+                row["top1"] = steps.evaluate(way.net, cfg, data)["top1"]
         rows.append(row)
     return rows
 
@@ -312,14 +311,10 @@ def run_once(net: nn.Module, images: Tensor) -> Tensor:
     return net(images)
 
 
-def device_of(ways: Sequence[Way]) -> torch.device:
-    return next(ways[0].net.parameters()).device
-
-
 def timed(ways: Sequence[Way], size: int, cfg: DictConfig) -> list[dict[str, Any] | None]:
     """Per row, time and memory of a batch, and how many times as fast as the dense network it is in the same form."""
     nets = {f"{way.role} {way.form}": way.net for way in ways if way.net is not None}
-    batch = noise(ways[0].net, size, cfg.seed).to(device_of(ways))
+    batch = noise(ways[0].net, size, cfg.seed)
     times = latencies(nets, batch, repeats=cfg.repeats)
     found = []
     for way in ways:
@@ -336,19 +331,14 @@ def timed(ways: Sequence[Way], size: int, cfg: DictConfig) -> list[dict[str, Any
     return found
 
 
-def on(cfg: DictConfig, device: torch.device) -> DictConfig:
-    """The config, for an evaluation on this device."""
-    cfg = cfg.copy()
-    cfg.trainer.accelerator = "gpu" if device.type == "cuda" else device.type
-    return cfg
-
-
-def told(device: torch.device, data) -> dict[str, Any]:
+def told(data) -> dict[str, Any]:
     """What the numbers depend on."""
     import onnxruntime
 
     versions = {"norton": norton.__version__, "torch": str(torch.__version__), "onnxruntime": onnxruntime.__version__}
-    return {"data": data.name if data else None, "machine": machine(device), "versions": versions}
+    # Threads that wait actively take the cores from those of the row that is timed next.
+    waiting = os.environ.get("OMP_WAIT_POLICY")
+    return {"data": data and data.name, "machine": machine(CPU), "wait_policy": waiting, "versions": versions}
 
 
 # What people see

@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import REPOSITORY, randomise_
+from conftest import ARCHITECTURES, REPOSITORY, randomise_
 from onnx.numpy_helper import to_array
 from torch import nn
 
@@ -76,6 +76,20 @@ def test_outputs_at_any_batch_size(batch, files, small, images):
     same(torch.export.load(files["program"].path).module()(images[-batch:]), expected)
     same(OnnxNet(files["onnx"].path)(images[-batch:]), expected)
     assert 0 <= files["onnx"].difference < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_published_networks(arch, tmp_path):
+    """Also as a program and in integers; what the quantiser lacks is a pooling and the sum over terms."""
+    size = 64 if arch == "resnet_50" else 32
+    net = norton.deployment.fold(randomise_(norton.build(arch, 2)))
+    images = torch.randn(4, 3, size, size)
+    to_program(net, images, tmp_path / "net.pt2")
+    path = to_onnx(net, images, tmp_path / "net.onnx").path
+    done = to_int8(path, images, tmp_path / "int8.onnx")
+    assert done.difference < 0.3
+    assert set(done.in_float.values()) <= {"ReduceMean", "ReduceSum"}
 
 
 def test_channels_last_is_left_to_torch(small, files, images):
