@@ -195,6 +195,7 @@ def prepared(net: nn.Module, example: Tensor) -> nn.Module:
         raise InputError(f"the example is {_described(example)}; give a batch of images (N, C, H, W) in float32")
     if net.training:
         warnings.warn("the network is in training mode; it is exported as it evaluates", Remark, stacklevel=3)
+    net = getattr(net, "_orig_mod", net)  # what torch.compile was given
     net = copy.deepcopy(net).eval().cpu().requires_grad_(False)
     try:
         outputs = net(example[:1].cpu())

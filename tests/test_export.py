@@ -280,6 +280,11 @@ def test_training_mode_is_said_and_left(tmp_path):
     same(torch.export.load(path).module()(images), net.eval()(images))
 
 
+def test_a_compiled_network_is_exported_as_it_was(small, images, tmp_path):
+    path = to_program(torch.compile(small, backend="eager"), images, tmp_path / "a.pt2").path
+    same(torch.export.load(path).module()(images), small(images))
+
+
 @pytest.mark.parametrize("write", [to_program, to_onnx])
 def test_other_outputs_are_not_written(write, monkeypatch, tmp_path):
     monkeypatch.setattr(export, "relative", lambda *_: 2e-4)
