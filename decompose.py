@@ -9,6 +9,7 @@ from norton.files import write_json
 
 @cli.script("decompose")
 def run(cfg: DictConfig) -> None:
+    cli.check_folder(cfg)
     steps.check_settings(cfg)
     net, origin = steps.open_network(cfg)
     asked, setting, choice = cfg, steps.setting_text(cfg), None
@@ -16,8 +17,9 @@ def run(cfg: DictConfig) -> None:
         cfg, choice = steps.spend_budget(net, cfg)
     small = steps.decompose(net, cfg)
     errors = norton.layer_nmse(net, small)
-    rows = steps.layer_rows(net, small, errors)
     steps.calibrate_(small, cfg)
+    outputs = steps.output_errors(net, small, cfg)
+    rows = steps.layer_rows(net, small, errors, outputs)
 
     before, after = norton.complexity(net), norton.complexity(small)
     metrics = {**steps.inherited(origin), "nmse": norton.nmse(net, small), "macs": after.macs, "params": after.params}
@@ -28,10 +30,18 @@ def run(cfg: DictConfig) -> None:
     norton.save(small, folder / "model.pt", metrics=metrics, lineage=[*origin["lineage"], record])
     write_json(
         folder / "metrics.json",
-        {**metrics, "nmse_by_layer": errors, **({"choice": choice.as_dict()} if choice else {})},
+        {
+            **metrics,
+            "nmse_by_layer": errors,
+            **({"output_error_by_layer": outputs} if outputs else {}),
+            **({"choice": choice.as_dict()} if choice else {}),
+        },
     )
     report.write_table(folder / "table.md", rows)
-    panels = {"NMSE": errors, "MACs after": {name: after.by_layer[name].macs for name in errors}}
+    panels = {
+        "output error" if outputs else "NMSE": outputs or errors,
+        "MACs after": {name: after.by_layer[name].macs for name in errors},
+    }
     report.layer_picture(folder / "picture.png", panels, f"{type(net).__name__}, {setting}")
 
     if choice:

@@ -10,6 +10,7 @@ from norton.pruning import describe
 
 @cli.script("prune")
 def run(cfg: DictConfig) -> None:
+    cli.check_folder(cfg)
     steps.check_settings(cfg)
     net, origin = steps.open_network(cfg)
     small = steps.prune(net, cfg)

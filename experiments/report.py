@@ -347,10 +347,10 @@ def pareto_picture(path: Path, means: Sequence[Row], rows: Sequence[Row], title:
 def _legend(means: Sequence[Row], colours, markers) -> list:
     from matplotlib.lines import Line2D
 
-    criteria = {mean["said"].get("criterion"): markers(mean) for mean in means}
+    others = {marker_key(mean): markers(mean) for mean in means}
     words = {colour_key(mean): {"color": colours(mean), "marker": "o"} for mean in means}
-    if len(criteria) > 1:
-        words |= {criterion: {"color": "#555555", "marker": marker} for criterion, marker in criteria.items()}
+    if len(others) > 1:
+        words |= {other: {"color": "#555555", "marker": marker} for other, marker in others.items()}
     words["dense"] = {"color": "black", "marker": "*", "markersize": 10}
     return [Line2D([], [], linestyle="", label=word, **style) for word, style in words.items() if word]
 
@@ -363,13 +363,21 @@ def colour_key(mean: Row) -> str | None:
     return f"rank {said['rank']}" if "rank" in said else said.get("rates")
 
 
+def marker_key(mean: Row) -> str:
+    """What markers tell apart: criteria, and whatever else was swept beside ranks and rates."""
+    said = {key: value for key, value in mean["said"].items() if key not in ("way", "rank", "rates")}
+    return ", ".join(
+        str(value) if key == "criterion" else f"{key.split('.')[-1]} {value}" for key, value in said.items()
+    )
+
+
 def styles(means: Sequence[Row], colours: Sequence[str], markers: Sequence[str]):
     """Functions from a configuration to its colour and its marker."""
     keys = list(dict.fromkeys(colour_key(mean) for mean in means))
-    criteria = list(dict.fromkeys(mean["said"].get("criterion") for mean in means))
+    others = list(dict.fromkeys(marker_key(mean) for mean in means))
     return (
         lambda mean: colours[keys.index(colour_key(mean)) % len(colours)],
-        lambda mean: markers[criteria.index(mean["said"].get("criterion")) % len(markers)],
+        lambda mean: markers[others.index(marker_key(mean)) % len(markers)],
     )
 
 
@@ -493,10 +501,10 @@ def pareto_figure(means: Sequence[Row], rows: Sequence[Row], cost: str) -> go.Fi
         style = {"mode": "markers", "marker": {"color": "#c8c8c8", "size": 6}, "name": "paper"}
         figure.add_scatter(x=xs, y=ys, text=names, hovertemplate="%{text}: %{y:.2f}%<extra>paper</extra>", **style)
     colours, symbols = styles(means, report.COLOURS, SYMBOLS)
-    several = len({mean["said"].get("criterion") for mean in means}) > 1
+    several = len({marker_key(mean) for mean in means}) > 1
     traces: dict[str, list[Row]] = {}
     for mean in means:
-        words = [colour_key(mean), mean["said"].get("criterion") if several else None]
+        words = [colour_key(mean), marker_key(mean) if several else None]
         traces.setdefault(", ".join(filter(None, words)), []).append(mean)
     for key, mine in traces.items():
         figure.add_scatter(

@@ -32,6 +32,7 @@ from norton.knapsack import cheapest, choose, fill
 from norton.plan import OPERATIONS
 from norton.pruning.surgery import cut_outputs_
 from norton.thinning import RATES, Level, Look, Thinning, check_criterion, drawn, relative_error, thinnings
+from norton.tracing import stated_size
 
 MOST_RANKS = 16  # of a layer that are tried, where it has more
 EXACT = 0.01  # of the budget; where more is left, that is said
@@ -136,7 +137,8 @@ def choose_ranks(
     """Choose the ranks of a network's layers, and with `joint` its pruning rates, for a budget.
 
     macs, params: the share to keep of what `norton.complexity` counts for `net`; one of the two, between 0 and 1.
-    images: (N, C, H, W), unlabelled; where None, errors of weights stand for those of outputs, with a warning.
+    images: (N, C, H, W), unlabelled; where None, errors of weights stand for those of outputs, with a warning.  They
+    also tell the size of images, where the network states none.
     method, skip, objective, calibration, seed, options: of the `norton.decompose` that is to follow.  With the
     objective `outputs`, errors are those after at most one sweep, of `cp` from one start.
 
@@ -156,10 +158,12 @@ def choose_ranks(
     calibration = calibration or Calibration()
     if objective not in OBJECTIVES:
         raise InputError(f"objective is {objective!r}; choose one of {', '.join(OBJECTIVES)}")
+    if filters is not None and (isinstance(filters, bool) or not isinstance(filters, int) or filters < 1):
+        raise InputError(f"filters is {filters!r}; it must be a whole number of at least 1, or None for all")
     check_options(DECOMPOSITIONS[method].from_conv, options, method)
     if images is not None:
         check_images(net, images)
-    bill = Bill(net, what, method, skip)
+    bill = Bill(net, what, method, skip, stated_size(net) or (None if images is None else images.shape[1:]))
     thinning = thinnings(net, pruning or {}) if joint else None
     budget = check_least(bill, share, thinning)
 
@@ -195,7 +199,7 @@ def check_budget(
 ) -> None:
     """Raise InputError for what `choose_ranks` would refuse before it looks at weights or images."""
     what, share = asked(macs, params)
-    bill, pruning = Bill(net, what, method, skip), dict(pruning or {})
+    bill, pruning = Bill(net, what, method, skip, stated_size(net)), dict(pruning or {})
     if joint:
         check_criterion(pruning)
     check_least(bill, share, thinnings(net, pruning | {"criterion": "l2"}) if joint else None)
@@ -219,11 +223,12 @@ def asked(macs: Any, params: Any) -> tuple[str, float]:
 class Bill:
     """What a network costs, and with its layers at other ranks.
 
-    layers: those that the method takes, by their first name → all their names.  total, by_layer: of the network.
+    size: (C, H, W) of its images; None: as the network states.  layers: those that the method takes, by their first
+    name → all their names.  total, by_layer: of the network.
     """
 
-    def __init__(self, net: nn.Module, what: str, method: str, skip: Iterable[str] | None):
-        self.net, self.what, self.method = net, what, method
+    def __init__(self, net: nn.Module, what: str, method: str, skip: Iterable[str] | None, size: Sequence[int] | None):
+        self.net, self.what, self.method, self.size = net, what, method, size
         by_module: dict[nn.Module, list[str]] = {}
         for name in layer_rules(net, 1, skip, method):
             by_module.setdefault(net.get_submodule(name), []).append(name)
@@ -231,11 +236,11 @@ class Bill:
         if "" in self.layers:
             raise InputError("a budget is for networks of several layers; this one is a single one, so give its rank")
         self.total, self.by_layer = self.cost(net)
-        self._inputs = _input_shapes(net, self.layers)
+        self._inputs = _input_shapes(net, self.layers, size or net.input_size)
         self._known: dict[tuple, int] = {}
 
     def cost(self, net: nn.Module) -> tuple[int, dict[str, int]]:
-        found = complexity(net)
+        found = complexity(net, self.size)
         return getattr(found, self.what), {name: getattr(cost, self.what) for name, cost in found.by_layer.items()}
 
     def shaped(self, net: nn.Module, ranks: Mapping[str, Rank | None]) -> nn.Module:
@@ -283,7 +288,7 @@ class Bill:
         }
 
 
-def _input_shapes(net: nn.Module, names: Iterable[str]) -> dict[str, list[tuple[int, ...]]]:
+def _input_shapes(net: nn.Module, names: Iterable[str], size: Sequence[int]) -> dict[str, list[tuple[int, ...]]]:
     """Layer → the shape of what it reads of one image, for each time that it is called."""
     net = copy.deepcopy(net).float().cpu().eval()
     found: dict[str, list[tuple[int, ...]]] = {name: [] for name in names}
@@ -293,7 +298,7 @@ def _input_shapes(net: nn.Module, names: Iterable[str]) -> dict[str, list[tuple[
 
     for name in found:
         net.get_submodule(name).register_forward_pre_hook(partial(note, name))
-    net(torch.zeros(1, *net.input_size))
+    net(torch.zeros(1, *size))
     return found
 
 

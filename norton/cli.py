@@ -63,6 +63,12 @@ def script(
                 hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
             except (*BAD_INPUT, KeyboardInterrupt) as error:
                 _report(error)
+            except ValueError as error:
+                if "Config group override" not in str(error):  # Hydra's own, of a plain type
+                    raise
+                _report(
+                    InputError("a group of settings takes the name of one of its choices, see --help; or set its parts")
+                )
 
         return main
 
@@ -94,12 +100,19 @@ def open_folder(cfg: DictConfig) -> Path:
 
     A folder that holds a run of another config is refused, so that results are never mixed or lost.
     """
-    folder, text = Path(str(cfg.out)), OmegaConf.to_yaml(cfg, resolve=True)
-    config = folder / "config.yaml"
-    if config.exists() and config.read_text() != text:
-        raise InputError(f"{folder} holds a run with other settings (config.yaml); choose another out= or remove it")
-    write_whole(config, text)
+    check_folder(cfg)
+    folder = Path(str(cfg.out))
+    write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     return folder
+
+
+def check_folder(cfg: DictConfig) -> None:
+    """Raise InputError, before any work, for a folder that `open_folder` will refuse."""
+    config = Path(str(cfg.out)) / "config.yaml"
+    if config.exists() and config.read_text() != OmegaConf.to_yaml(cfg, resolve=True):
+        raise InputError(
+            f"{config.parent} holds a run with other settings (config.yaml); choose another out= or remove it"
+        )
 
 
 def _parses(argument: str) -> bool:

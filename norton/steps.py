@@ -129,6 +129,8 @@ def is_joint(cfg: DictConfig) -> bool:
 
 def check_budget(cfg: DictConfig) -> None:
     """Raise InputError for a budget that is none, or beside what it is to choose."""
+    if not isinstance(given := plain(cfg.get("budget", {})), dict):
+        raise InputError(f"budget is {given!r}; give the share to keep of one thing, e.g. budget.macs=0.4")
     joint = OmegaConf.select(cfg, "budget.joint")
     if joint is not None and not isinstance(joint, bool):
         raise InputError(f"budget.joint is {joint!r}; it is true or false")
@@ -166,7 +168,8 @@ def require(cfg: DictConfig, step: str) -> None:
         raise InputError("no rank: give rank=N, or a rank per layer pattern such as 'rank={layer1.*: 2, layer2.*: 3}'")
     if step == "prune":
         if cfg.compress_rate is None and plain(cfg.pruning.criterion) != "index" and not is_joint(cfg):
-            raise InputError("no rates: give compress_rate=RATES, e.g. compress_rate=[0.]+[0.4]*29")
+            instead = ", or budget.joint=true, or leave prune out of steps=" if has_budget(cfg) else ""
+            raise InputError(f"no rates: give compress_rate=RATES, e.g. compress_rate=[0.]+[0.4]*29{instead}")
         if cfg.compress_rate is not None:
             read_rates(plain(cfg.compress_rate))
 
@@ -249,6 +252,8 @@ def recipe(settings: DictConfig, name: str = "training"):
         raise InputError(f"{name}: {settings!r} is not a recipe; its settings are {known}")
     if (teacher := settings.get("teacher")) is not None and not isinstance(teacher, str):
         raise InputError(f"{name}.teacher is {teacher!r}; give the path of a checkpoint, or null for the dense network")
+    if teacher is not None and not settings.get("distill"):
+        raise InputError(f"{name}.teacher={teacher} has nobody to teach; {name}.distill=true lets it")
     try:
         return Recipe(**{key: value for key, value in settings.items() if key != "teacher"})
     except TypeError as error:
@@ -306,22 +311,39 @@ def decompose(net: nn.Module, cfg: DictConfig, data=None, *, progress: bool = Tr
     )
 
 
+def output_errors(net: nn.Module, small: nn.Module, cfg: DictConfig, data=None) -> dict[str, float]:
+    """Of the layers decomposed for outputs, on the calibration images; empty for other objectives."""
+    images = calibration_images(net, cfg, data) if cfg.decomposition.objective == "outputs" else None
+    return {} if images is None else norton.decomposition.output_errors(net, small, images)
+
+
 def calibration(cfg: DictConfig) -> norton.Calibration:
     """How calibration images are used, as configured."""
+    settings = plain(cfg.calibration)
+    if not isinstance(settings, dict):
+        raise InputError(f"calibration is {settings!r}; its settings are given one by one, e.g. calibration.images=512")
+    if not isinstance(settings["batchnorm"], bool):
+        raise InputError(f"calibration.batchnorm is {settings['batchnorm']!r}; it is true or false")
     fields_of = {field.name for field in fields(norton.Calibration)}
-    return norton.Calibration(**{key: value for key, value in plain(cfg.calibration).items() if key in fields_of})
+    try:
+        return norton.Calibration(**{key: value for key, value in settings.items() if key in fields_of})
+    except InputError as error:
+        raise InputError(f"calibration.{error}") from None
 
 
 def calibration_images(net: nn.Module, cfg: DictConfig, data=None) -> Tensor | None:
     """Unlabelled images, transformed as for evaluation: of a folder, or training images; None where there are none."""
-    c = cfg.calibration
-    if c.images is None:
-        return None
+    c, dtype = cfg.calibration, next(net.parameters()).dtype
     if c.folder is not None:
         from norton.data.pictures import read_pictures
 
-        return read_pictures(c.folder, net.input_size, cfg.data.name, c.images)
-    return (open_data(cfg) if data is None else data).calibration_images(c.images)
+        images = read_pictures(c.folder, net.input_size, cfg.data.name, c.images)
+        if len(images) < 2:
+            raise InputError(f"calibration.folder: {c.folder} holds {len(images)} image; give a few hundred")
+        return images.to(dtype)
+    if c.images is None:
+        return None
+    return (open_data(cfg) if data is None else data).calibration_images(c.images).to(dtype)
 
 
 def prune(net: nn.Module, cfg: DictConfig, data=None, *, progress: bool = True) -> nn.Module:
@@ -568,8 +590,10 @@ def rank_text(rank: int | tuple[int, ...]) -> int | str:
     return rank if isinstance(rank, int) else ", ".join(map(str, rank))
 
 
-def layer_rows(net: nn.Module, small: nn.Module, errors: Mapping[str, float]) -> list[dict[str, Any]]:
-    """A row per decomposed layer: rank, NMSE, MACs before and after."""
+def layer_rows(
+    net: nn.Module, small: nn.Module, errors: Mapping[str, float], outputs: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """A row per decomposed layer: rank, NMSE, MACs before and after, and the errors of outputs where they are known."""
     before, after = complexity(net).by_layer, complexity(small).by_layer
     rows = []
     for name, error in errors.items():
@@ -580,6 +604,7 @@ def layer_rows(net: nn.Module, small: nn.Module, errors: Mapping[str, float]) ->
                 "filters": width(layer),
                 "rank": rank_text(layer.rank),
                 "NMSE": f"{error:.4f}",
+                **({"output error": f"{outputs[name]:.4f}" if name in outputs else "-"} if outputs else {}),
                 "MACs before": f"{before[name].macs:,}",
                 "MACs after": f"{after[name].macs:,}",
             }

@@ -1,7 +1,7 @@
 """A network's forward pass over all calibration batches in step: it can stop at a layer, and go on after a change."""
 
 import copy
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import torch
@@ -31,15 +31,19 @@ class Walk:
         self.last_uses = _last_uses(self.nodes)
         self._runs: list[_Run] = []
         self.calls: dict[str, int] = {}  # layer → where it is called first
+        times: Counter[nn.Module] = Counter()
         for place, node in enumerate(self.nodes):
             if node.op == "call_module":
                 self.calls.setdefault(node.target, place)
+                times[net.get_submodule(node.target)] += 1
+        self.repeated = {name for name in self.calls if times[net.get_submodule(name)] > 1}  # called several times
 
     def inputs(self, name: str) -> Iterator[Tensor]:
         """What a layer reads in each batch."""
         place = self.calls[name]
         for run in self._at(place):
-            yield run.fetch_args_kwargs_from_env(self.nodes[place])[0][0]
+            args, kwargs = run.fetch_args_kwargs_from_env(self.nodes[place])
+            yield args[0] if args else next(iter(kwargs.values()))
 
     def outputs(self, name: str) -> Iterator[Tensor]:
         """What a layer gives in each batch."""
@@ -74,7 +78,7 @@ class _Run(fx.Interpreter):
         self.walk, self.images, self.place = walk, images, 0
 
     def placeholder(self, target, args, kwargs) -> Tensor:
-        return self.images
+        return self.images.clone()  # which a network may change
 
     def fetch_attr(self, target: str):
         return self.walk.constants[target] if target in self.walk.constants else super().fetch_attr(target)

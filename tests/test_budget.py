@@ -270,6 +270,21 @@ def test_joint_is_no_worse_than_pruning_alone(narrow, part):
     assert joint.error <= thinning.error(level) * (1 + 1e-9)
 
 
+def test_images_tell_the_size_where_the_network_does_not():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 4)).eval()
+    choice = choose_ranks(net, torch.randn(16, 3, 10, 10), macs=0.6, **QUICK)
+    small = norton.decompose(net, choice.ranks, **QUICK)
+    kept, whole = (norton.complexity(one, (3, 10, 10)).macs for one in (small, net))
+    assert choice.share == kept / whole <= 0.6
+
+
+@pytest.mark.parametrize("filters", [0, -1, 1.5, True])
+def test_filters_looked_at(toy, images, filters):
+    with pytest.raises(InputError, match=r"filters is .*; it must be a whole number of at least 1, or None"):
+        choose_ranks(toy, images, macs=0.5, filters=filters)
+
+
 def test_what_readers_lose(toy, images):
     """Pruning is measured at the layers that read what goes, by zeros in their inputs."""
     joint = choose_ranks(toy, images, macs=0.25, joint=True, pruning={"criterion": "l2", "min_filters": 1}, **QUICK)

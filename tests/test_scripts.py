@@ -277,6 +277,23 @@ BAD = [
     ("prune.py checkpoint={dense} compress_rate=[0.5]*1000000000 out={tmp}/x", "1000000000 repetitions"),
     ("decompose.py checkpoint={dense} rank=2 +decomposition.options.foo=3 out={tmp}/x", "has no option foo"),
     ("decompose.py checkpoint={dense} rank=2 decomposition.options.starts=0 out={tmp}/x", "starts is 0"),
+    (
+        "decompose.py checkpoint={dense} rank=2 calibration=5",
+        "a group of settings takes the name of one of its choices",
+    ),
+    ("decompose.py checkpoint={dense} rank=2 calibration.sequential=no out={tmp}/x", "calibration.sequential is 'no'"),
+    ("prune.py checkpoint={dense} compress_rate=0.3 calibration.batchnorm=maybe", "calibration.batchnorm is 'maybe'"),
+    ("decompose.py checkpoint={dense} rank=2 calibration.ridge=0 out={tmp}/x", "calibration.ridge is 0"),
+    ("decompose.py checkpoint={dense} rank=2 calibration.folder=2024", "calibration.folder: no folder at 2024"),
+    ("decompose.py checkpoint={dense} budget=0.4", "budget is 0.4; give the share to keep of one thing"),
+    (
+        "-m experiments.pipeline checkpoint={dense} budget.macs=0.4",
+        "or budget.joint=true, or leave prune out of steps=",
+    ),
+    (
+        "-m experiments.pipeline checkpoint={dense} rank=2 steps=[decompose,finetune] training.teacher={dense}",
+        "has nobody to teach; training.distill=true lets it",
+    ),
     ("-m experiments.pipeline checkpoint={dense} steps=[melt] out={tmp}/x", "unknown step 'melt'"),
     ("-m experiments.pipeline checkpoint={dense} rank=2 steps=[decompose,prune] out={tmp}/x", "no rates"),
     ("-m experiments.pipeline experiment=demo rank=10 out={tmp}/x", "exceeds 9"),

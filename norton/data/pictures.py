@@ -1,6 +1,7 @@
 """Image files that a user names: a file, a folder, or a list."""
 
 import inspect
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from norton.data.splits import DATASETS
-from norton.errors import InputError
+from norton.errors import InputError, Remark
 
 # Not all that Pillow registers: films and documents are among them.
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -23,15 +24,15 @@ def is_image(path: str | Path) -> bool:
 
 
 def image_files(images: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The files of a list, or those of a folder that are images by their ending, sorted.
+    """The files of a list, or those of a folder and its subfolders that are images by their ending, sorted.
 
     Raises InputError for a folder without any.
     """
     paths = [Path(str(path)) for path in ([images] if isinstance(images, str | Path) else images)]
     if len(paths) == 1 and paths[0].is_dir():
-        found = sorted(path for path in paths[0].iterdir() if is_image(path))
+        found = sorted(path for path in paths[0].rglob("*") if is_image(path) and path.is_file())
         if not found:
-            raise InputError(f"images: the folder {paths[0]} holds no image file")
+            raise InputError(f"the folder {paths[0]} holds no image file; their names end in {', '.join(ENDINGS)}")
         return found
     return paths
 
@@ -45,18 +46,19 @@ def read_picture(path: str | Path) -> Image.Image:
                 image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"images: cannot read {path} as an image ({error})") from None
+        raise InputError(f"cannot read {path} as an image ({error}); mend it or take it away") from None
 
 
-def read_pictures(folder: str | Path, input_size: Sequence[int], data: str, count: int) -> Tensor:
-    """The first `count` images of a folder, (N, 3, H, W), as a network of this input size takes them for evaluation.
+def read_pictures(folder: str | Path, input_size: Sequence[int], data: str, count: int | None) -> Tensor:
+    """`count` images of a folder, evenly from its sorted files: (N, 3, H, W), as a network of this size takes them.
 
     The shorter side is resized to 8/7 of the network's (256 for 224), of images of up to 64 pixels to the network's
-    itself, and the centre cut out; normalised as the dataset `data` is.  Fewer images in the folder are all taken.
+    itself, and the centre cut out; normalised as the dataset `data` is for evaluation.  count: None for all; where the
+    folder has fewer, all are taken, with a warning.
 
     Raises InputError for a folder that is missing or holds no images, and an image that cannot be read.
     """
-    if not Path(folder).is_dir():
+    if not Path(str(folder)).is_dir():
         raise InputError(f"calibration.folder: no folder at {folder}; give one with image files")
     _, height, width = input_size
     side = min(height, width)
@@ -70,4 +72,9 @@ def read_pictures(folder: str | Path, input_size: Sequence[int], data: str, coun
             v2.Normalize(module.MEAN, module.STD),
         ]
     )
-    return torch.stack([transform(read_picture(path)) for path in image_files(folder)[:count]])
+    files = image_files(str(folder))
+    if count is not None and len(files) < count:
+        warnings.warn(f"{folder} holds {len(files)} images, of {count} asked for", Remark, stacklevel=2)
+    count = min(count or len(files), len(files))
+    chosen = [files[place * len(files) // count] for place in range(count)]  # which may be sorted by class
+    return torch.stack([transform(read_picture(path)) for path in chosen])

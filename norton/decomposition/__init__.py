@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from norton.decomposition.cp_als import cp_filters
 from norton.decomposition.methods import DECOMPOSITIONS, decomposable, is_decomposed
 from norton.decomposition.metric import Metric
-from norton.decomposition.outputs import Calibration, fit_to_outputs
+from norton.decomposition.outputs import Calibration, fit_to_outputs, output_errors
 from norton.decomposition.ranks import RankRule, layer_ranks, layer_rules, relative_error, resolve
 from norton.errors import InputError, Remark
 from norton.plan import OPERATIONS, record_step
@@ -33,6 +33,7 @@ __all__ = [
     "layer_nmse",
     "layer_ranks",
     "nmse",
+    "output_errors",
 ]
 
 

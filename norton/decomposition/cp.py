@@ -163,14 +163,14 @@ class CPConv2d(nn.Module):
 
     # Three ways to compute it
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # named as that of the layer it takes the place of
         if self.form == "factored":
-            y = self.feature(x)
+            y = self.feature(input)
             y = y.view(y.shape[0], self.rank, -1, *y.shape[2:]).sum(1)
             return y if self.bias is None else y + self.bias.view(-1, 1, 1)
         if self.form == "composed":
-            return self._convolve(x, self.composed_weight(), groups=1)
-        return self._forward_grouped(x)
+            return self._convolve(input, self.composed_weight(), groups=1)
+        return self._forward_grouped(input)
 
     def _forward_grouped(self, x: Tensor) -> Tensor:
         head, body, tail = self.factors()

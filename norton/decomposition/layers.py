@@ -71,8 +71,8 @@ class FactoredLayer(nn.Module):
             for part in reversed(self.parts()):
                 conjugate_gradients_(part, lambda: self.composed_weight().flatten(1), target, metric, steps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.feature(x)
+    def forward(self, input: Tensor) -> Tensor:  # named as that of the layer it takes the place of
+        y = self.feature(input)
         return y if self.bias is None else y + self.bias.view(-1, *[1] * (self.composed_dims - 2))
 
     # Geometry, read off the parts so that surgery has nothing to keep in step

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 import psutil
 import torch
@@ -27,9 +28,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from norton.decomposition.cp import in_form, set_form_
 from norton.decomposition.layers import as_dense
+from norton.decomposition.methods import is_decomposed
 from norton.decomposition.metric import Metric
 from norton.errors import InputError, Remark
-from norton.moments import Moments, gather, positions_of
+from norton.moments import Moments, gather, output_rows, positions_of
+from norton.tracing import stated_size
 from norton.walk import Walk
 
 # So many of a layer's patches are looked at per number of a filter, drawn evenly from all images, but not less than:
@@ -58,6 +61,8 @@ class Calibration:
     memory: float | None = None
 
     def __post_init__(self):
+        if not isinstance(self.sequential, bool):
+            raise InputError(f"sequential is {self.sequential!r}; it is true or false")
         for name in ("ridge", "memory"):
             value = getattr(self, name)
             if name == "memory" and value is None:
@@ -88,13 +93,14 @@ def fit_to_outputs(
     fits: layer → what makes the layer that takes its place.  images: (N, C, H, W), transformed as for evaluation.
     kept: layer → the filters of `before`, for a BatchNorm the channels, that `small` still has, where it has not all.
     read: layer → the channels of what it reads in `before` that it reads in `small`, where these are not all.
-    doing: what the bar shows.  A layer that is called several times is fitted to its first call.
+    doing: what the bar shows.
 
     Biases are corrected so that each output keeps its mean; where a layer has none, a BatchNorm that alone reads it is.
     In the sequential form the means of all BatchNorms follow those of their inputs.
 
-    Warns of layers that the images do not reach, which are fitted to their weights, of too few images, and where memory
-    asks for a cheaper form.  Raises InputError for images that do not fit, and a network that cannot be traced.
+    Warns of layers that the images do not reach or that are called several times, which are fitted to their weights, of
+    too few images, and where memory asks for a cheaper form.  Raises InputError for images that do not fit, values that
+    are not finite, and a network that cannot be traced.
     """
     check_images(before, images)
     device = next(before.parameters()).device
@@ -104,7 +110,7 @@ def fit_to_outputs(
     with ExitStack() as forms:
         forms.enter_context(in_form(result, "fast"))
         dense = Walk(set_form_(copy.deepcopy(before), "fast").eval(), batches)
-        dense.keep = dense.held_per_image() * len(images) * (1 + how.sequential) <= memory / 2
+        dense.keep = _held_per_image(dense, before) * len(images) * (1 + how.sequential) <= memory / 2
         if not dense.keep:
             warnings.warn(
                 f"what {len(images)} images are between layers takes more memory than there is; streamed instead: for "
@@ -118,17 +124,23 @@ def fit_to_outputs(
             layer = result.get_submodule(name)
             if name in fits:
                 new[name] = passage.fitted(name, layer, fits[name], result)
+                new[name].train(small.get_submodule(name).training)
                 forms.enter_context(in_form(new[name], "fast"))
                 _put(result, layer, new[name])
             else:
                 passage.carry_(name, layer)
+    unreached = []
     for name in sorted(fits.keys() - walk.calls.keys()):
         layer = result.get_submodule(name)
         if layer not in new.values():  # else it is another name of one that was reached
-            warnings.warn(f"{name}: no calibration image reaches it; its weight alone decides", Remark, stacklevel=2)
+            unreached.append(name)
             _put(result, layer, fits[name](composed(layer), None))
-    passage.warn_of_few(len(images))
-    return result.train(small.training)
+    passage.remark_on("no calibration image reaches {}; weights alone decide there", unreached)
+    passage.finish(len(images))
+    modes = {name: layer.training for name, layer in small.named_modules()}
+    for name, layer in result.named_modules():
+        layer.training = modes.get(name, layer.training)
+    return result
 
 
 @dataclass
@@ -142,15 +154,20 @@ class _Passage:
     kept: Mapping[str, Tensor]
     read: Mapping[str, Tensor]
     few: list[str] = field(default_factory=list)
+    blocked: list[str] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)
 
     def stops(self, fits: Mapping[str, Fit]) -> list[str]:
         """Layers to be fitted and BatchNorms to be corrected, in the order in which they are computed."""
-        norms = {name for name, layer in self.walk.net.named_modules() if is_norm(layer)}
+        norms = {name for name, layer in self.walk.net.named_modules() if is_norm(layer)} - self.walk.repeated
         wanted = fits.keys() | norms if self.how.sequential else fits.keys()
         return [name for name in self.walk.calls if name in wanted]
 
     def fitted(self, name: str, layer: nn.Module, fit: Fit, result: nn.Module) -> nn.Module:
         """The layer that takes the place of one, its bias or the mean of its BatchNorm in `result` corrected."""
+        if name in self.walk.repeated:  # what it reads later depends on what it becomes
+            self.repeated.append(name)
+            return fit(composed(layer), None)
         moments = self.moments(name, layer)
         readers = self.walk.readers(name)
         norm = result.get_submodule(readers[0]) if len(readers) == 1 and readers[0] is not None else None
@@ -186,18 +203,18 @@ class _Passage:
             self.few.append(name)
         blocks = math.ceil(_COPIES * 8 * size**2 / (self.memory / 2))
         if blocks > 1:
-            warnings.warn(
-                f"{name}: the covariance of {size} numbers takes more memory than there is; block-diagonal instead, in "
-                f"{min(blocks, dense.weight.shape[1])} groups of channels, and errors before it are not made up for",
-                Remark,
-                stacklevel=2,
-            )
+            self.blocked.append(name)
         positions = math.ceil(max(_PATCHES_AT_LEAST, _PATCHES_PER_NUMBER * size) / count)
         targets = None
         if self.how.sequential or name in self.read:
             before, filters = self.dense.net.get_submodule(name), self.kept.get(name)
             targets = (_without_bias(before, y, filters) for y in self.dense.outputs(name))
         moments = gather(dense, self.inputs(name, dense), targets, blocks=blocks, positions=positions)
+        if not all(sums.isfinite().all() for sums in (*moments.second, *([] if targets is None else [moments.cross]))):
+            raise InputError(
+                f"{name}: what it reads or should give on the calibration images is infinite or undefined; check the "
+                "weights and BatchNorm statistics of the layers before it"
+            )
         if moments.output_mean is None:
             moments.output_mean = composed(layer).double().flatten(1) @ moments.mean
         return moments
@@ -209,15 +226,26 @@ class _Passage:
         channels = -1 if isinstance(layer, nn.Linear) else 1
         return (x.index_select(channels, self.read[name].to(x.device)) for x in self.walk.inputs(name))
 
-    def warn_of_few(self, count: int) -> None:
-        if self.few:
-            some = ", ".join(self.few[:3]) + (", ..." if len(self.few) > 3 else "")
-            warnings.warn(
-                f"{count} images have fewer patches than a filter has numbers in {len(self.few)} layers ({some}); the "
-                "ridge decides there: use more images",
-                Remark,
-                stacklevel=3,
-            )
+    def finish(self, count: int) -> None:
+        """Say once what was done otherwise in which layers."""
+        self.remark_on(
+            f"{count} images have fewer patches than a filter has numbers in {{}}; the ridge decides there: "
+            "use more images",
+            self.few,
+        )
+        self.remark_on(
+            "the covariance takes more memory than there is in {}; block-diagonal instead, and errors before "
+            "such a layer are not made up for",
+            self.blocked,
+        )
+        self.remark_on("called several times: {}; weights alone decide there", self.repeated)
+
+    @staticmethod
+    def remark_on(text: str, layers: list[str]) -> None:
+        if layers:
+            some = ", ".join(layers[:3]) + (", ..." if len(layers) > 3 else "")
+            count = f"{len(layers)} layer{'s' * (len(layers) > 1)}"
+            warnings.warn(text.format(f"{count} ({some})"), Remark, stacklevel=4)
 
 
 def aim(weight: Tensor, moments: Moments, ridge: float, free: bool) -> tuple[Tensor, Metric]:
@@ -234,6 +262,45 @@ def aim(weight: Tensor, moments: Moments, ridge: float, free: bool) -> tuple[Ten
     level = (metric.blocks[0].diagonal() - used.second[0].diagonal()).mean()
     moved = metric.solve(used.cross + level * weight.double().flatten(1))
     return moved.to(weight.dtype).view(weight.shape), metric.to(weight.dtype)
+
+
+@torch.no_grad()
+def output_errors(net: nn.Module, small: nn.Module, images: Tensor, batch_size: int = 32) -> dict[str, float]:
+    """Decomposed layer → E‖ŷ - y‖² / E‖y‖² of what varies in its outputs, y in the network before and ŷ after.
+
+    What `decompose` makes small with the objective `outputs`, with the errors of all layers before it; constants are
+    left out, since BatchNorm takes them up.  images: (N, C, H, W).  Layers that no image reaches are left out.
+    """
+    names = [name for name, layer in small.named_modules() if is_decomposed(layer)]
+    nets = [copy.deepcopy(one).eval() for one in (net, small)]
+    seen: list[dict[str, Tensor]] = [{}, {}]
+    for one, outputs in zip(nets, seen, strict=True):
+        for name in names:
+            one.get_submodule(name).register_forward_hook(partial(_keep, outputs, name))
+    sums: dict[str, list[Tensor]] = {}
+    for batch in images.split(batch_size):
+        for one, outputs in zip(nets, seen, strict=True):
+            outputs.clear()
+            one(batch)
+        for name in seen[0].keys() & seen[1].keys():
+            before, after = (output_rows(as_dense(nets[1].get_submodule(name)), found[name]) for found in seen)
+            for values in (after - before, before):
+                values = values.double()
+                rows = torch.full_like(values[0], len(values))
+                sums.setdefault(name, []).append(torch.stack([values.square().sum(0), values.sum(0), rows]))
+    return {name: _share_of_variance(sums[name]) for name in names if name in sums}
+
+
+def _keep(outputs: dict[str, Tensor], name: str, layer: nn.Module, args: tuple, output: Tensor) -> None:
+    outputs.setdefault(name, output.clone())
+
+
+def _share_of_variance(sums: list[Tensor]) -> float:
+    """Of the first, third, ... of sums (squares, values, rows) per channel, of that of the others."""
+    variances = []
+    for squares, values, rows in (sum(sums[::2]), sum(sums[1::2])):
+        variances.append((squares / rows - (values / rows).square()).clamp_min(0).sum().item())
+    return variances[0] / variances[1] if variances[1] > 0 else 0.0
 
 
 def channel_means(inputs: Iterator[Tensor]) -> Tensor:
@@ -260,12 +327,29 @@ def check_images(net: nn.Module, images: Tensor) -> None:
         raise InputError(
             f"calibration images of shape {what}; expected (N, C, H, W), at least one, a few hundred better"
         )
-    size = getattr(net, "input_size", None)
-    if size is not None and tuple(images.shape[1:]) != tuple(size):
+    size = stated_size(net)
+    if size is not None and tuple(images.shape[1:]) != size:
         has, takes = ("×".join(map(str, shape)) for shape in (images.shape[1:], size))
         raise InputError(f"calibration images of {has}; the network takes {takes}: resize them as for evaluation")
+    dtype = next(net.parameters()).dtype
+    if images.dtype != dtype:
+        raise InputError(f"calibration images are {images.dtype}, the network {dtype}; give both the same with .to()")
+    if torch.finfo(dtype).bits < 32:
+        raise InputError(
+            f"the network is {dtype}, too coarse to fit to outputs; take net.float(), and go back after it"
+        )
     if not images.isfinite().all():
         raise InputError("calibration images have infinite or undefined values")
+
+
+def _held_per_image(walk: Walk, net: nn.Module) -> float:
+    """Bytes per image; the first time that a network sees one, so that here is where it is found not to fit."""
+    try:
+        return walk.held_per_image()
+    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+        size = "×".join(map(str, walk.batches[0].shape[1:]))
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{type(net).__name__} does not take calibration images of {size}: {reason}") from None
 
 
 def _without_bias(layer: nn.Module, y: Tensor, filters: Tensor | None) -> Tensor:

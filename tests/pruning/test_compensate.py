@@ -270,7 +270,7 @@ def test_layers_that_cannot_be_fitted_alone_stay():
     net = randomise_(Shared()).double()
     options = {"min_filters": 1, "criterion": "l2", "example": (3, 12, 12)}
     rates = {"stem": 0.4, "wide": 0.4}
-    with pytest.warns(UserWarning, match="aux: no calibration image reaches it"):
+    with pytest.warns(UserWarning, match=r"no calibration image reaches 1 layer \(aux\)"):
         small = norton.prune(net, rates, images=pictures(), compensate="outputs", **options)
     cut = norton.prune(net, rates, **options)
     same = {name for name, value in cut.state_dict().items() if torch.equal(value, small.state_dict()[name])}
