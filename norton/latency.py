@@ -44,7 +44,7 @@ def latencies(nets: Mapping[str, nn.Module], *batches: Batch, repeats: int = 7) 
     times = {key: [] for key in candidates}
     for turn in range(-len(batches), repeats):
         for key, net in candidates.items():
-            elapsed = _time(net, batches[turn % len(batches)], device)
+            elapsed = timed(net, batches[turn % len(batches)])
             if turn >= 0:
                 times[key].append(1000 * elapsed)
         if turn == 0:
@@ -96,7 +96,9 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
-def _time(net: nn.Module, batch: Batch, device: torch.device) -> float:
+def timed(net: nn.Module, batch: Batch) -> float:
+    """Seconds that one forward pass takes, to its end on the batch's device."""
+    device = batch[0].device
     _synchronise(device)
     start = time.perf_counter()
     net(batch)

@@ -40,7 +40,7 @@ def test_medians_not_means(monkeypatch):
     import norton.latency
 
     times = iter([9.0, 1.0, 2.0, 50.0, 3.0, 4.0])  # the first one warms up
-    monkeypatch.setattr(norton.latency, "_time", lambda *_: next(times))
+    monkeypatch.setattr(norton.latency, "timed", lambda *_: next(times))
     latency = latencies({"a": nn.Identity()}, torch.zeros(1), repeats=5)["a"]
     assert latency.milliseconds == 3000
     assert latency.quartiles == (2000, 4000)
@@ -52,7 +52,7 @@ def test_the_fastest_form_counts(monkeypatch):
     net = norton.decompose(nn.Sequential(nn.Conv2d(4, 4, 3)), 1)
     assert forms(net) == ("factored", "grouped", "composed")
     speed = {"factored": 3.0, "grouped": 1.0, "composed": 2.0}
-    monkeypatch.setattr(norton.latency, "_time", lambda net, *_: speed[net[0].form])
+    monkeypatch.setattr(norton.latency, "timed", lambda net, *_: speed[net[0].form])
     before = net[0].form
     assert latencies({"a": net}, torch.zeros(1, 4, 5, 5))["a"][:2] == (1000, "grouped")
     assert net[0].form == before
@@ -68,7 +68,7 @@ def test_a_hopeless_form_is_not_timed_further(monkeypatch):
         timed.append(net[0].form)
         return speed[net[0].form] if timed.count("factored") > 1 else 9.0  # the first turn of all warms up
 
-    monkeypatch.setattr(norton.latency, "_time", time)
+    monkeypatch.setattr(norton.latency, "timed", time)
     assert latencies({"a": net}, torch.zeros(1, 4, 5, 5), repeats=4)["a"][:2] == (1000, "grouped")
     assert {form: timed.count(form) for form in speed} == {"factored": 2, "grouped": 5, "composed": 5}
 

@@ -155,7 +155,7 @@ def test_pipeline_stops_and_goes_on(tmp_path):
     assert "holds a run with other settings" in other.stderr
 
 
-EXPERIMENTS = ["pipeline", "selection", "verify", "paper_tables", "nmse", "features"]
+EXPERIMENTS = ["pipeline", "selection", "verify", "paper_tables", "nmse", "features", "storage", "deploy"]
 DETECTION = ["-m detection.train", "-m detection.evaluate"]
 PROGRAMS = [
     *DETECTION,

@@ -1,0 +1,165 @@
+"""Deployment: one table from eager to INT8, on a small network; what fails is a row without numbers."""
+
+import json
+
+import pytest
+import torch
+from commands import run_here, written
+from conftest import randomise_
+from torch import nn
+
+import norton
+from experiments import deploy
+from norton.errors import InputError
+from norton.models import foreign
+
+MODULE = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes=10):
+        stem, conv = nn.Conv2d(3, 16, 3, 2), nn.Conv2d(16, 8, 3, 2)
+        layers = [stem, nn.BatchNorm2d(16), nn.ReLU(), conv, nn.BatchNorm2d(8), nn.ReLU()]
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+        self.input_size = (3, 32, 32)
+"""
+FORMS = ["eager", "deployed", "ONNX", "INT8"]
+FILES = {"config.yaml", "metrics.json", "table.md", "picture.png"}
+OF_A_NETWORK = {"deployment.json", "pt2", "onnx", "int8.onnx"}
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A dense network and its compressed version, of a constructor that the command line names."""
+    (tmp_path / "tinynet.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(foreign, "_TOLD", set())
+    dense = randomise_(norton.build("tinynet.Net"))
+    norton.save(dense, tmp_path / "wide.pt", metrics={"data": "mnist5k"})
+    small = norton.prune(norton.decompose(dense, 1), {"0": 0.5}, criterion="l2")
+    norton.save(small, tmp_path / "small.pt", metrics={"data": "mnist5k"})
+    return f"checkpoint={tmp_path}/small.pt model.arch=tinynet.Net"
+
+
+def run(settings, tmp_path, monkeypatch, capsys, out="out"):
+    fast = "compile=false repeats=2 batch_sizes=[1,3] calibration.images=8 trainer.enable_progress_bar=false"
+    return run_here(f"python -m experiments.deploy {fast} {settings} out={tmp_path}/{out}", monkeypatch, capsys)
+
+
+def metrics_of(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_program(files, tmp_path, monkeypatch, capsys):
+    settings = f"{files} dense={tmp_path}/wide.pt data=mnist5k"
+    code, out, error = run(settings, tmp_path, monkeypatch, capsys)
+    assert code == 0, error
+    each = {f"{role}.{ending}" for role in ("dense", "network") for ending in OF_A_NETWORK}
+    assert written(tmp_path / "out") == FILES | each
+    metrics = metrics_of(tmp_path / "out")
+    rows = {(row["network"], row["form"]): row for row in metrics["rows"]}
+    assert list(rows) == [(name, form) for name in ("wide", "small") for form in FORMS]
+    for (name, form), row in rows.items():
+        eager = rows[name, "eager"]
+        assert row["top1"] == pytest.approx(eager["top1"], abs=10 if form == "INT8" else 0.11)
+        assert (1e-4 < row["difference"] < 0.5) if form == "INT8" else row["difference"] < 1e-4
+        for size, found in row["batches"].items():
+            dense = rows["wide", form]["batches"][size]
+            assert found["speedup"] == pytest.approx(dense["ms"] / found["ms"])
+            assert found["quartiles_ms"][0] <= found["ms"] <= found["quartiles_ms"][1]
+            assert found["peak_bytes"] is None or found["peak_bytes"] >= 0
+    assert rows["wide", "ONNX"]["file_bytes"] == (tmp_path / "out" / "dense.onnx").stat().st_size
+    assert metrics["data"] == "mnist5k"
+    assert metrics["versions"]["onnxruntime"]
+    assert "batch 3: small is fastest as " in out
+    assert "ms with the layers' forms from torch" in out or "dense; " in out
+    assert "small, INT8: the quantiser lacks, and leaves in float32, 6 (ReduceMean)" in out
+
+    choice = tmp_path / "out" / "network.deployment.json"
+    known = json.loads(choice.read_text())
+    code, out, error = run(f"{files} accuracy=false int8=false choice={choice}", tmp_path, monkeypatch, capsys, "again")
+    assert code == 0, error
+    assert json.loads((tmp_path / "again" / "network.deployment.json").read_text()) == known
+    names = {row["network"] for row in metrics_of(tmp_path / "again")["rows"]}
+    assert names == {"dense, random weights", "small"}
+    known["machine"] = "another"
+    choice.write_text(json.dumps(known))
+    code, _, error = run(f"{files} accuracy=false choice={choice}", tmp_path, monkeypatch, capsys, "third")
+    assert code == 2
+    assert "the saved choice is of another machine" in error
+    assert not (tmp_path / "third").exists()
+
+
+def test_random_weights_alone(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("norton.deployment.compiled", lambda net, example: net)  # or it would take minutes
+    code, out, error = run("model.arch=tinynet.Net compile=true", tmp_path, monkeypatch, capsys)
+    assert code == 0, error
+    rows = metrics_of(tmp_path / "out")["rows"]
+    forms = ["eager", "deployed", "compiled", "ONNX", "INT8"]
+    assert [(row["network"], row["form"], row["top1"]) for row in rows] == [("dense", form, None) for form in forms]
+    assert rows[2]["file_bytes"] is None
+    assert "INT8 is calibrated on noise" in out
+
+
+def test_what_fails_is_a_row_without_numbers(files, tmp_path, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise InputError("no such luck")
+
+    for name in ("deployment.compiled", "export.to_program", "export.to_onnx"):
+        monkeypatch.setattr(f"norton.{name}", refuse)
+    settings = "model.arch=tinynet.Net rank=1 compile=true"
+    code, out, error = run(settings, tmp_path, monkeypatch, capsys)
+    assert code == 0, error
+    rows = {(row["network"], row["form"]): row for row in metrics_of(tmp_path / "out")["rows"]}
+    for form in ("compiled", "ONNX", "INT8"):
+        assert rows["compressed", form]["batches"] == {"1": None, "3": None}
+    assert "compressed, compiled, is left out: no such luck" in out
+    assert "compressed, INT8, is left out: it is made from ONNX" in out
+    assert "compressed, deployed, has no file: no such luck" in out
+    assert rows["compressed", "deployed"]["batches"]["3"]["ms"] > 0
+
+
+def test_compiled_networks_see_only_sizes_they_were_compiled_for():
+    seen = []
+
+    class Counts(nn.Module):
+        def forward(self, x):
+            seen.append(len(x))
+            return 2 * x.flatten(1)
+
+    net, images = deploy.Compiled(Counts(), [4, 1]), torch.randn(11, 3, 2, 2)
+    for count in (11, 4, 1, 3):
+        torch.testing.assert_close(net(images[:count]), 2 * images[:count].flatten(1))
+    assert seen == [4, 4, 4, 4, 1, 4]
+
+
+def row(role, form, ms):
+    return {"role": role, "network": role, "form": form, "batches": {8: None if ms is None else {"ms": ms}}}
+
+
+def test_verdicts_compare_with_the_best_dense_row():
+    rows = [row("dense", "eager", 9.0), row("dense", "INT8", 2.0), row("network", "eager", 4.0)]
+    rows += [row("network", "ONNX", 5.0), row("network", "INT8", None)]
+    (line,) = deploy.verdicts(rows)
+    assert line == (
+        "batch 8: network is fastest as eager, 4.00 ms, 0.50 times as fast as the dense network at its best, INT8"
+    )
+
+
+@pytest.mark.parametrize("settings, message", [
+    ("", "no network"),
+    ("model=resnet_56 batch_sizes=[0]", "batch_sizes is [0]"),
+    ("model=resnet_56 repeats=0", "repeats is 0"),
+    ("model=resnet_56 compile=1", "compile is 1"),
+    ("checkpoint=missing.pt", "no checkpoint at missing.pt"),
+    ("model=resnet_56 choice=missing.json", "missing.json is no saved deployment"),
+    (
+        "checkpoint=checkpoints/resnet_56_clutter.pt dense=checkpoints/resnet_56_clutter.pt",
+        "the same file is given twice",
+    ),
+])  # fmt: skip
+def test_bad_input(settings, message, tmp_path, monkeypatch, capsys):
+    code, _, error = run(settings, tmp_path, monkeypatch, capsys)
+    assert code == 2
+    assert error.startswith("error: ") and message in error
+    assert not (tmp_path / "out").exists()

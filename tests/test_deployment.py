@@ -1,0 +1,257 @@
+"""Deployed networks against the networks they came from, and the choices they keep."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from conftest import randomise_
+from torch import nn
+
+import norton
+from norton import Deployment, InputError, deploy, deployment
+from norton.decomposition.layers import as_dense
+from norton.decomposition.methods import is_decomposed
+from norton.deployment import assemble, decomposed_layers, fold
+from norton.forms import DENSE, SumOfTerms, forms
+from norton.latency import Latency
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch):
+    """Whatever is chosen has to be right; how well it was timed does not matter here."""
+    monkeypatch.setattr(deployment, "_SECONDS", 0)
+
+
+class Small(nn.Module):
+    """Convolutions with and without BatchNorm, one that is read twice, a pre-activation, a shared layer."""
+
+    input_size = (3, 8, 8)
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm1 = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.second, self.norm2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.shared, self.norm3 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.norm4 = nn.BatchNorm2d(8, affine=False)
+        self.drop = nn.Dropout(0.5)
+        self.hidden, self.norm5, self.last = nn.Linear(128, 16), nn.BatchNorm1d(16), nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = F.relu(self.norm1(self.first(x)))
+        y = self.second(x)
+        x = F.relu(self.norm2(y)) + y  # what follows `second` is not BatchNorm alone
+        x = F.relu(self.norm3(self.shared(x)))
+        x = F.relu(self.norm4(self.shared(x)))
+        x = F.max_pool2d(x, 2)
+        x = x.view(x.shape[0], -1)
+        return self.last(self.drop(F.relu(self.norm5(self.hidden(x)))))
+
+
+@pytest.fixture
+def small():
+    torch.manual_seed(0)
+    return randomise_(Small()).eval()
+
+
+def close(found, wanted):
+    error = (found - wanted).abs().max() / wanted.abs().max()
+    assert error < 1e-4, error
+
+
+def norms(net):
+    return [name for name, layer in net.named_modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
+
+
+def test_folding_takes_only_norms_that_alone_follow_a_layer(small):
+    x, before = torch.randn(4, 3, 8, 8), {name: value.clone() for name, value in small.state_dict().items()}
+    folded = fold(small)
+    assert norms(folded) == ["norm2", "norm3", "norm4"]
+    assert not any(isinstance(layer, nn.Dropout) for layer in folded.modules())
+    close(folded(x), small(x))
+    assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("form", ["factored", "depthwise", "grouped", DENSE])
+def test_every_form_in_a_network(small, form, channels_last):
+    net = norton.decompose(small, 2, starts=1, iterations=2)
+    folded = fold(net)
+    x = torch.randn(4, 3, 8, 8)
+    chosen = assemble(folded, dict.fromkeys(decomposed_layers(folded), form), channels_last)
+    close(chosen(x), net(x))
+    close(chosen(x.contiguous(memory_format=torch.channels_last)), net(x))
+
+
+@pytest.mark.parametrize("method", ["cp", "cp_layer", "tucker", "tucker_filter", "tt", "tt_filter", "svd"])
+def test_methods(small, method):
+    net = norton.decompose(small, 2, method=method)
+    x = torch.randn(2, 3, 8, 8)
+    deployed = deploy(net, x, repeats=1)
+    close(deployed(x), net(x))
+    close(deployed(x[:1]), net(x[:1]))  # another batch size
+    assert list(deployed.deployment.forms) == [name for name, layer in net.named_modules() if is_decomposed(layer)]
+
+
+NETWORKS = [("vgg_16_bn", 1), ("resnet_56", 2), ("resnet_110", 1), ("densenet_40", 1), ("resnet_50", 1)]
+
+
+@pytest.mark.parametrize(("name", "rank"), NETWORKS)
+def test_the_five_networks(name, rank):
+    torch.manual_seed(0)
+    net = randomise_(norton.build(name, rank)).eval()
+    x = torch.randn(1, *((3, 64, 64) if name == "resnet_50" else net.input_size))
+    folded = fold(net)
+    layers = decomposed_layers(folded)
+    mixed = {layer: list(forms(layers[layer]))[place % 3] for place, layer in enumerate(layers)}
+    for channels_last in (True, False):
+        close(assemble(folded, mixed, channels_last)(x), net(x))
+    if name != "densenet_40":  # which has its norms before its convolutions
+        assert not norms(folded)
+
+
+def test_pruned_network_of_torchvision():
+    torch.manual_seed(0)
+    net = norton.prune(randomise_(torchvision.models.mobilenet_v2(num_classes=4)).eval(), 0.3, criterion="l2")
+    x = torch.randn(1, 3, 64, 64)
+    deployed = deploy(net, x, repeats=1)
+    close(deployed(x), net(x))
+    assert not norms(deployed) and deployed.deployment.forms == {}
+
+
+def test_backbone_of_a_detector():
+    import detection
+
+    torch.manual_seed(0)
+    net = detection.build_detector("fasterrcnn", norton.build("resnet_50", 1), num_classes=3).eval()
+    x = torch.randn(1, 3, 64, 64)
+    wanted, folded = net.backbone(x), fold(net.backbone)
+    found = assemble(folded, {}, True)(x)
+    assert list(found) == list(wanted)
+    for name in wanted:
+        close(found[name], wanted[name])
+
+
+def test_frozen_norms_are_folded(small):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), torchvision.ops.FrozenBatchNorm2d(4), nn.ReLU())
+    for name in ("weight", "bias", "running_mean"):
+        getattr(net[1], name).normal_()
+    x = torch.randn(2, 3, 6, 6)
+    folded = fold(net)
+    assert [type(layer) for layer in folded.children()] == [nn.Conv2d, nn.ReLU]
+    close(folded(x), net(x))
+
+
+def test_a_single_layer(small):
+    conv = nn.Conv2d(3, 4, 3)
+    x = torch.randn(2, 3, 6, 6)
+    close(deploy(conv.eval(), x, repeats=1)(x), conv(x))
+    layer = norton.decompose(conv, 2).eval()
+    close(deploy(layer, x, repeats=1)(x), as_dense(layer)(x))
+
+
+@pytest.fixture
+def times(monkeypatch):
+    """Let layers and networks take the milliseconds that it is told."""
+
+    def tell(layers, network):
+        alone = {(form, channels_last): ms for form, ms in layers.items() for channels_last in (True, False)}
+        monkeypatch.setattr(deployment._Search, "_time_forms", lambda *_: alone)
+        monkeypatch.setattr(
+            deployment,
+            "latencies",
+            lambda nets, *_, repeats: {name: Latency(network(net), DENSE, (0, 0)) for name, net in nets.items()},
+        )
+
+    return tell
+
+
+def convolutions(net):
+    return sum(isinstance(layer, nn.Conv2d) for layer in net.modules())
+
+
+def test_the_whole_network_decides(small, times):
+    """Whatever layers say alone, a network that is slower than the dense form is not taken."""
+    net, x = norton.decompose(small, 2, starts=1, iterations=2), torch.randn(2, 3, 8, 8)
+    alone = {"depthwise": 1.0, "grouped": 1.5, DENSE: 5.0}
+    times(alone, convolutions)
+    slow = deploy(net, x).deployment
+    assert set(slow.forms.values()) == {DENSE} and slow.networks["chosen"] == slow.networks["dense"] == 3
+    assert "no form of the decomposed layers beats their dense one here" in slow.sentence()
+    times(alone, lambda deployed: 10 - convolutions(deployed))
+    fast = deploy(net, x).deployment
+    assert set(fast.forms.values()) == {"depthwise"} and fast.networks["chosen"] == 4 < fast.networks["dense"]
+
+
+@pytest.mark.parametrize(("milliseconds", "form"), [(1.2, "grouped"), (1.5, "depthwise")])
+def test_neighbours_are_tried(small, times, milliseconds, form):
+    """A form nearly as fast alone is taken where the whole network is faster with it; one far slower is not tried."""
+    net, x = norton.decompose(small, 2, starts=1, iterations=2), torch.randn(2, 3, 8, 8)
+
+    def network(deployed):
+        kinds = [type(layer) for layer in (deployed.first, deployed.second, deployed.shared)]
+        return sum({SumOfTerms: 5, nn.Sequential: 3, nn.Conv2d: 9}[kind] for kind in kinds)
+
+    times({"depthwise": 1.0, "grouped": milliseconds, DENSE: 5.0}, network)
+    assert set(deploy(net, x).deployment.forms.values()) == {form}
+
+
+def test_a_choice_is_kept_and_applied_again(small, tmp_path, monkeypatch):
+    net, x = norton.decompose(small, 2, starts=1, iterations=2), torch.randn(2, 3, 8, 8)
+    made = deploy(net, x, repeats=1)
+    choice = made.deployment
+    assert Deployment.load(choice.save(tmp_path / "choice.json")) == choice
+    monkeypatch.setattr(deployment, "_Search", None)  # nothing is measured
+    again = deploy(net, x, choice=tmp_path / "choice.json")
+    assert torch.equal(again(x), made(x)) and again.deployment == choice
+    forced = replace(choice, forms=dict.fromkeys(choice.forms, "factored"))
+    assert [type(m) for m in deploy(net, x, choice=forced).first] == [nn.Conv2d] * 3
+    assert {row["layer"] for row in choice.rows()} == {"first", "second", "shared"}
+
+
+def test_choices_of_something_else_are_refused(small, tmp_path):
+    net, x = norton.decompose(small, 2, starts=1, iterations=2), torch.randn(2, 3, 8, 8)
+    choice = deploy(net, x, repeats=1).deployment
+    for name, value in (("machine", "another, 64 threads"), ("torch", "1.0")):
+        with pytest.raises(InputError, match=f"of another {name}: {value}, here .*; measure anew"):
+            deploy(net, x, choice=replace(choice, **{name: value}))
+    with pytest.raises(InputError, match="of another network"):
+        deploy(norton.decompose(small, 3, starts=1, iterations=2), x, choice=choice)
+    with pytest.raises(InputError, match="of another example: 2×3×8×8 float32, here 4×3×8×8 float32"):
+        deploy(net, torch.randn(4, 3, 8, 8), choice=choice)
+    (tmp_path / "bad.json").write_text(json.dumps({"forms": {}}))
+    for file in ("bad.json", "none.json"):
+        with pytest.raises(InputError, match="is no saved deployment"):
+            deploy(net, x, choice=tmp_path / file)
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        (torch.zeros(2, 4, 8, 8), r"Small does not take an example of shape \(2, 4, 8, 8\)"),
+        (torch.zeros(2, 3, 8, 8).double(), "the example is torch.float64 on cpu, the network torch.float32 on cpu"),
+        (torch.zeros(2, 3, 8, 8).long(), "example is torch.int64"),
+        (torch.zeros(0, 3, 8, 8), "give a batch of images"),
+        ([1, 2], "example is list"),
+    ],
+)
+def test_bad_examples(small, example, message):
+    with pytest.raises(InputError, match=message):
+        deploy(small, example)
+
+
+def test_training_mode_is_said(small):
+    small.train()
+    x = torch.randn(2, 3, 8, 8)
+    with pytest.warns(norton.errors.Remark, match="training mode"):
+        deployed = deploy(small, x, repeats=1)
+    assert small.training and not deployed.training
+    close(deployed(x), small.eval()(x))
+
+
+def test_wrong_outputs_are_not_returned(small, monkeypatch):
+    monkeypatch.setattr(deployment, "_affine", lambda norm: (norm.running_var, norm.running_mean))
+    with pytest.raises(InputError, match="outputs differ by"):
+        deploy(small, torch.randn(2, 3, 8, 8), repeats=1)
