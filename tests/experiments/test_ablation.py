@@ -101,11 +101,16 @@ def test_a_point_stays_the_same(override):
         "split=val",
         "trainer.precision=bf16-mixed",
         "latency_batch=1",
+        "latency=eager",
         "pretraining_seed=1",  # of the random weights
     ],
 )
 def test_a_point_becomes_another(override):
     assert meant(override) != meant()
+
+
+def test_how_latency_is_measured_means_nothing_where_it_is_not():
+    assert meant("latency_batch=null", "latency=eager") == meant("latency_batch=null")
 
 
 def test_a_checkpoint_counts_by_its_content(tmp_path):
