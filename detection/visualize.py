@@ -17,11 +17,13 @@ import norton
 from detection.checkpoints import load_detector
 from detection.counting import boxes_looked_at, detector_complexity
 from detection.data import LAYOUTS, ROOTS
+from detection.deployment import deploy_detector
 from detection.drawing import draw, side_by_side, stacked, titled
 from detection.frames import Frame, frame_rate, frames, is_video, write_video
 from detection.scenes import write_scenes
 from norton import cli, report, steps
-from norton.decomposition.cp import set_form_
+from norton.decomposition.cp import FORMS, set_form_
+from norton.deployment import check_way, deploy_alike
 from norton.files import write_json, write_whole
 from norton.latency import latencies
 
@@ -36,12 +38,13 @@ def run(cfg: DictConfig) -> None:
     nets = {name: net.to(device) for name, net in open_detectors(cfg).items()}
     path, limit = open_images(cfg)
     timed = [frame.image.to(device) / 255 for frame in frames(path, min(cfg.timed_images, limit or cfg.timed_images))]
-    measured = measure(nets, timed, cfg.repeats)
-    for name, net in nets.items():
-        if measured[name]["form"] != "dense":
+    ready = deploy_alike(nets, timed[0][None], cfg.latency, deploy=deploy_detector, progress=True)
+    measured = measure(nets, ready, timed, cfg.repeats)
+    for name, net in ready.items():
+        if measured[name]["form"] in FORMS:
             set_form_(net, measured[name]["form"])
     folder = cli.open_folder(cfg)
-    drawn = draw_all(nets, measured, frames(path, limit), cfg.threshold, device)
+    drawn = draw_all(ready, measured, frames(path, limit), cfg.threshold, device)
     written = write_pictures(folder, drawn, path, limit)
     write_json(folder / "metrics.json", {"images": str(path), "device": str(device), "networks": measured})
     rows = table(measured)
@@ -54,6 +57,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def check_settings(cfg: DictConfig) -> None:
+    check_way(cfg.latency)
     if cfg.checkpoint is None:
         raise norton.InputError("no checkpoint: give checkpoint=FILE, a detector, and compressed=FILE beside it")
     for name in ("timed_images", "repeats", "limit"):
@@ -89,9 +93,14 @@ def open_images(cfg: DictConfig) -> tuple[Path, int | None]:
     return folder, cfg.limit or SCENES
 
 
-def measure(nets: Mapping[str, nn.Module], images: list[Tensor], repeats: int) -> dict[str, dict[str, Any]]:
-    """Speed of each detector, one image at a time, and what it costs at the boxes that it looks at in the first."""
-    times = latencies(nets, *(image[None] for image in images), repeats=repeats)
+def measure(
+    nets: Mapping[str, nn.Module], ready: Mapping[str, nn.Module], images: list[Tensor], repeats: int
+) -> dict[str, dict[str, Any]]:
+    """Speed of each detector, one image at a time, and what it costs at the boxes that it looks at in the first.
+
+    ready: the same detectors, as they are timed.
+    """
+    times = latencies(ready, *(image[None] for image in images), repeats=repeats)
     found = {}
     for name, net in nets.items():
         work = boxes_looked_at(net, images[0][None])

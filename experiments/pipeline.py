@@ -9,6 +9,7 @@ from torch import nn
 import norton
 from norton import cli, report, steps
 from norton.checkpoints import read
+from norton.deployment import deploy_alike
 from norton.files import write_json
 from norton.latency import latencies
 from norton.plan import plan_of
@@ -115,7 +116,8 @@ def measure(stages: dict[str, Path], cfg: DictConfig, data, folder: Path) -> Non
     dense = steps.dense_cost(next(iter(nets.values())))
     costs = {name: norton.complexity(net) for name, net in nets.items()}
     accuracies = {name: steps.evaluate(net, cfg, data) for name, net in nets.items()}
-    times = latencies(nets, data.images("test", cfg.latency_batch))
+    images = data.images("test", cfg.latency_batch)
+    times = latencies(deploy_alike(nets, images, cfg.latency, progress=True), images)
     milliseconds = f"ms / {cfg.latency_batch} images"
     rows, metrics = [], {}
     for name, path in stages.items():

@@ -25,12 +25,14 @@ from norton.budget import Choice
 from norton.checkpoints import read, rebuild
 from norton.counting import percent_removed
 from norton.decomposition.methods import is_decomposed
+from norton.deployment import deploy_alike
 from norton.files import write_json
 from norton.latency import latencies
 from norton.pruning import describe
 from norton.pruning.allocation import read_rates
 
 FORMAT = 1
+TUNING = 2  # repeats with which forms are chosen, a few seconds per point
 BUDGET = ("budget.macs", "budget.params", "budget.joint")
 IN_LABEL = (
     "rank",
@@ -68,6 +70,8 @@ def meaning(cfg: DictConfig) -> dict[str, Any]:
             said[group] = {k: v for k, v in said[group].items() if k not in NO_MEANING_WITHOUT_DISTILLATION}
         elif said[group].get("teacher") is not None:
             said[group]["teacher"] = digest(said[group]["teacher"])
+    if said["latency"] == "eager" or cfg.latency_batch is None:
+        del said["latency"]  # as in sweeps from before there was a choice
     if said["training"].get("epochs") == 0:
         said["training"] = {"epochs": 0}
     about = {
@@ -356,7 +360,8 @@ def _measure(cfg: DictConfig, sweep: Sweep, point: str, say: Callable[[str], Non
     if cfg.latency_batch is not None:
         say("latency")
         images = data.images("test", cfg.latency_batch)
-        times = latencies({"dense": dense, "point": net}, images, repeats=cfg.repeats)
+        nets = deploy_alike({"dense": dense, "point": net}, images, cfg.latency, repeats=TUNING)
+        times = latencies(nets, images, repeats=cfg.repeats)
         found |= {
             "latency_ms": times["point"].milliseconds,
             "latency_form": times["point"].form,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import norton
 from norton import cli, report, steps
 from norton.checkpoints import holds_detector, read
+from norton.deployment import check_way, deploy_alike
 from norton.files import write_json
 from norton.latency import latencies, peak_memory
 from norton.models import NETWORKS
@@ -34,7 +35,8 @@ def run(cfg: DictConfig) -> None:
     for size, batch_size in track(list(product(sizes, batch_sizes)), "measure", transient=True):
         resized = {name: prepared(net, size, cfg) for name, net in nets.items()}
         try:
-            points += measure(resized, pictures(detectors, size, batch_size, cfg.seed).to(device), cfg.repeats)
+            batch = pictures(detectors, size, batch_size, cfg.seed).to(device)
+            points += measure(resized, batch, cfg.repeats, cfg.latency)
         except RuntimeError as error:  # torch's word for too little memory
             if "memory" not in str(error):
                 raise
@@ -56,6 +58,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def check_settings(cfg: DictConfig) -> None:
+    check_way(cfg.latency)
     steps.whole(cfg, "repeats", 1)
     steps.whole(cfg, "seed", 0)
     for name, least in (("proposals", 1), ("detections", 0)):
@@ -160,12 +163,16 @@ def pictures(detectors: bool, size: int, count: int, seed: int) -> Tensor:
 # The measurements
 
 
-def measure(nets: Mapping[str, nn.Module], batch: Tensor, repeats: int) -> list[dict[str, Any]]:
-    """A record per network: time, memory and MACs of a batch, and speed-up and MACs ratio to the first network."""
+def measure(nets: Mapping[str, nn.Module], batch: Tensor, repeats: int, way: str = "deployed") -> list[dict[str, Any]]:
+    """A record per network: time, memory and MACs of a batch, and speed-up and MACs ratio to the first network.
+
+    way: how networks are timed, see `norton.deployment.deploy_alike`.
+    """
     costs = {name: cost_of(net, batch) for name, net in nets.items()}
-    times = latencies(nets, batch, repeats=repeats)
+    ready = deployed(nets, batch, way)
+    times = latencies(ready, batch, repeats=repeats)
     points: list[dict[str, Any]] = []
-    for name, net in nets.items():
+    for name, net in ready.items():
         time = times[name]
         point = {"network": name, "size": batch.shape[-1], "batch": len(batch), "ms": time.milliseconds}
         point |= {"quartiles_ms": time.quartiles, "images_per_second": 1000 * len(batch) / time.milliseconds}
@@ -174,6 +181,14 @@ def measure(nets: Mapping[str, nn.Module], batch: Tensor, repeats: int) -> list[
         point |= {"macs_ratio": first["macs"] / point["macs"], "speedup": first["ms"] / point["ms"]}
         points.append(point)
     return points
+
+
+def deployed(nets: Mapping[str, nn.Module], batch: Tensor, way: str) -> dict[str, nn.Module]:
+    if not is_detector(next(iter(nets.values()))):
+        return deploy_alike(nets, batch, way)
+    from detection import deploy_detector
+
+    return deploy_alike(nets, batch, way, deploy=deploy_detector)
 
 
 def cost_of(net: nn.Module, batch: Tensor) -> dict[str, Any]:

@@ -12,14 +12,14 @@ import json
 import operator
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from rich.progress import Progress
+from rich.progress import Progress, track
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
@@ -28,9 +28,10 @@ from norton.decomposition.methods import is_decomposed
 from norton.errors import InputError, Remark
 from norton.files import write_json
 from norton.forms import DENSE, forms, scale_outputs_
-from norton.latency import latencies, timed
+from norton.latency import Batch, latencies, timed
 from norton.tracing import trace
 
+WAYS = ("deployed", "eager")  # to time networks
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # of outputs, relative; 5% in half precision
 _SECONDS = 0.03  # for which a layer is timed in each form, at least
 _HOPELESS = 2  # forms that take so many times the best one are not timed further
@@ -84,9 +85,19 @@ class Deployment:
             for name, form in self.forms.items()
         ]
 
+    def counts(self) -> dict[str, int]:
+        """Form → how many layers take it."""
+        return {form: list(self.forms.values()).count(form) for form in dict.fromkeys(self.forms.values())}
+
+    def summary(self) -> str:
+        """The choice in a few words: `depthwise, channels-last`, or `9 depthwise + 4 dense, contiguous`."""
+        counts = self.counts()
+        mixed = " + ".join(f"{count} {form}" for form, count in sorted(counts.items(), key=lambda one: -one[1]))
+        return f"{mixed if len(counts) > 1 else next(iter(counts), DENSE)}, {_format(self.channels_last)}"
+
     def sentence(self) -> str:
         """The choice in a line."""
-        counts = {form: list(self.forms.values()).count(form) for form in dict.fromkeys(self.forms.values())}
+        counts = self.counts()
         said = ", ".join(f"{count} layers {form}" for form, count in counts.items()) or "no decomposed layer"
         text = f"{said}; {_format(self.channels_last)}; {self.networks['chosen']:.2f} ms"
         if any(form != DENSE for form in counts):
@@ -119,12 +130,7 @@ def deploy(
         warnings.warn("the network is in training mode; deployed as for evaluation", Remark, stacklevel=2)
     wanted = check_example(net, example)
     folded = fold(net)
-    known = {
-        "network": fingerprint(folded),
-        "example": f"{'×'.join(map(str, example.shape))} {str(example.dtype).removeprefix('torch.')}",
-        "machine": machine(example.device),
-        "torch": torch.__version__,
-    }
+    known = identity(folded, example)
     if choice is None:
         with Progress(transient=True, disable=not progress) as bar:
             choice = _Search(folded, example, repeats, bar).choose(known)
@@ -138,6 +144,51 @@ def deploy(
             setattr(deployed, name, getattr(net, name))
     deployed.deployment = choice
     return compiled(deployed, example) if compile else deployed
+
+
+def deploy_alike(
+    nets: Mapping[str, nn.Module],
+    batch: Batch,
+    way: str = "deployed",
+    *,
+    repeats: int = 3,
+    deploy: Callable[..., nn.Module] | None = None,
+    progress: bool = False,
+) -> dict[str, nn.Module]:
+    """Networks to be timed against each other on a batch, on its device: all deployed for it, or all as they are.
+
+    way: one of `WAYS`.  repeats: of what is tried in whole networks.  deploy: what does it, `deploy` by default; then
+    networks of equal shapes share a choice while the process runs.  Where one of them cannot be deployed all stay as
+    they are, and a `Remark` says so, for what is timed in different ways does not compare.
+    """
+    check_way(way)
+    if way == "eager":
+        return dict(nets)
+    one, found = deploy or _deploy_once, {}
+    for name, net in track(nets.items(), "choose forms", transient=True, disable=not progress):
+        try:
+            found[name] = one(copy.deepcopy(net).to(batch[0].device).eval(), batch, repeats=repeats)
+        except InputError as error:
+            warnings.warn(f"networks are timed as they are, not deployed; {name}: {error}", Remark, stacklevel=2)
+            return dict(nets)
+    return found
+
+
+def check_way(way: Any) -> None:
+    """Raise InputError for a way to time networks that there is not."""
+    if way not in WAYS:
+        raise InputError(f"latency is {way!r}; choose {' or '.join(WAYS)}")
+
+
+_choices: dict[tuple[str, ...], Deployment] = {}
+
+
+def _deploy_once(net: nn.Module, example: Tensor, repeats: int) -> nn.Module:
+    """`deploy`, measured once for networks of equal shapes."""
+    key = tuple(identity(fold(net), example).values())
+    deployed = deploy(net, example, choice=_choices.get(key), repeats=repeats)
+    _choices[key] = deployed.deployment
+    return deployed
 
 
 # The network that is the same everywhere
@@ -429,6 +480,16 @@ def check_choice(choice: Deployment, known: Mapping[str, str]) -> None:
     for name, now in known.items():
         if (then := getattr(choice, name)) != now:
             raise InputError(f"the saved choice is of another {name}: {then}, here {now}; measure anew (choice=None)")
+
+
+def identity(folded: fx.GraphModule, example: Tensor) -> dict[str, str]:
+    """What a choice is true of."""
+    return {
+        "network": fingerprint(folded),
+        "example": f"{'×'.join(map(str, example.shape))} {str(example.dtype).removeprefix('torch.')}",
+        "machine": machine(example.device),
+        "torch": torch.__version__,
+    }
 
 
 def fingerprint(folded: fx.GraphModule) -> str:

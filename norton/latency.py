@@ -8,20 +8,23 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median, quantiles
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from norton.decomposition.cp import CPConv2d, set_form_
+from norton.decomposition.cp import CPConv2d, Form, set_form_
 
 HOPELESS = 3  # more than the noise of a busy machine
 Batch = Tensor | Sequence[Tensor]  # images of one size, or of several, as detectors take them
 
 
 class Latency(NamedTuple):
-    """Median time of a batch in milliseconds, the form of the decomposed layers that reached it, and the quartiles."""
+    """Median time of a batch in milliseconds, in which form, and the quartiles.
+
+    form: of the decomposed layers, `dense` if there are none; of a deployed network its choice in a few words.
+    """
 
     milliseconds: float
     form: str
@@ -33,8 +36,8 @@ def latencies(nets: Mapping[str, nn.Module], *batches: Batch, repeats: int = 7) 
     """Name → latency of each network on the batches' device; the networks take turns.
 
     Every network sees every batch once to warm up, and then one batch per repeat, all networks the same.  A network
-    with decomposed layers is timed in each of its forms, and the fastest one counts; a form that is `HOPELESS` times
-    slower than another at the first repeat is not timed further.
+    with decomposed layers that is not deployed is timed in each of its forms, and the fastest one counts; a form that
+    is `HOPELESS` times slower than another at the first repeat is not timed further.
     """
     device = batches[0][0].device
     candidates: dict[tuple[str, str], nn.Module] = {}
@@ -55,9 +58,11 @@ def latencies(nets: Mapping[str, nn.Module], *batches: Batch, repeats: int = 7) 
 
 
 def forms(net: nn.Module) -> tuple[str, ...]:
-    """The forms in which a network can compute while it is not trained: one, `dense`, where nothing is decomposed."""
+    """The forms in which a network can compute while it is not trained: one where nothing is decomposed any more."""
+    if (deployment := getattr(net, "deployment", None)) is not None:
+        return (deployment.summary(),)
     decomposed = any(isinstance(layer, CPConv2d) for layer in net.modules())
-    return ("factored", "grouped", "composed") if decomposed else ("dense",)
+    return get_args(Form) if decomposed else ("dense",)
 
 
 @torch.inference_mode()
@@ -86,7 +91,7 @@ def peak_memory(net: nn.Module, batch: Batch, form: str = "dense") -> int:
 
 def _copy(net: nn.Module, form: str, device: torch.device) -> nn.Module:
     net = copy.deepcopy(net).eval().to(device)
-    return net if form == "dense" else set_form_(net, form)
+    return set_form_(net, form) if form in get_args(Form) else net
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float]:

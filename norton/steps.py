@@ -20,6 +20,7 @@ from norton.cli import CONFIGS
 from norton.counting import Complexity, complexity, percent_removed
 from norton.decomposition.methods import is_decomposed, width
 from norton.decomposition.ranks import layer_rules
+from norton.deployment import check_way
 from norton.errors import InputError
 from norton.files import write_json
 from norton.models import build
@@ -109,6 +110,8 @@ def check_settings(cfg: DictConfig) -> None:
     for name, least in (("latency_batch", 1), ("calibration.images", 2), ("calibration.batch_size", 2)):
         if OmegaConf.select(cfg, name) is not None:
             whole(cfg, name, least)
+    if "latency" in cfg:
+        check_way(cfg.latency)
     if OmegaConf.select(cfg, "calibration") is not None:
         calibration(cfg)
     for name in ("pretraining", "training"):

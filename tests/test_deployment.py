@@ -1,5 +1,6 @@
 """Deployed networks against the networks they came from, and the choices they keep."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -10,19 +11,15 @@ import torchvision
 from conftest import randomise_
 from torch import nn
 
+import detection
 import norton
 from norton import Deployment, InputError, deploy, deployment
 from norton.decomposition.layers import as_dense
 from norton.decomposition.methods import is_decomposed
-from norton.deployment import assemble, decomposed_layers, fold
+from norton.deployment import assemble, decomposed_layers, deploy_alike, fold, identity
+from norton.errors import Remark
 from norton.forms import DENSE, SumOfTerms, forms
-from norton.latency import Latency
-
-
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch):
-    """Whatever is chosen has to be right; how well it was timed does not matter here."""
-    monkeypatch.setattr(deployment, "_SECONDS", 0)
+from norton.latency import Latency, latencies
 
 
 class Small(nn.Module):
@@ -121,17 +118,53 @@ def test_pruned_network_of_torchvision():
     assert not norms(deployed) and deployed.deployment.forms == {}
 
 
-def test_backbone_of_a_detector():
-    import detection
+RATES = "[0.]+[0.1]*2+[0.4]*5+[0.75]*12"
 
+
+@pytest.fixture(scope="module")
+def detector():
     torch.manual_seed(0)
-    net = detection.build_detector("fasterrcnn", norton.build("resnet_50", 1), num_classes=3).eval()
+    options = {"min_size": 64, "max_size": 96, "rpn_post_nms_top_n_test": 9, "box_score_thresh": 0.0}
+    net = detection.build_detector(
+        "fasterrcnn", norton.build("resnet_50", 1, RATES), 3, categories={1: "one"}, **options
+    )
+    randomise_(net.backbone)
+    return net.eval()
+
+
+def test_backbone_of_a_detector(detector):
     x = torch.randn(1, 3, 64, 64)
-    wanted, folded = net.backbone(x), fold(net.backbone)
+    wanted, folded = detector.backbone(x), fold(detector.backbone)
     found = assemble(folded, {}, True)(x)
     assert list(found) == list(wanted)
     for name in wanted:
         close(found[name], wanted[name])
+
+
+@torch.inference_mode()
+def test_detectors(detector):
+    """In float64, where rounding changes no proposal's place."""
+    detector = copy.deepcopy(detector).double()
+    images = torch.rand(2, 3, 64, 80).double()
+    folded = fold(detector.backbone)
+    entering = torch.zeros(2, 3, 64, 96).double()  # resized, and filled up to multiples of 32
+    factored = dict.fromkeys(list(decomposed_layers(folded))[1::2], "factored")
+    choice = Deployment(factored, True, {}, {}, **identity(folded, entering))
+    deployed = detection.deploy_detector(detector, images, choice=choice)
+    assert deployed.deployment == choice
+    assert not norms(deployed.backbone) and norms(detector.backbone)
+    assert (deployed.arch, deployed.recipe) == ("fasterrcnn", detector.recipe)
+    for shapes in [(64, 80), (64, 80)], [(50, 40), (64, 64)]:
+        batch = [torch.rand(3, *shape).double() for shape in shapes]
+        for found, wanted in zip(deployed(batch), detector(batch), strict=True):
+            assert list(found) == list(wanted) and len(found["boxes"]) == len(wanted["boxes"]) > 0
+            assert torch.equal(found["labels"], wanted["labels"])
+            for name in ("boxes", "scores"):
+                close(found[name], wanted[name])
+    again = detection.deploy_detector(detector.train(), images, choice=choice)
+    assert detector.training and not again.training
+    detector.eval()
+    close(again(images)[0]["boxes"], detector(images)[0]["boxes"])
 
 
 def test_frozen_norms_are_folded(small):
@@ -158,6 +191,7 @@ def times(monkeypatch):
 
     def tell(layers, network):
         alone = {(form, channels_last): ms for form, ms in layers.items() for channels_last in (True, False)}
+        monkeypatch.setattr(deployment, "_TRIALS", 8)
         monkeypatch.setattr(deployment._Search, "_time_forms", lambda *_: alone)
         monkeypatch.setattr(
             deployment,
@@ -245,7 +279,7 @@ def test_bad_examples(small, example, message):
 def test_training_mode_is_said(small):
     small.train()
     x = torch.randn(2, 3, 8, 8)
-    with pytest.warns(norton.errors.Remark, match="training mode"):
+    with pytest.warns(Remark, match="training mode"):
         deployed = deploy(small, x, repeats=1)
     assert small.training and not deployed.training
     close(deployed(x), small.eval()(x))
@@ -255,3 +289,70 @@ def test_wrong_outputs_are_not_returned(small, monkeypatch):
     monkeypatch.setattr(deployment, "_affine", lambda norm: (norm.running_var, norm.running_mean))
     with pytest.raises(InputError, match="outputs differ by"):
         deploy(small, torch.randn(2, 3, 8, 8), repeats=1)
+
+
+# Networks that are timed against each other
+
+
+@pytest.fixture
+def pair(small, monkeypatch):
+    monkeypatch.setattr(deployment, "_choices", {})
+    return {"dense": small, "small": norton.decompose(small, 2, starts=1, iterations=2)}
+
+
+def test_networks_are_deployed_alike_and_say_how(pair):
+    x = torch.randn(2, 3, 8, 8)
+    ready = deploy_alike({name: net.train() for name, net in pair.items()}, x)
+    assert pair["small"].training
+    times = latencies(ready, x, repeats=2)
+    for name, net in ready.items():
+        close(net(x), pair[name].eval()(x))
+        assert norms(net) == ["norm2", "norm3", "norm4"]
+        assert times[name].form == net.deployment.summary()
+    assert times["dense"].form in ("dense, channels-last", "dense, contiguous")
+    assert deploy_alike(pair, x, "eager") == pair
+    assert latencies(pair, x, repeats=1)["small"].form in ("factored", "grouped", "composed")
+    with pytest.raises(InputError, match="latency is 'fast'; choose deployed or eager"):
+        deploy_alike(pair, x, "fast")
+
+
+def test_networks_of_equal_shapes_share_a_choice(pair, monkeypatch):
+    x, searched = torch.randn(2, 3, 8, 8), []
+    search = deployment._Search
+    monkeypatch.setattr(deployment, "_Search", lambda *given: searched.append(1) or search(*given))
+    first = deploy_alike(pair, x)
+    assert len(searched) == 2
+    other = randomise_(Small(), seed=1)
+    more = {"dense": other, "small": norton.decompose(other, 2, starts=1, iterations=2)}
+    for name, net in deploy_alike(more, x).items():
+        assert net.deployment == first[name].deployment
+        close(net(x), more[name](x))
+    assert len(searched) == 2
+    deploy_alike(pair, x[:1])
+    assert len(searched) == 4
+
+
+class Untraceable(nn.Module):
+    def forward(self, x):
+        return x + 1 if x.sum() > 0 else x
+
+
+def test_all_networks_stay_as_they_are_where_one_cannot_be_deployed(pair):
+    pair["other"] = Untraceable()
+    with pytest.warns(Remark) as remarks:
+        assert deploy_alike(pair, torch.randn(2, 3, 8, 8)) == pair
+    (remark,) = remarks
+    assert "timed as they are, not deployed; other: " in str(remark.message)
+
+
+@pytest.mark.parametrize(
+    ("forms", "channels_last", "words"),
+    [
+        ([], True, "dense, channels-last"),
+        (["depthwise"] * 3, True, "depthwise, channels-last"),
+        (["dense", "grouped", "grouped"], False, "2 grouped + 1 dense, contiguous"),
+    ],
+)
+def test_a_choice_in_few_words(forms, channels_last, words):
+    layers = {str(number): form for number, form in enumerate(forms)}
+    assert Deployment(layers, channels_last, {}, {}, "", "", "", "").summary() == words

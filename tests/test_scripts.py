@@ -135,13 +135,14 @@ def test_verify(tmp_path):
 def test_pipeline_stops_and_goes_on(tmp_path):
     command = (
         f"python -m experiments.pipeline checkpoint={DENSE} rank=1 compress_rate=[0.]+[0.6]*29 training.epochs=1 "
-        f"decomposition.options.starts=1 data.copies=[1,1,1] out={tmp_path}"
+        f"decomposition.options.starts=1 data.copies=[1,1,1] latency_batch=2 out={tmp_path}"
     )
     first = succeeds(command)
     names = {"0_start.pt", "1_decompose.pt", "2_prune.pt", "3_finetune.pt", "3_finetune", "logs"}
     assert written(tmp_path) == RESULTS | names
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert list(metrics) == ["dense", "decomposed", "pruned", "fine-tuned"]
+    assert metrics["dense"]["latency_form"] in ("dense, channels-last", "dense, contiguous")
     assert "fine-tuned" in first
     assert metrics["dense"]["macs"] > metrics["decomposed"]["macs"] > metrics["pruned"]["macs"]
     assert norton.checkpoints.read(tmp_path / "3_finetune.pt")["metrics"]["top1"] == metrics["fine-tuned"]["top1"]

@@ -194,11 +194,12 @@ def test_program_on_a_folder(files, tmp_path, monkeypatch, capsys):
     assert list(networks) == ["dense", "compressed"]
     for network in networks.values():
         assert network["fps"] == pytest.approx(1000 / network["ms"])
+        assert network["form"].endswith((", channels-last", ", contiguous"))
     assert networks["compressed"]["macs"] < networks["dense"]["macs"]
 
 
 def test_program_on_a_video(files, tmp_path, monkeypatch, capsys):
-    code, _, error = visualize(files, f"images={files}/film.mp4", tmp_path / "a", monkeypatch, capsys)
+    code, _, error = visualize(files, f"images={files}/film.mp4 latency=eager", tmp_path / "a", monkeypatch, capsys)
     assert code == 0, error
     assert {"video.mp4", "picture.png"} <= written(tmp_path / "a")
     assert len(list(frames(tmp_path / "a" / "video.mp4"))) == 4
@@ -210,6 +211,7 @@ def test_program_on_a_video(files, tmp_path, monkeypatch, capsys):
     ("images=README.md", "cannot read the video README.md"),
     ("images=docs/demo.png threshold=2", "threshold is 2"),
     ("images=docs/demo.png limit=0", "limit is 0"),
+    ("images=docs/demo.png latency=fast", "latency is 'fast'"),
     ("images=tests", "holds no image file"),
     ("checkpoint=null", "no checkpoint"),
     ("images=docs/demo.png +options.min_size=wide", "min_size is 'wide'"),

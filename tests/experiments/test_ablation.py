@@ -101,11 +101,16 @@ def test_a_point_stays_the_same(override):
         "split=val",
         "trainer.precision=bf16-mixed",
         "latency_batch=1",
+        "latency=eager",
         "pretraining_seed=1",  # of the random weights
     ],
 )
 def test_a_point_becomes_another(override):
     assert meant(override) != meant()
+
+
+def test_how_latency_is_measured_means_nothing_where_it_is_not():
+    assert meant("latency_batch=null", "latency=eager") == meant("latency_batch=null")
 
 
 def test_a_checkpoint_counts_by_its_content(tmp_path):
@@ -360,6 +365,7 @@ def test_wandb_groups_the_points_of_a_sweep(tmp_path, sweep):
         ("rank=1 compress_rate=[0.]*13 trainer.devices=2", "a point of a sweep computes on one device"),
         ("rank=1 compress_rate=[0.]*13 checkpoint=missing.pt", "no checkpoint at missing.pt"),
         ("rank=1 compress_rate=[0.]*13 repeats=0 latency_batch=4", "repeats is 0"),
+        ("rank=1 compress_rate=[0.]*13 latency=fast", "latency is 'fast'; choose deployed or eager"),
         ("rank=1 compress_rate=[0.]*13 training=none,nothing", "nothing"),
     ],
 )
@@ -374,6 +380,15 @@ def test_settings_that_are_added_can_be_swept(tmp_path, sweep):
     assert code == 0
     labels = [record["label"] for record in records(tmp_path / "a").values()]
     assert sorted(labels) == [f"rank 1, pabs [0.]*13, seed 0, trainer.log_every_n_steps {n}" for n in (1, 2)]
+
+
+def test_latency_of_deployed_networks_and_of_eager_ones(tmp_path, sweep):
+    grid = "rank=1 compress_rate=[0.]*13 latency_batch=2 repeats=1 steps=[decompose,prune] latency=deployed,eager"
+    assert sweep(tmp_path / "a", grid)[0] == 0
+    found = {record["config"]["latency"]: record["result"] for record in records(tmp_path / "a").values()}
+    assert found["deployed"]["latency_form"].endswith((", channels-last", ", contiguous"))
+    assert found["eager"]["latency_form"] in ("factored", "grouped", "composed")
+    assert all(result[key] > 0 for result in found.values() for key in ("latency_ms", "dense_latency_ms"))
 
 
 def test_too_large_a_latency_batch_is_found_at_once(tmp_path, sweep):

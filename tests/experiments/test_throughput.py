@@ -36,8 +36,13 @@ def test_measure_compares_with_the_first():
     assert small["macs_ratio"] == pytest.approx(dense["macs"] / small["macs"])
     assert small["speedup"] == pytest.approx(dense["ms"] / small["ms"])
     assert small["images_per_second"] == pytest.approx(2000 / small["ms"])
-    assert small["form"] in ("factored", "grouped", "composed")
+    assert dense["form"] in ("dense, channels-last", "dense, contiguous")
+    assert small["form"].endswith((", channels-last", ", contiguous"))
     assert dense["peak_bytes"] > 2 * 4 * 16 * 32 * 32  # the first convolution's output alone
+
+    eager = measure(nets, pictures(False, 32, 2, 0), repeats=1, way="eager")
+    assert eager[0]["form"] == "dense" and eager[1]["form"] in ("factored", "grouped", "composed")
+    assert [point["macs"] for point in eager] == [dense["macs"], small["macs"]]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -80,12 +85,14 @@ def test_program_on_detectors(tmp_path, monkeypatch, capsys):
     points = json.loads((tmp_path / "a" / "metrics.json").read_text())["points"]
     assert [p["proposals"] for p in points] == [9, 9]
     assert points[1]["macs_ratio"] > 1
+    assert all(p["form"].endswith((", channels-last", ", contiguous")) for p in points)
 
 
 @pytest.mark.parametrize("settings, message", [
     ("batch_sizes=[0]", "batch_sizes is [0]"),
     ("image_sizes=32", "image_sizes is 32"),
     ("repeats=0", "repeats is 0"),
+    ("latency=fast", "latency is 'fast'"),
     ("device=nonsense", "device is 'nonsense'"),
     ("compressed=missing.pt", "no checkpoint at missing.pt"),
     ("checkpoint=null", "no network"),
