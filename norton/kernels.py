@@ -17,9 +17,9 @@ For batches that fill the GPU and 3×3 kernels, P is stride² where tiles hold w
 times that where larger ones are cut into tiles that overlap.  Memory sees the inputs once per filter block and term,
 mostly from cache, and the outputs once; the parts one after the other write and read R·O channels in between.
 
-State: computes what it should in Triton's interpreter, and compiles for compute capabilities 8.0 and 9.0 without
-spilling registers.  It has not run on a GPU yet, and its block sizes follow from counts, not from measurements; so
-`norton.deploy` measures it like any other form.
+State: it computes what it should in Triton's interpreter.  Of the tiles tried it compiles for capability 9.0 with at
+most 16 bytes of registers spilled, for 8.0 with at most 168, in float32 alone.  It has not run on a GPU yet: block
+sizes follow from counts, not from measurements, and `norton.deploy` measures it like any other form.
 """
 
 import sys
@@ -120,7 +120,7 @@ def launch(
     if not y.numel():
         return y
     axes = [(x.shape[2 + i], sizes[i], kernel_size[i], stride[i], dilation[i], padding[2 * i]) for i in range(2)]
-    tile = tile or _tile(len(x), outputs, *axes, _multiprocessors(x.device))
+    tile = tile or _tile(len(x), outputs, *axes, _processors(x.device))
     rows, columns = _axis(*axes[0], tile.rows), _axis(*axes[1], tile.columns)
     channels = max(16, min(_CHANNEL_BYTES // x.element_size(), triton.next_power_of_2(x.shape[1])))
     programs = triton.cdiv(len(x), tile.images) * rows.tiles * columns.tiles * triton.cdiv(outputs, tile.filters)
@@ -145,7 +145,7 @@ def launch(
             CHANNELS=channels,
             PRECISION=_precision(),
             num_warps=8 if tile.positions * tile.filters >= _SUMS else 4,
-            num_stages=2,
+            num_stages=_stages(x.device),
             enable_fp_fusion=True,  # newer versions multiply and add in two steps otherwise
         )
     return y
@@ -204,12 +204,17 @@ def _precision() -> str:
     return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
 
 
-def _multiprocessors(device: torch.device) -> int:
+def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
+def _stages(device: torch.device) -> int:
+    """For which two steps of the matrix products are in shared memory at a time: by what the products are made of."""
+    return 2 if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in (9, 10) else 3
+
+
 @lru_cache
-def _tile(images: int, outputs: int, height: tuple[int, ...], width: tuple[int, ...], multiprocessors: int) -> Tile:
+def _tile(images: int, outputs: int, height: tuple[int, ...], width: tuple[int, ...], processors: int) -> Tile:
     """The tile that should be fastest, where each multiprocessor takes one at a time.
 
     height, width: input and output size, kernel size, stride, dilation, padding before.
@@ -221,7 +226,7 @@ def _tile(images: int, outputs: int, height: tuple[int, ...], width: tuple[int, 
             return sys.maxsize, 0
         programs = triton.cdiv(images, tile.images) * rows.tiles * columns.tiles * triton.cdiv(outputs, tile.filters)
         # Reading a position takes about as long as computing some filters of it.
-        return max(programs, multiprocessors) * tile.positions * (tile.filters + _READING), programs
+        return max(programs, processors) * tile.positions * (tile.filters + _READING), programs
 
     sides, most = (1, 2, 4, 8, 16, 32), max(_FILTERS[-1], triton.next_power_of_2(outputs))
     return min(
