@@ -5,9 +5,11 @@ is fastest depends on shapes and machine (`norton.deployment` measures it); MACs
 """
 
 import copy
+import importlib.util
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norton.decomposition.cp import CPConv2d
@@ -15,6 +17,8 @@ from norton.decomposition.layers import _joint_padding, as_dense
 from norton.decomposition.methods import is_decomposed
 
 DENSE = "dense"
+_TRITON = torch.version.cuda is not None and importlib.util.find_spec("triton") is not None
+_FILTER_BLOCK = 64  # the most filters that a program of `norton.kernels` takes
 
 
 class SumOfTerms(nn.Sequential):
@@ -31,6 +35,36 @@ class SumOfTerms(nn.Sequential):
         return super().forward(x).unflatten(1, (self.terms, -1)).sum(1)
 
 
+class FusedCP(nn.Sequential):
+    """A 1×1 convolution, and one grouped by filters that sums their terms: on a GPU both in one pass.
+
+    The terms of a filter lie side by side, channel o·R + r.  On a CPU, in float64, without triton and in exports the
+    convolutions are computed one after the other.
+    """
+
+    def __init__(self, pointwise: nn.Conv2d, grouped: nn.Conv2d, layer: CPConv2d):
+        super().__init__(pointwise, grouped)
+        self.padding = [size for pair in layer._padding() for size in pair]
+        _, body, tail = layer.factors()
+        taps = torch.cat([body, tail]).transpose(0, 1).detach()
+        # Whole blocks of filters, (R, kh + kw, O'): the kernel reads them without a mask.
+        self.register_buffer("taps", F.pad(taps, (0, -taps.shape[2] % _FILTER_BLOCK)).contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not runs_in_triton(self.taps) or torch.compiler.is_exporting():
+            return super().forward(x)
+        from norton.kernels import fused_cp  # imports triton
+
+        pointwise, grouped = self
+        geometry = list(grouped.kernel_size), list(grouped.stride), self.padding, list(grouped.dilation)
+        return fused_cp(x, pointwise.weight, self.taps, grouped.bias, *geometry)
+
+
+def runs_in_triton(weight: Tensor) -> bool:
+    """Whether there is a kernel for this weight's device and type."""
+    return _TRITON and weight.is_cuda and weight.dtype != torch.float64
+
+
 @torch.no_grad()
 def forms(layer: nn.Module) -> dict[str, nn.Module]:
     """Form → a layer that computes the same as `layer`, without gradients; `dense` last, and alone if not decomposed.
@@ -39,6 +73,7 @@ def forms(layer: nn.Module) -> dict[str, nn.Module]:
     - `merged` (`tt`, `tt_filter`, `cp_layer`): the vertical and the horizontal part multiplied out to one.
     - `depthwise` (`cp`): 1×1, depthwise kh×kw, and the sum over terms.
     - `grouped` (`cp` of rank 2 and more): 1×1, and one grouped kh×kw convolution that sums the terms inside.
+    - `fused` (`cp` on a GPU, with zeros around the input): both of these in one pass, see `norton.kernels`.
     - `dense`: one convolution or linear layer.
     """
     if not is_decomposed(layer):
@@ -58,13 +93,26 @@ def _of_cp(layer: CPConv2d, dense: nn.Conv2d) -> dict[str, nn.Module]:
         "factored": SumOfTerms(*first, _with_bias(last, bias), terms=terms),
         "depthwise": SumOfTerms(layer.feature.pointwise, depthwise, terms=terms),
     }
-    if terms == 1:
-        return {name: nn.Sequential(*form) for name, form in found.items()}
     # A grouped convolution wants the terms of a filter side by side: channel o·R + r.
     pointwise = copy.deepcopy(layer.feature.pointwise)
     pointwise.weight = nn.Parameter(head.permute(2, 1, 0).reshape(pointwise.weight.shape))
     grouped = _convolution(kernels.transpose(0, 1), dense, layer.bias, groups=layer.out_channels)
-    return found | {"grouped": nn.Sequential(pointwise, grouped)}
+    if terms == 1:
+        found = {name: nn.Sequential(*form) for name, form in found.items()}
+    else:
+        found["grouped"] = nn.Sequential(pointwise, grouped)
+    return found | ({"fused": FusedCP(pointwise, grouped, layer)} if _fusible(layer) else {})
+
+
+def _fusible(layer: CPConv2d) -> bool:
+    """Whether `fused` is worth trying: on GPUs with the matrix products that it uses, for kernels that tiles hold."""
+    if not runs_in_triton(layer.feature.pointwise.weight) or layer.feature.vertical.padding_mode != "zeros":
+        return False
+    if torch.cuda.get_device_capability(layer.feature.pointwise.weight.device) < (8, 0):
+        return False
+    from norton.kernels import reaches  # imports triton
+
+    return reaches(layer.kernel_size, layer.dilation)
 
 
 def _of_parts(layer: nn.Module) -> dict[str, nn.Module]:
