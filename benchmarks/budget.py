@@ -8,25 +8,19 @@ outputs, pruned ones compensated, from the same unlabelled images.  "error" is w
 layers' relative output errors; top-1 accuracy is on the test split; seconds are of choosing, with all measurements.
 """
 
-import argparse
-import logging
 import sys
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
+from dense_network import accuracy, arguments, opened
 from torch import Tensor, nn
 
 import norton
 from norton import Calibration
 from norton.budget import measure
-from norton.checkpoints import read
-from norton.data.datamodule import ClassificationData
 from norton.report import print_table
 from norton.thinning import thinnings
-from norton.training import evaluate
 
 WAYS = ("uniform ranks", "chosen ranks", "pruning", "joint")
 PRUNING = {"criterion": "l2", "compensate": "outputs"}
@@ -44,20 +38,11 @@ class Spent:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--data", help="by default what the checkpoint was trained on")
+    parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--macs", type=float, nargs="+", default=[0.7, 0.5, 0.3], help="shares to keep")
-    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     args = parser.parse_args()
-    logging.disable(logging.INFO)
-    warnings.simplefilter("ignore")
-    net, name = norton.load(args.checkpoint), args.data or read(args.checkpoint)["metrics"]["data"]
-    options = {"copies": [3, 2, 2]} if name == "clutter" else {}
-    data = ClassificationData(name, 128, **options)
-    images = data.calibration_images(args.images)
-    print(f"dense: {accuracy(net, data):.2f}%; {args.images} calibration images; {torch.get_num_threads()} threads")
+    net, data, images = opened(args)
     rows = []
     for share in args.macs:
         for way, spent in ways(net, images, share, args.ways):
@@ -67,7 +52,7 @@ def main() -> int:
             row |= {"error": f"{spent.error:.3f}", "top-1 %": f"{accuracy(small, data):.2f}"}
             rows.append(row | {"seconds": f"{spent.seconds:.0f}"})
             print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    print_table(rows, f"{type(net).__name__} on {name}, no training")
+    print_table(rows, f"{type(net).__name__} on {data.name}, no training")
     return 0
 
 
@@ -110,10 +95,6 @@ def timed(work):
     start = time.perf_counter()
     found = work()
     return time.perf_counter() - start, found
-
-
-def accuracy(net: nn.Module, data: ClassificationData) -> float:
-    return evaluate(net, data, enable_progress_bar=False)["top1"]
 
 
 if __name__ == "__main__":

@@ -8,22 +8,17 @@ calibration images, without labels; "+ BN": BatchNorm re-estimated from them aft
 split, in percent, and the seconds that the decomposition took.  The ratio to the weight fit's time is measured beside.
 """
 
-import argparse
-import logging
 import sys
 import time
-import warnings
 
 import torch
+from dense_network import accuracy, arguments, opened
 from torch import nn
 
 import norton
 from norton import Calibration
 from norton.calibration import reestimate_batchnorm_
-from norton.checkpoints import read
-from norton.data.datamodule import ClassificationData
 from norton.report import print_table
-from norton.training import evaluate
 
 FORMS = {
     "weights": None,
@@ -35,20 +30,11 @@ FORMS = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--data", help="by default what the checkpoint was trained on")
+    parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
     args = parser.parse_args()
-    logging.disable(logging.INFO)
-    warnings.simplefilter("ignore")
-    net, name = norton.load(args.checkpoint), args.data or read(args.checkpoint)["metrics"]["data"]
-    options = {"copies": [3, 2, 2]} if name == "clutter" else {}
-    data = ClassificationData(name, 128, **options)
-    images = data.calibration_images(args.images)
-    print(f"dense: {accuracy(net, data):.2f}%; {args.images} calibration images; {torch.get_num_threads()} threads")
+    net, data, images = opened(args)
     rows = []
     for rank in args.ranks:
         base = None
@@ -62,7 +48,7 @@ def main() -> int:
             row = {"rank": rank, "form": form, "top-1 %": plain, "+ BN": calibrated, "seconds": f"{seconds:.1f}"}
             rows.append(row | {f"times {args.forms[0]}": f"{seconds / base:.1f}"})
             print(f"rank {rank}, {form}: {plain:.2f}%, + BN {calibrated:.2f}%, {seconds:.1f} s", flush=True)
-    print_table(rows, f"{type(net).__name__} on {name}, no training")
+    print_table(rows, f"{type(net).__name__} on {data.name}, no training")
     return 0
 
 
@@ -70,10 +56,6 @@ def decomposed(net: nn.Module, rank: int, images: torch.Tensor, how: Calibration
     if how is None:
         return norton.decompose(net, rank)
     return norton.decompose(net, rank, objective="outputs", images=images, calibration=how)
-
-
-def accuracy(net: nn.Module, data: ClassificationData) -> float:
-    return evaluate(net, data, enable_progress_bar=False)["top1"]
 
 
 if __name__ == "__main__":
