@@ -4,9 +4,10 @@
     python benchmarks/deploy.py --rows paper # all rows of the paper
     python benchmarks/deploy.py --compile    # torch.compile on both sides
 
-Random weights.  The baseline is the dense network with BatchNorm folded, in the faster memory format.  "eager" is the
-compressed network as it is, in the fastest of the forms that all its layers can take alike.  The networks of a row take
-turns; medians.  Exit code 1 if a network is slower than its dense baseline, beyond 3%, or misses what is aimed at.
+Random weights.  "dense, folded" is the dense network with BatchNorm folded, in the faster memory format: what
+speed-ups are of.  "dense, deployed" is it deployed like the compressed one, which also packs its weights.  "eager" is
+the compressed network as it is, in the fastest of the forms that all its layers can take alike.  The networks of a row
+take turns; medians.  Exit code 1 if a network is slower than either of the two, beyond 3%, or misses what is aimed at.
 """
 
 import argparse
@@ -40,6 +41,8 @@ POINTS = [  # network, rank, rates, times as fast that is aimed at
     ("densenet_40", 4, "[0.]+[0.1]*12+[0.]+[0.1]*12+[0.]+[0.1]*12", 1.0),
 ]
 PAPER = Path(__file__).parent.parent / "experiments/paper/norton_rows.csv"
+TIMED = ("dense, folded", "dense, deployed", "eager", "deployed")
+CHANNELS_LAST = {"memory_format": torch.channels_last}
 NOISE = 0.97
 
 
@@ -49,10 +52,11 @@ def main() -> int:
     parser.add_argument("--archs", nargs="+", help="only these networks")
     parser.add_argument("--ranks", type=int, nargs="+", help="only these ranks")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--table", type=Path, help="write the table here, as Markdown")
     parser.add_argument("--picture", type=Path, help="write speed-ups against the ratio of MACs here")
     args = parser.parse_args()
     logging.disable(logging.INFO)
@@ -61,12 +65,14 @@ def main() -> int:
     print(f"{deployment.machine(device)}, batch {args.batch}, {args.dtype}, torch {torch.__version__}")
     rows, slow = [], 0
     for arch, rank, rates, aim in points(args):
-        row, ratio = measure(arch, rank, rates, args, device)
+        row, ratio, like = measure(arch, rank, rates, args, device)
         verdict = "" if aim is None else "met" if ratio >= (aim if aim != 1 else NOISE) else "MISSED"
-        slow += verdict == "MISSED" or ratio < NOISE
+        slow += verdict == "MISSED" or min(ratio, like) < NOISE
         rows.append(row | {"aim": "" if aim is None else f"{aim:g}", "verdict": verdict})
         print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
     report.print_table(rows, f"batch {args.batch}, {args.dtype}" + ", compiled" * args.compile)
+    if args.table:
+        report.write_table(args.table, rows)
     if args.picture:
         draw(rows, args.picture)
     return int(slow > 0)
@@ -82,37 +88,41 @@ def points(args) -> list[tuple]:
     return [one for one in kept if args.ranks is None or one[1] in args.ranks]
 
 
-def measure(arch: str, rank: int, rates: str | None, args, device: torch.device) -> tuple[dict, float]:
-    """A row of the table, and how many times as fast the deployed network is as the deployed dense one."""
+def measure(arch: str, rank: int, rates: str | None, args, device: torch.device) -> tuple[dict, float, float]:
+    """A row of the table, and how many times as fast the deployed network is as the dense one folded, and deployed."""
     torch.manual_seed(0)
     dtype = getattr(torch, args.dtype)
     dense, small = (norton.build(arch, *what).eval().to(device, dtype) for what in ((), (rank, rates)))
     costs = [norton.complexity(net).macs for net in (dense, small)]
     x = torch.randn(args.batch, *dense.input_size, device=device, dtype=dtype)
-    best_dense = norton.deploy(dense, x)
+    dense_deployed = norton.deploy(dense, x)
     start = time.perf_counter()
     deployed = norton.deploy(small, x)
     seconds = time.perf_counter() - start
-    choice = deployed.deployment
-    nets: dict[str, nn.Module] = {"dense, eager": dense, "eager": small, "dense": best_dense, "deployed": deployed}
+    nets: dict[str, nn.Module] = {"eager": small, "deployed": deployed, "dense, deployed": dense_deployed}
+    nets |= {"contiguous": deployment.fold(dense), "channels-last": deployment.fold(dense).to(**CHANNELS_LAST)}
     if args.compile:
-        nets |= {"dense": compiled(best_dense, x), "deployed": compiled(deployed, x)}
-    times = latencies(nets, x, repeats=args.repeats)
-    ratio = times["dense"].milliseconds / times["deployed"].milliseconds
-    forms = {form: list(choice.forms.values()).count(form) for form in dict.fromkeys(choice.forms.values())}
+        nets |= {
+            name: compiled(nets[name], x) for name in ("contiguous", "channels-last", "dense, deployed", "deployed")
+        }
+    times = {name: time.milliseconds for name, time in latencies(nets, x, repeats=args.repeats).items()}
+    times["dense, folded"] = min(times.pop("contiguous"), times.pop("channels-last"))
+    ratio, like = (times[baseline] / times["deployed"] for baseline in ("dense, folded", "dense, deployed"))
+    counts = deployed.deployment.counts()
     row = {
         "network": arch,
         "rank": rank,
         "rates": rates or "-",
         "times fewer MACs": f"{costs[0] / costs[1]:.2f}",
-        **{f"{name}, ms": f"{time.milliseconds:.1f}" for name, time in times.items()},
-        "eager, times as fast": f"{times['dense'].milliseconds / times['eager'].milliseconds:.2f}",
+        **{f"{name}, ms": f"{times[name]:.1f}" for name in TIMED},
+        "eager, times as fast": f"{times['dense, folded'] / times['eager']:.2f}",
         "deployed, times as fast": f"{ratio:.2f}",
-        "forms": ", ".join(f"{count} {form}" for form, count in forms.items()),
+        "as dense deployed": f"{like:.2f}",
+        "forms": ", ".join(f"{count} {form}" for form, count in counts.items()),
         "tuned in s": f"{seconds:.0f}",
     }
     gc.collect()
-    return row, ratio
+    return row, ratio, like
 
 
 def draw(rows: list[dict], path: Path) -> None:

@@ -1,9 +1,9 @@
 """Networks for inference: the same function, in the form that is fastest on this machine for this input.
 
 BatchNorm is folded into the layer before it, each decomposed layer takes one of its exact forms (`norton.forms`), and
-the memory format is chosen.  What is fastest is measured: each form of each layer alone, then in the whole network,
-where neighbouring choices are tried too, since a layer alone does not tell what it costs those around it.  The dense
-form of all layers is always among what is tried.
+the memory format is chosen; in channels-last on a CPU, weights are packed (`norton.packing`).  What is fastest is
+measured: each form of each layer alone, then in the whole network, where neighbouring choices are tried too, since a
+layer alone does not tell what it costs those around it.  The dense form of all layers is always among what is tried.
 """
 
 import copy
@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -28,12 +27,14 @@ from norton.decomposition.methods import is_decomposed
 from norton.errors import InputError, Remark
 from norton.files import write_json
 from norton.forms import DENSE, forms, scale_outputs_
-from norton.latency import Batch, latencies, timed
+from norton.latency import Batch, keep_freed_memory, latencies, timed
+from norton.packing import join_relus_, pack_
 from norton.tracing import trace
 
 WAYS = ("deployed", "eager")  # to time networks
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # of outputs, relative; 5% in half precision
-_SECONDS = 0.03  # for which a layer is timed in each form, at least
+_SECONDS = 0.03  # for which a layer is timed in each form
+_TURNS = 20  # at most
 _HOPELESS = 2  # forms that take so many times the best one are not timed further
 _NEAR = 1.3  # times the best form of a layer alone: what is tried in the whole network too
 _TRIALS = 8  # of such, at most
@@ -46,8 +47,8 @@ class Deployment:
     """What was chosen for a network, with the times it came from.
 
     forms: decomposed layer → form.  channels_last: the memory format.  layers: decomposed layer → `form, format` →
-    milliseconds, alone.  networks: what was tried → milliseconds of the whole network, `chosen` and `dense` last, in
-    turns.  network, example, machine, torch: what that is true of.
+    milliseconds, alone, the least of several.  networks: what was tried → milliseconds of the whole network, the lower
+    quartile, `chosen` and `dense` last; all in turns.  network, example, machine, torch: what that is true of.
     """
 
     forms: dict[str, str]
@@ -120,7 +121,7 @@ def deploy(
     choice: of a network deployed before (its `.deployment`, or the file that was saved to), taken as it is; by default
     it is measured here, `repeats` times in the whole network.  compile: by `torch.compile`, which takes minutes for
     large networks.  The result has its `Deployment` as `.deployment`; batches may have other sizes, for which it need
-    not be the fastest choice.
+    not be the fastest choice.  On a CPU the process keeps memory that it frees from then on (`keep_freed_memory`).
 
     A network in training mode is deployed as for evaluation, with a warning.  Raises InputError for an example that the
     network does not take, a network that torch.fx cannot trace, outputs that differ by more than rounding, and a choice
@@ -129,6 +130,7 @@ def deploy(
     if net.training:
         warnings.warn("the network is in training mode; deployed as for evaluation", Remark, stacklevel=2)
     wanted = check_example(net, example)
+    keep_freed_memory()
     folded = fold(net)
     known = identity(folded, example)
     if choice is None:
@@ -276,7 +278,7 @@ def assemble(folded: fx.GraphModule, chosen: Mapping[str, str], channels_last: b
                 laid = net.graph.call_method("contiguous", (node,), {"memory_format": torch.channels_last})
             node.replace_all_uses_with(laid, delete_user_cb=lambda user, laid=laid: user is not laid)
         net.to(memory_format=torch.channels_last)
-        net.recompile()
+        net = join_relus_(pack_(net))
     return net
 
 
@@ -354,19 +356,24 @@ class _Search:
         )
 
     def _time_forms(self, candidates: Mapping[str, nn.Module], shape: tuple[int, ...]) -> dict[tuple[str, bool], float]:
-        """(form, channels-last) → milliseconds; hopeless ones are timed once."""
-        found: dict[tuple[str, bool], float] = {}
+        """(form, channels-last) → milliseconds, the least of several turns, for what disturbs only adds; hopeless forms
+        have few turns.
+        """
         x = torch.randn(shape, device=self.example.device).to(self.example.dtype)
+        calls = {}
         for channels_last in self.formats:
             layout = torch.channels_last if channels_last and x.ndim == 4 else torch.contiguous_format
-            x = x.contiguous(memory_format=layout)
-            for name, form in reversed(candidates.items()):  # dense first: what others are to beat
-                form = form.to(memory_format=layout)
-                timed(form, x)  # what only the first pass makes does not count
-                found[name, channels_last] = 1000 * timed(form, x)
-                if found[name, channels_last] <= _HOPELESS * min(found.values()):
-                    found[name, channels_last] = _milliseconds(form, x)
-        return found
+            for name, form in candidates.items():
+                form = copy.deepcopy(form).to(memory_format=layout)
+                calls[name, channels_last] = pack_(form) if channels_last else form, x.contiguous(memory_format=layout)
+        for call in calls.values():
+            timed(*call)  # what only the first pass makes does not count
+        found = {key: min(timed(*call) for _ in range(2)) for key, call in calls.items()}
+        near = [key for key in calls if found[key] <= _HOPELESS * min(found.values())]
+        for _ in range(min(_TURNS, 1 + int(_SECONDS / min(found.values())))):
+            for key in near:
+                found[key] = min(found[key], timed(*calls[key]))
+        return {key: 1000 * seconds for key, seconds in found.items()}
 
     def _ranked(self, key: tuple, channels_last: bool) -> list[str]:
         own = {form: ms for (form, last), ms in self.alone[key].items() if last == channels_last}
@@ -405,16 +412,10 @@ class _Search:
     def _compare(
         self, tried: Mapping[str, tuple[Mapping[tuple, str], bool]], repeats: int | None = None
     ) -> dict[str, float]:
+        """Name → milliseconds of the whole network, the lower quartile: what disturbs only adds."""
         nets = {name: assemble(self.folded, self._by_layer(of), last) for name, (of, last) in tried.items()}
         times = latencies(nets, self.example, repeats=repeats or self.repeats)
-        return {name: time.milliseconds for name, time in times.items()}
-
-
-def _milliseconds(layer: nn.Module, x: Tensor) -> float:
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < _SECONDS:
-        times.append(timed(layer, x))
-    return 1000 * median(times)
+        return {name: time.quartiles[0] for name, time in times.items()}
 
 
 def input_shapes(net: fx.GraphModule, example: Tensor, layers: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:

@@ -1,8 +1,11 @@
 """How long networks take and how much memory, measured side by side so that noise of the machine hits all of them."""
 
 import copy
+import ctypes
+import functools
 import json
 import os
+import platform
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from norton.decomposition.cp import CPConv2d, Form, set_form_
 
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of malloc.h
 HOPELESS = 3  # more than the noise of a busy machine
 Batch = Tensor | Sequence[Tensor]  # images of one size, or of several, as detectors take them
 
@@ -39,6 +43,7 @@ def latencies(nets: Mapping[str, nn.Module], *batches: Batch, repeats: int = 7) 
     with decomposed layers that is not deployed is timed in each of its forms, and the fastest one counts; a form that
     is `HOPELESS` times slower than another at the first repeat is not timed further.
     """
+    keep_freed_memory()
     device = batches[0][0].device
     candidates: dict[tuple[str, str], nn.Module] = {}
     for name, net in nets.items():
@@ -55,6 +60,20 @@ def latencies(nets: Mapping[str, nn.Module], *batches: Batch, repeats: int = 7) 
             candidates = {key: net for key, net in candidates.items() if times[key][0] < HOPELESS * fastest[key[0]]}
     found = {key: Latency(median(times[key]), key[1], _quartiles(times[key])) for key in candidates}
     return {name: min(found[name, form] for form in forms(net) if (name, form) in found) for name, net in nets.items()}
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, instead of giving it back and asking for it again.
+
+    glibc gives large blocks back to the system at once, so that each pass of a network waits for fresh pages: a third
+    of its time for networks of small layers, more or less by chance.  Serving processes run with another allocator or
+    with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1, which this sets (mallopt(3)).  Elsewhere nothing happens.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_TRIM_THRESHOLD, -1)
+        libc.mallopt(_MMAP_MAX, 0)
 
 
 def forms(net: nn.Module) -> tuple[str, ...]:

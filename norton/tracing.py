@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from norton.decomposition.methods import is_decomposed
 from norton.errors import InputError
+from norton.packing import PackedConv2d
 from norton.wiring import Channels, Wiring
 
 Example = Tensor | Sequence[int]
@@ -142,13 +143,13 @@ BATCH_NORMS = (
 
 
 class _Tracer(fx.Tracer):
-    """fx's tracer, with decomposed layers as leaves; `where`: the module in which it failed."""
+    """fx's tracer, with decomposed and packed layers as leaves; `where`: the module in which it failed."""
 
     where: str | None = None
     proxy_buffer_attributes = True  # what is computed of a buffer is recorded, rather than a constant
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return is_decomposed(module) or super().is_leaf_module(module, name)
+        return is_decomposed(module) or isinstance(module, PackedConv2d) or super().is_leaf_module(module, name)
 
     def call_module(self, module: nn.Module, *args, **kwargs):
         try:
