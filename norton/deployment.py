@@ -34,7 +34,7 @@ from norton.tracing import trace
 WAYS = ("deployed", "eager")  # to time networks
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # of outputs, relative; 5% in half precision
 _SECONDS = 0.03  # for which a layer is timed in each form
-_TURNS = 20  # at most
+_TURNS = 40  # at most
 _HOPELESS = 2  # forms that take so many times the best one are not timed further
 _NEAR = 1.3  # times the best form of a layer alone: what is tried in the whole network too
 _TRIALS = 8  # of such, at most
@@ -328,6 +328,7 @@ class _Search:
             best = {key: self._ranked(key, channels_last)[0] for key in self.groups}
             starts[f"best alone, {_format(channels_last)}"] = best, channels_last
             starts[f"{DENSE}, {_format(channels_last)}"] = dict.fromkeys(self.groups, DENSE), channels_last
+        starts |= self._uniform()
         task = self.bar.add_task("time networks", total=2 + _TRIALS)
         times = self._compare(starts)
         self.bar.advance(task)
@@ -374,6 +375,24 @@ class _Search:
             for key in near:
                 found[key] = min(found[key], timed(*calls[key]))
         return {key: 1000 * seconds for key, seconds in found.items()}
+
+    def _uniform(self) -> dict[str, tuple[dict[tuple, str], bool]]:
+        """Name → one form for all layers that have it, in the format in which the layers alone are faster.
+
+        Such a choice does not hang on whether each layer was timed undisturbed.
+        """
+        sums = {
+            last: sum(self.alone[key][self._ranked(key, last)[0], last] for key in self.groups) for last in self.formats
+        }
+        last = min(sums, key=sums.get)
+        names = dict.fromkeys(name for key in self.groups for name, _ in self.alone[key] if name != DENSE)
+        return {
+            f"{name}, {_format(last)}": (
+                {key: name if (name, last) in self.alone[key] else DENSE for key in self.groups},
+                last,
+            )
+            for name in names
+        }
 
     def _ranked(self, key: tuple, channels_last: bool) -> list[str]:
         own = {form: ms for (form, last), ms in self.alone[key].items() if last == channels_last}
