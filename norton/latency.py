@@ -39,9 +39,10 @@ class Latency(NamedTuple):
 def latencies(nets: Mapping[str, nn.Module], *batches: Batch, repeats: int = 7) -> dict[str, Latency]:
     """Name → latency of each network on the batches' device; the networks take turns.
 
-    Every network sees every batch once to warm up, and then one batch per repeat, all networks the same.  A network
-    with decomposed layers that is not deployed is timed in each of its forms, and the fastest one counts; a form that
-    is `HOPELESS` times slower than another at the first repeat is not timed further.
+    Every network sees every batch once to warm up, and then one batch per repeat, all networks the same: twice in a
+    row, of which the second pass counts, as for a network that runs alone.  A network with decomposed layers that is
+    not deployed is timed in each of its forms, and the fastest one counts; a form that is `HOPELESS` times slower than
+    another at the first repeat is not timed further.
     """
     keep_freed_memory()
     device = batches[0][0].device
@@ -52,9 +53,10 @@ def latencies(nets: Mapping[str, nn.Module], *batches: Batch, repeats: int = 7) 
     times = {key: [] for key in candidates}
     for turn in range(-len(batches), repeats):
         for key, net in candidates.items():
-            elapsed = timed(net, batches[turn % len(batches)])
+            batch = batches[turn % len(batches)]
+            net(batch)  # so that the caches hold this network, not the one before
             if turn >= 0:
-                times[key].append(1000 * elapsed)
+                times[key].append(1000 * timed(net, batch))
         if turn == 0:
             fastest = {name: min(times[name, form][0] for form in forms(net)) for name, net in nets.items()}
             candidates = {key: net for key, net in candidates.items() if times[key][0] < HOPELESS * fastest[key[0]]}
