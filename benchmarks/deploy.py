@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("--archs", nargs="+", help="only these networks")
     parser.add_argument("--ranks", type=int, nargs="+", help="only these ranks")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--compile", action="store_true")

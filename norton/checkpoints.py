@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from norton import storage
 from norton.decomposition.methods import is_decomposed
-from norton.errors import InputError
+from norton.errors import InputError, first_line
 from norton.files import write_whole
 from norton.models import NETWORKS, build, dense_network
 from norton.models.foreign import check_told, is_path, tell
@@ -120,10 +120,10 @@ def read(path: str | Path) -> dict[str, Any]:
             content = {**content, "state_dict": storage.unpack(content["packed"])}
             del content["packed"]
     except pickle.UnpicklingError as error:
-        raise InputError(f"{path}: refused, because it holds code or is no checkpoint ({_first_line(error)})") from None
+        raise InputError(f"{path}: refused, because it holds code or is no checkpoint ({first_line(error)})") from None
     except (*UNREADABLE, lzma.LZMAError) as error:
         raise InputError(
-            f"{path}: not a whole checkpoint ({_first_line(error)}); it may be truncated, fetch or write it again"
+            f"{path}: not a whole checkpoint ({first_line(error)}); it may be truncated, fetch or write it again"
         ) from None
     if isinstance(content, Mapping) and content and all(isinstance(v, Tensor) for v in content.values()):
         content = {"state_dict": content}
@@ -196,7 +196,7 @@ def _from_plan(content: Mapping[str, Any], path, arch: str | None, net: nn.Modul
         try:
             return apply_plan_(dense, content["plan"])
         except (LookupError, AttributeError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
-            raise InputError(f"{path}: its plan does not fit the network ({_first_line(error)})") from None
+            raise InputError(f"{path}: its plan does not fit the network ({first_line(error)})") from None
 
 
 @contextmanager
@@ -308,8 +308,3 @@ def load_strictly_(net: nn.Module, state: Mapping[str, Tensor], path) -> None:
     if len({value.dtype for value in state.values() if value.is_floating_point()}) > 1:
         raise InputError(f"{path}: mixes precisions; convert all of its tensors to one")
     net.load_state_dict(dict(state), strict=True, assign=True)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__

@@ -24,9 +24,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
 from norton.decomposition.methods import is_decomposed
-from norton.errors import InputError, Remark
+from norton.errors import InputError, Remark, first_line
 from norton.files import write_json
-from norton.forms import DENSE, forms, scale_outputs_
+from norton.forms import DENSE, FUSED, forms, scale_outputs_
 from norton.latency import Batch, keep_freed_memory, latencies, timed
 from norton.packing import join_relus_, pack_
 from norton.tracing import trace
@@ -293,8 +293,7 @@ def compiled(net: nn.Module, example: Tensor) -> nn.Module:
     try:
         fast(example)
     except Exception as error:  # whatever its back end and the compiler below it raise
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"torch.compile does not work here ({reason}); deploy without compile") from error
+        raise InputError(f"torch.compile does not work here ({first_line(error)}); deploy without compile") from error
     return fast
 
 
@@ -367,8 +366,14 @@ class _Search:
             for name, form in candidates.items():
                 form = copy.deepcopy(form).to(memory_format=layout)
                 calls[name, channels_last] = pack_(form) if channels_last else form, x.contiguous(memory_format=layout)
-        for call in calls.values():
-            timed(*call)  # what only the first pass makes does not count
+        for key in list(calls):  # what only the first pass makes does not count
+            try:
+                timed(*calls[key])
+            except Exception as error:  # whatever triton and the compiler below it raise on a GPU that we have not seen
+                if key[0] != FUSED:
+                    raise
+                warnings.warn(f"{FUSED} is left out, it fails here: {first_line(error)}", Remark, stacklevel=2)
+                del calls[key]
         found = {key: min(timed(*call) for _ in range(2)) for key, call in calls.items()}
         near = [key for key in calls if found[key] <= _HOPELESS * min(found.values())]
         for _ in range(min(_TURNS, 1 + int(_SECONDS / min(found.values())))):
@@ -468,9 +473,8 @@ def check_example(net: nn.Module, example: Tensor) -> Any:
     try:
         return copy.deepcopy(net).eval()(example)
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"{type(net).__name__} does not take an example of shape {tuple(example.shape)}: {reason}"
+            f"{type(net).__name__} does not take an example of shape {tuple(example.shape)}: {first_line(error)}"
         ) from None
 
 

@@ -8,5 +8,11 @@ class InputError(ValueError):
     """
 
 
+def first_line(error: Exception | str) -> str:
+    """What an error says, in one line: its first that is not empty, at most 160 characters; else the error's name."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:160] if lines else type(error).__name__
+
+
 class Remark(UserWarning):
     """What a user should know of how a result came about, which is no error."""

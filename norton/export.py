@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from norton.errors import InputError, Remark
+from norton.errors import InputError, Remark, first_line
 from norton.files import write_whole
 
 TOLERANCE = 1e-4  # relative difference of outputs, in float32
@@ -365,8 +365,7 @@ def _reason(error: Exception) -> str:
 
 
 def _first_line(error: Exception | str) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].partition(" For more information")[0].rstrip(".;:!") if lines else type(error).__name__
+    return first_line(error).partition(" For more information")[0].rstrip(".;:!")
 
 
 def _described(images: object) -> str:

@@ -16,7 +16,7 @@ from norton.decomposition.cp import CPConv2d
 from norton.decomposition.layers import _joint_padding, as_dense
 from norton.decomposition.methods import is_decomposed
 
-DENSE = "dense"
+DENSE, FUSED = "dense", "fused"
 _TRITON = torch.version.cuda is not None and importlib.util.find_spec("triton") is not None
 _FILTER_BLOCK = 64  # the most filters that a program of `norton.kernels` takes
 
@@ -101,7 +101,7 @@ def _of_cp(layer: CPConv2d, dense: nn.Conv2d) -> dict[str, nn.Module]:
         found = {name: nn.Sequential(*form) for name, form in found.items()}
     else:
         found["grouped"] = nn.Sequential(pointwise, grouped)
-    return found | ({"fused": FusedCP(pointwise, grouped, layer)} if _fusible(layer) else {})
+    return found | ({FUSED: FusedCP(pointwise, grouped, layer)} if _fusible(layer) else {})
 
 
 def _fusible(layer: CPConv2d) -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from norton.decomposition.methods import is_decomposed
-from norton.errors import InputError
+from norton.errors import InputError, first_line
 from norton.packing import PackedConv2d
 from norton.wiring import Channels, Wiring
 
@@ -122,7 +122,7 @@ def on_meta(net: nn.Module) -> nn.Module:
             raise
         raise InputError(
             f"{computed[0]} is computed from other tensors, so that torch cannot copy the network "
-            f"({_first_line(error)[:60]}...); use torch.nn.utils.parametrizations, or make it a parameter (for "
+            f"({first_line(error)[:60]}...); use torch.nn.utils.parametrizations, or make it a parameter (for "
             "torch.nn.utils.weight_norm: torch.nn.utils.remove_weight_norm)"
         ) from None
 
@@ -174,7 +174,7 @@ def trace(net: nn.Module) -> fx.Graph:
         layer = f"layer {tracer.where}, " if tracer.where else ""
         mode = "" if net.training else " in evaluation mode"
         raise InputError(
-            f"{type(net).__name__} cannot be traced{mode}: {layer}{place}: {_first_line(error)}; make its forward pass "
+            f"{type(net).__name__} cannot be traced{mode}: {layer}{place}: {first_line(error)}; make its forward pass "
             f"free of decisions about values and assignments into tensors, {HOW_TO_DECLARE}"
         ) from None
 
@@ -222,18 +222,13 @@ def _run_at_some_size(net: nn.Module, candidates: Sequence[tuple[int, ...]]) -> 
         except Exception as error:  # whatever the network's own code raises
             failed = getattr(runner, "failed", None)
             place = _place(failed) if isinstance(failed, fx.Node) else _line_of(error)
-            problems.append(f"{f' at {place}' if place else ''}: {_first_line(error)}")
+            problems.append(f"{f' at {place}' if place else ''}: {first_line(error)}")
     tried = ", ".join("×".join(map(str, size)) for size in candidates)
     decided = "" if isinstance(net, fx.GraphModule) else ", make its forward pass free of decisions about values"
     raise InputError(
         f"{net._get_name()} takes no input of size {tried}; it fails{problems[0]}; pass example=, an input or its "
         f"size (channels, height, width){decided}, {HOW_TO_DECLARE}"
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__
 
 
 def _place(node: fx.Node) -> str:

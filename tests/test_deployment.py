@@ -18,7 +18,7 @@ from norton.decomposition.layers import as_dense
 from norton.decomposition.methods import is_decomposed
 from norton.deployment import assemble, decomposed_layers, deploy_alike, fold, identity
 from norton.errors import Remark
-from norton.forms import DENSE, SumOfTerms, forms
+from norton.forms import DENSE, FUSED, SumOfTerms, forms
 from norton.latency import Latency, latencies
 from norton.packing import PackedConv2d
 
@@ -240,6 +240,22 @@ def test_one_form_for_all_is_tried(small, times):
     times({"depthwise": 9.0, "grouped": 5.0, DENSE: 1.0}, lambda deployed: 10 - convolutions(deployed))
     chosen = deploy(net, x).deployment
     assert set(chosen.forms.values()) == {"depthwise"} and chosen.networks["chosen"] == 4
+
+
+def test_a_kernel_that_fails_on_this_gpu_is_left_out(small, monkeypatch):
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("no such instruction\nand a long trace")
+
+    made = deployment.forms
+    with_broken = lambda name: lambda layer: {name: Broken()} | made(layer)  # noqa: E731
+    net, x = norton.decompose(small, 2, starts=1, iterations=2), torch.randn(2, 3, 8, 8)
+    monkeypatch.setattr(deployment, "forms", with_broken(FUSED))
+    with pytest.warns(Remark, match="fused is left out, it fails here: no such instruction$"):
+        close(deploy(net, x, repeats=1)(x), net(x))
+    monkeypatch.setattr(deployment, "forms", with_broken("merged"))
+    with pytest.raises(RuntimeError):  # which would be a mistake of ours
+        deploy(net, x, repeats=1)
 
 
 def test_a_choice_is_kept_and_applied_again(small, tmp_path, monkeypatch):

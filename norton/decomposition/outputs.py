@@ -30,7 +30,7 @@ from norton.decomposition.cp import in_form, set_form_
 from norton.decomposition.layers import as_dense
 from norton.decomposition.methods import is_decomposed
 from norton.decomposition.metric import Metric
-from norton.errors import InputError, Remark
+from norton.errors import InputError, Remark, first_line
 from norton.moments import Moments, gather, output_rows, positions_of
 from norton.tracing import stated_size
 from norton.walk import Walk
@@ -348,8 +348,8 @@ def _held_per_image(walk: Walk, net: nn.Module) -> float:
         return walk.held_per_image()
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         size = "×".join(map(str, walk.batches[0].shape[1:]))
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{type(net).__name__} does not take calibration images of {size}: {reason}") from None
+        said = f"{type(net).__name__} does not take calibration images of {size}: {first_line(error)}"
+        raise InputError(said) from None
 
 
 def _without_bias(layer: nn.Module, y: Tensor, filters: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from norton.decomposition.cp import set_form_
 from norton.decomposition.methods import is_decomposed
-from norton.errors import InputError
+from norton.errors import InputError, first_line
 
 
 def soft_target_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -105,7 +105,7 @@ class Frozen:
             logits, features = self(images)
         except (RuntimeError, ValueError) as error:
             size = tuple(images.shape[1:])
-            raise InputError(f"the {who} takes no images of size {size}: {str(error).splitlines()[0]}") from None
+            raise InputError(f"the {who} takes no images of size {size}: {first_line(error)}") from None
         if not isinstance(logits, Tensor) or logits.dim() != 2:
             raise InputError(f"the {who} gives no logits (N, classes), of which distillation makes soft targets")
         if self.layer is not None and (
