@@ -22,7 +22,7 @@ _FILTER_BLOCK = 64  # the most filters that a program of `norton.kernels` takes
 
 
 class SumOfTerms(nn.Sequential):
-    """Layers whose output holds `terms` terms of each filter, channel r·O + o, which are added up.
+    """Layers whose output holds `terms` terms (two or more) of each filter, channel r·O + o, which are added up.
 
     Its last layer carries the bias, in the first term.
     """
@@ -32,7 +32,11 @@ class SumOfTerms(nn.Sequential):
         self.terms = terms
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).unflatten(1, (self.terms, -1)).sum(1)
+        first, second, *others = super().forward(x).chunk(self.terms, 1)
+        total = first + second  # a sum over an axis in between would be slow, and leave channels-last
+        for term in others:
+            total += term
+        return total
 
 
 class FusedCP(nn.Sequential):
