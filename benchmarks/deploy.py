@@ -82,7 +82,7 @@ def points(args) -> list[tuple]:
     found = POINTS
     if args.rows == "paper":
         with PAPER.open() as file:
-            rows = [row for row in csv.DictReader(file) if int(row["rank"])]
+            rows = [row for row in csv.DictReader(file) if row["rank"].strip("0")]
         found = [(row["arch"], int(row["rank"]), row["compress_rate"], None) for row in rows]
     kept = [one for one in found if args.archs is None or one[0] in args.archs]
     return [one for one in kept if args.ranks is None or one[1] in args.ranks]
