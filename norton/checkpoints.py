@@ -40,8 +40,14 @@ def save(
     compress: a smaller file, without loss, and much smaller after `norton.share_weights`; it takes up to a second per
     million weights.
     A network from elsewhere than `norton.build` can be saved too; `load` then needs its dense form, and a warning says
-    so.  Of one that `norton.build` made by the path of a constructor the file holds the path.
+    so.  Of one that `norton.build` made by the path of a constructor the file holds the path.  Raises InputError for a
+    deployed network, which `load` could not rebuild.
     """
+    if hasattr(net, "deployment"):
+        raise InputError(
+            f"{path}: the network is a deployed one; save the network it was made of, and its choice with "
+            ".deployment.save(FILE) for norton.deploy(net, example, choice=FILE), or use norton.export.to_program"
+        )
     arch = getattr(net, "arch", None)
     if not (isinstance(arch, str) and (arch in NETWORKS or is_path(arch))):
         warnings.warn(

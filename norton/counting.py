@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass
 
 import thop
 import torch
+from thop.vision.basic_hooks import count_convNd
 from torch import nn
 
 from norton.decomposition.cp import set_form_
 from norton.decomposition.methods import is_decomposed
 from norton.errors import InputError
+from norton.packing import PackedConv2d
 from norton.registry import Registry
 from norton.tracing import stated_size
 
@@ -103,7 +105,8 @@ def _conv(layer: nn.Conv2d, x: torch.Tensor, y: torch.Tensor) -> int:
 
 
 def _conv_and_bias(layer: nn.Conv2d, x: torch.Tensor, y: torch.Tensor) -> int:
-    return _conv(layer, x, y) + (y.numel() if layer.bias is not None else 0)
+    """With the ReLU that a packed convolution computes."""
+    return _conv(layer, x, y) + y.numel() * ((layer.bias is not None) + getattr(layer, "relu", False))
 
 
 def _linear(layer: nn.Linear, x: torch.Tensor, y: torch.Tensor) -> int:
@@ -113,13 +116,16 @@ def _linear(layer: nn.Linear, x: torch.Tensor, y: torch.Tensor) -> int:
 _POOLINGS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
-CONVENTIONS.register("thop")({})
+_CONVS = (nn.Conv2d, PackedConv2d)  # thop goes by exact types
+
+CONVENTIONS.register("thop")({PackedConv2d: count_convNd})
 CONVENTIONS.register("macs")(
-    {nn.Conv2d: _hook(_conv), nn.Linear: _hook(_linear)}
+    dict.fromkeys(_CONVS, _hook(_conv))
+    | {nn.Linear: _hook(_linear)}
     | dict.fromkeys((*_NORMS, *_POOLINGS, nn.ReLU), _hook(lambda layer, x, y: 0))
 )
 CONVENTIONS.register("norton")(
-    {nn.Conv2d: _hook(_conv_and_bias)}
+    dict.fromkeys(_CONVS, _hook(_conv_and_bias))
     # the addition of a linear layer's bias counts once per output feature, whatever the number of rows
     | {nn.Linear: _hook(lambda layer, x, y: _linear(layer, x, y) + layer.out_features * (layer.bias is not None))}
     | dict.fromkeys(_NORMS, _hook(lambda layer, x, y: 2 * y.numel()))

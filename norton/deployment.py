@@ -13,22 +13,24 @@ import operator
 import platform
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import torch
 from rich.progress import Progress, track
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized
 from torchvision.ops import FrozenBatchNorm2d
 
+import norton
 from norton.decomposition.methods import is_decomposed
 from norton.errors import InputError, Remark, first_line
 from norton.files import write_json
 from norton.forms import DENSE, FUSED, forms, scale_outputs_
 from norton.latency import Batch, keep_freed_memory, latencies, timed
-from norton.packing import join_relus_, pack_
+from norton.packing import PackedConv2d, join_relus_, pack_
 from norton.tracing import trace
 
 WAYS = ("deployed", "eager")  # to time networks
@@ -48,7 +50,7 @@ class Deployment:
 
     forms: decomposed layer → form.  channels_last: the memory format.  layers: decomposed layer → `form, format` →
     milliseconds, alone, the least of several.  networks: what was tried → milliseconds of the whole network, the lower
-    quartile, `chosen` and `dense` last; all in turns.  network, example, machine, torch: what that is true of.
+    quartile, `chosen` and `dense` last; all in turns.  network, example, machine, torch, norton: what that is true of.
     """
 
     forms: dict[str, str]
@@ -59,6 +61,7 @@ class Deployment:
     example: str
     machine: str
     torch: str
+    norton: str
 
     def save(self, path: str | Path) -> Path:
         """Write it as JSON."""
@@ -68,9 +71,13 @@ class Deployment:
     def load(cls, path: str | Path) -> "Deployment":
         """Read what `save` wrote.  Raises InputError for any other file."""
         try:
-            return cls(**json.loads(Path(path).read_text()))
+            found = cls(**json.loads(Path(path).read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path} is no saved deployment ({error}); Deployment.save writes them") from None
+        for field in fields(cls):
+            if not isinstance(getattr(found, field.name), get_origin(field.type) or field.type):
+                raise InputError(f"{path} is no saved deployment ({field.name}); Deployment.save writes them")
+        return found
 
     def rows(self) -> list[dict[str, Any]]:
         """A row per decomposed layer."""
@@ -106,7 +113,7 @@ class Deployment:
         return text + ("; no form of the decomposed layers beats their dense one here" if counts else "")
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode, whose tensors can neither be converted nor loaded into
 def deploy(
     net: nn.Module,
     example: Tensor,
@@ -120,8 +127,9 @@ def deploy(
 
     choice: of a network deployed before (its `.deployment`, or the file that was saved to), taken as it is; by default
     it is measured here, `repeats` times in the whole network.  compile: by `torch.compile`, which takes minutes for
-    large networks.  The result has its `Deployment` as `.deployment`; batches may have other sizes, for which it need
-    not be the fastest choice.  On a CPU the process keeps memory that it frees from then on (`keep_freed_memory`).
+    large networks, for use under torch.inference_mode.  The result has its `Deployment` as `.deployment`; batches may
+    have other sizes, for which it need not be the fastest choice.  On a CPU the process keeps memory that it frees from
+    then on (`keep_freed_memory`), and the weights are held twice (`norton.packing`, also for what is not a number).
 
     A network in training mode is deployed as for evaluation, with a warning.  Raises InputError for an example that the
     network does not take, a network that torch.fx cannot trace, outputs that differ by more than rounding, and a choice
@@ -129,18 +137,23 @@ def deploy(
     """
     if net.training:
         warnings.warn("the network is in training mode; deployed as for evaluation", Remark, stacklevel=2)
-    wanted = check_example(net, example)
-    keep_freed_memory()
+    wanted = [(example, check_example(net, example))]
+    noise = torch.randn_like(example)  # for what is wrong in a folded layer may not show in an example of zeros
+    wanted.append((noise, check_example(net, noise)))
+    if example.device.type == "cpu":
+        keep_freed_memory()
     folded = fold(net)
+    check_traced(folded, example)
     known = identity(folded, example)
     if choice is None:
-        with Progress(transient=True, disable=not progress) as bar:
+        with Progress(transient=True, disable=not progress) as bar, torch.inference_mode():
             choice = _Search(folded, example, repeats, bar).choose(known)
     else:
         choice = choice if isinstance(choice, Deployment) else Deployment.load(choice)
-        check_choice(choice, known)
+        check_choice(choice, known, folded)
     deployed = assemble(folded, choice.forms, choice.channels_last)
-    check_outputs(deployed(example), wanted, example.dtype)
+    for images, outputs in wanted:
+        check_outputs(deployed(images), outputs, example.dtype)
     for name in _KEPT:
         if hasattr(net, name):
             setattr(deployed, name, getattr(net, name))
@@ -214,13 +227,13 @@ def fold(net: nn.Module) -> fx.GraphModule:
             node.target = "reshape"  # which channels-last images need
         if node.op != "call_module":
             continue
-        layer, before = folded.get_submodule(node.target), node.args[0]
+        layer, before = folded.get_submodule(node.target), node.all_input_nodes[0]
         if isinstance(layer, nn.Identity | nn.modules.dropout._DropoutNd):
             _skip_(graph, node)
-        elif _is_norm(layer) and isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1:
+        elif _is_norm(layer) and before.op == "call_module" and len(before.users) == 1:
             writer = folded.get_submodule(before.target)
             alone = all(sum(call is one for call in calls) == 1 for one in (writer, layer))
-            if alone and _folds_into(layer, writer):
+            if alone and _folds_into(layer, writer) and not _bound(folded, writer):
                 scale_outputs_(writer, *_affine(layer))
                 _skip_(graph, node)
     graph.lint()
@@ -243,12 +256,25 @@ def _is_norm(layer: nn.Module) -> bool:
 
 
 def _folds_into(norm: nn.Module, writer: nn.Module) -> bool:
-    """Whether a BatchNorm scales the outputs of a layer: those of a linear layer only where they are (N, O)."""
-    if isinstance(writer, nn.Conv2d) or (is_decomposed(writer) and writer.composed_weight().ndim == 4):
+    """Whether a BatchNorm scales the outputs of a layer, as far as types tell."""
+    if type(writer) in (nn.Conv2d, PackedConv2d):
+        return isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm) and not getattr(writer, "relu", False)
+    if is_decomposed(writer) and writer.composed_weight().ndim == 4:
         return isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
-    return (
-        isinstance(writer, nn.Linear) and isinstance(norm, nn.BatchNorm1d) and norm.num_features == writer.out_features
-    )
+    return type(writer) is nn.Linear and isinstance(norm, nn.BatchNorm1d)
+
+
+def _bound(net: fx.GraphModule, layer: nn.Module) -> bool:
+    """Whether something else computes or uses a layer's weights, so that they cannot be scaled."""
+    own = {id(parameter) for parameter in layer.parameters()}
+    others = [id(p) for module in net.modules() for p in module._parameters.values() if p is not None and id(p) in own]
+    read = {id(_attribute(net, node.target)) for node in net.graph.find_nodes(op="get_attr")}
+    hooks = any(part._forward_hooks or part._forward_pre_hooks for part in layer.modules())
+    return len(others) > len(own) or bool(own & read) or hooks or is_parametrized(layer)
+
+
+def _attribute(net: nn.Module, path: str) -> Any:
+    return operator.attrgetter(path)(net)
 
 
 def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -260,7 +286,7 @@ def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _skip_(graph: fx.Graph, node: fx.Node) -> None:
-    node.replace_all_uses_with(node.args[0])
+    node.replace_all_uses_with(node.all_input_nodes[0])
     graph.erase_node(node)
 
 
@@ -273,11 +299,13 @@ def assemble(folded: fx.GraphModule, chosen: Mapping[str, str], channels_last: b
         if layer in made:
             net.set_submodule(name, made[layer])
     if channels_last:
-        for node in [node for node in net.graph.nodes if node.op == "placeholder"]:
-            with net.graph.inserting_after(node):
-                laid = net.graph.call_method("contiguous", (node,), {"memory_format": torch.channels_last})
-            node.replace_all_uses_with(laid, delete_user_cb=lambda user, laid=laid: user is not laid)
-        net.to(memory_format=torch.channels_last)
+        images = next(node for node in net.graph.nodes if node.op == "placeholder")  # others have their defaults
+        with net.graph.inserting_after(images):
+            laid = net.graph.call_method("contiguous", (images,), {"memory_format": torch.channels_last})
+        images.replace_all_uses_with(laid, delete_user_cb=lambda user: user is not laid)
+        for parameter in net.parameters():  # 5-D ones have another format
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         net = join_relus_(pack_(net))
     return net
 
@@ -288,10 +316,14 @@ def decomposed_layers(net: fx.GraphModule) -> dict[str, nn.Module]:
 
 
 def compiled(net: nn.Module, example: Tensor) -> nn.Module:
-    """By torch.compile, once run.  Raises InputError where that does not work on this machine."""
+    """By torch.compile, once run under torch.inference_mode, for which it is: elsewhere torch compiles it anew.
+
+    Raises InputError where that does not work on this machine.
+    """
     fast = torch.compile(net)
     try:
-        fast(example)
+        with torch.inference_mode():
+            fast(example)
     except Exception as error:  # whatever its back end and the compiler below it raise
         raise InputError(f"torch.compile does not work here ({first_line(error)}); deploy without compile") from error
     return fast
@@ -322,10 +354,10 @@ class _Search:
     def choose(self, known: Mapping[str, str]) -> Deployment:
         for key, names in self.bar.track(self.groups.items(), description="time layers"):
             self.alone[key] = self._time_forms(forms(self.layers[names[0]]), key[-1])
-        starts = {}
+        starts: dict[str, tuple[Mapping[tuple, str], bool]] = {}
         for channels_last in self.formats:
-            best = {key: self._ranked(key, channels_last)[0] for key in self.groups}
-            starts[f"best alone, {_format(channels_last)}"] = best, channels_last
+            if best := {key: self._ranked(key, channels_last)[0] for key in self.groups}:
+                starts[f"best alone, {_format(channels_last)}"] = best, channels_last
             starts[f"{DENSE}, {_format(channels_last)}"] = dict.fromkeys(self.groups, DENSE), channels_last
         starts |= self._uniform()
         task = self.bar.add_task("time networks", total=2 + _TRIALS)
@@ -447,7 +479,8 @@ def input_shapes(net: fx.GraphModule, example: Tensor, layers: Mapping[str, nn.M
     found: dict[str, tuple[int, ...]] = {}
     hooks = [
         layer.register_forward_pre_hook(
-            lambda _, args, name=name: found.setdefault(name, tuple(args[0].shape)) and None
+            lambda _, args, named, name=name: found.setdefault(name, tuple([*args, *named.values()][0].shape)) and None,
+            with_kwargs=True,
         )
         for name, layer in layers.items()
     ]
@@ -470,9 +503,10 @@ def check_example(net: nn.Module, example: Tensor) -> Any:
             f"the example is {example.dtype} on {example.device}, the network {one.dtype} on {one.device}; "
             "give both the same with .to()"
         )
+    net = copy.deepcopy(net).eval()
     try:
-        return copy.deepcopy(net).eval()(example)
-    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+        return net(example)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         raise InputError(
             f"{type(net).__name__} does not take an example of shape {tuple(example.shape)}: {first_line(error)}"
         ) from None
@@ -482,12 +516,17 @@ def check_outputs(found: Any, wanted: Any, dtype: torch.dtype) -> None:
     """Raise InputError where outputs differ by more than rounding."""
     tolerance = TOLERANCE.get(dtype, 0.05)
     for own, other in zip(tensors(found), tensors(wanted), strict=True):
+        finite = other.isfinite()
+        if not torch.equal(own[~finite].nan_to_num(), other[~finite].nan_to_num()):
+            raise InputError("the deployed network's outputs differ where the network's are not finite")
+        own, other = own[finite].double(), other[finite].double()
         scale = other.abs().max().item() if other.numel() else 0.0
         error = (own - other).abs().max().item() if other.numel() else 0.0
         if not error <= tolerance * max(scale, torch.finfo(dtype).tiny):
             raise InputError(
                 f"the deployed network's outputs differ by {error:.2g}, relative to {scale:.2g}, which is above "
-                f"{tolerance:g}: its weights have values out of proportion; deploy in float64 to see where"
+                f"{tolerance:g}: its weights have values out of proportion (deploy in float64 to see whether), or its "
+                "forward pass does what tracing does not see"
             )
 
 
@@ -499,11 +538,28 @@ def tensors(outputs: Any) -> list[Tensor]:
     return [tensor for value in values for tensor in tensors(value)]
 
 
-def check_choice(choice: Deployment, known: Mapping[str, str]) -> None:
-    """Raise InputError for a choice that was made for something else."""
+def check_traced(folded: fx.GraphModule, example: Tensor) -> None:
+    """Raise InputError where the recorded forward pass does not run as the network does."""
+    try:
+        folded(example)
+    except Exception as error:  # whatever its operations raise
+        raise InputError(
+            f"the forward pass that torch.fx recorded does not run ({first_line(error)}); it may hang on arguments "
+            "with defaults: give them their values in a small module around the network"
+        ) from error
+
+
+def check_choice(choice: Deployment, known: Mapping[str, str], folded: fx.GraphModule) -> None:
+    """Raise InputError for a choice that was made for something else, or by hand for layers or forms there are not."""
     for name, now in known.items():
         if (then := getattr(choice, name)) != now:
             raise InputError(f"the saved choice is of another {name}: {then}, here {now}; measure anew (choice=None)")
+    layers = decomposed_layers(folded)
+    for name, form in choice.forms.items():
+        if name not in layers:
+            raise InputError(f"the choice has a form for {name}, which is no decomposed layer of the network")
+        if form not in (known := forms(layers[name])):
+            raise InputError(f"the choice has {name} as {form!r}; it can be {', '.join(known)}")
 
 
 def identity(folded: fx.GraphModule, example: Tensor) -> dict[str, str]:
@@ -513,13 +569,14 @@ def identity(folded: fx.GraphModule, example: Tensor) -> dict[str, str]:
         "example": f"{'×'.join(map(str, example.shape))} {str(example.dtype).removeprefix('torch.')}",
         "machine": machine(example.device),
         "torch": torch.__version__,
+        "norton": norton.__version__,
     }
 
 
 def fingerprint(folded: fx.GraphModule) -> str:
     """What tells networks of other shapes apart, whatever their weights."""
     shapes = {name: (tuple(value.shape), str(value.dtype)) for name, value in folded.state_dict().items()}
-    layers = {name: str(layer) for name, layer in decomposed_layers(folded).items()}
+    layers = {name: str(layer) for name, layer in folded.named_modules() if name}
     text = repr((sorted(shapes.items()), sorted(layers.items()), str(folded.graph)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

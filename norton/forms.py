@@ -31,8 +31,8 @@ class SumOfTerms(nn.Sequential):
         super().__init__(*parts)
         self.terms = terms
 
-    def forward(self, x: Tensor) -> Tensor:
-        first, second, *others = super().forward(x).chunk(self.terms, 1)
+    def forward(self, input: Tensor) -> Tensor:
+        first, second, *others = super().forward(input).chunk(self.terms, 1)
         total = first + second  # a sum over an axis in between would be slow, and leave channels-last
         for term in others:
             total += term
@@ -54,14 +54,14 @@ class FusedCP(nn.Sequential):
         # Whole blocks of filters, (R, kh + kw, O'): the kernel reads them without a mask.
         self.register_buffer("taps", F.pad(taps, (0, -taps.shape[2] % _FILTER_BLOCK)).contiguous())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if not runs_in_triton(self.taps) or torch.compiler.is_exporting():
-            return super().forward(x)
+            return super().forward(input)
         from norton.kernels import fused_cp  # imports triton
 
         pointwise, grouped = self
         geometry = list(grouped.kernel_size), list(grouped.stride), self.padding, list(grouped.dilation)
-        return fused_cp(x, pointwise.weight, self.taps, grouped.bias, *geometry)
+        return fused_cp(input, pointwise.weight, self.taps, grouped.bias, *geometry)
 
 
 def runs_in_triton(weight: Tensor) -> bool:

@@ -9,51 +9,62 @@ from collections import Counter
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.autograd import forward_ad
 
 
 class PackedConv2d(nn.Conv2d):
     """A convolution, then ReLU if `relu`.
 
-    Where the operator does not serve (compilers and exports, other devices and types, gradients) it is torch's own.
-    The layout is made in the first pass and lost with every copy and move; weights that are changed in place are not
-    noticed.
+    Where the operator does not serve (compilers, tracers and exports, other devices and types, derivatives) it is
+    torch's own.  The weight is held a second time, in oneDNN's layout, from the first pass on; copies and files do
+    without.  oneDNN's ReLU makes zero of what is not a number.
     """
 
     relu = False
     _packed: Tensor | None = None
+    _packed_from: tuple[Tensor, int] | None = None  # the weight and how often it was changed by then
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self._serves(x):
-            y = super().forward(x)
+    def forward(self, input: Tensor) -> Tensor:
+        if not self._serves(input):
+            y = super().forward(input)
             return F.relu(y) if self.relu else y
-        if self._packed is None:
-            how = self.padding, self.stride, self.dilation, self.groups
-            self._packed = torch._C._nn.mkldnn_reorder_conv2d_weight(self.weight.to_mkldnn(), *how, x.shape)
-        after = "relu" if self.relu else "none"
-        how = self.padding, self.stride, self.dilation, self.groups, after, [], ""
-        return torch.ops.mkldnn._convolution_pointwise(x, self._packed, self.bias, *how)
+        geometry = self.padding, self.stride, self.dilation, self.groups
+        if self._packed_from is None or self._packed_from[0] is not self.weight or self._packed_from[1] != self._age():
+            self._packed = torch._C._nn.mkldnn_reorder_conv2d_weight(self.weight.to_mkldnn(), *geometry, input.shape)
+            self._packed_from = self.weight, self._age()
+        after = "relu" if self.relu else "none", [], ""
+        return torch.ops.mkldnn._convolution_pointwise(input, self._packed, self.bias, *geometry, *after)
+
+    def _age(self) -> int:
+        return 0 if self.weight.is_inference() else self.weight._version  # which counts changes in place
 
     def _serves(self, x: Tensor) -> bool:
-        gradients = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
-        if gradients or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return False
-        return x.ndim == 4 and x.numel() > 0 and x.dtype == self.weight.dtype == torch.float32 and x.is_cpu
+        if type(x) not in (Tensor, nn.Parameter) or x.ndim != 4 or x.shape[1] != self.in_channels or not x.numel():
+            return False
+        if not x.is_cpu or not x.dtype == self.weight.dtype == torch.float32 or torch.is_autocast_enabled("cpu"):
+            return False
+        backward = torch.is_grad_enabled() and any(one.requires_grad for one in (x, *self.parameters()))
+        return not backward and forward_ad._current_level < 0
 
     def _apply(self, *args, **kwargs) -> nn.Module:
-        self._packed = None
+        self._packed_from = None  # for the weight stays the same object
         return super()._apply(*args, **kwargs)
 
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
-        self._packed = None
-        super()._load_from_state_dict(*args, **kwargs)
-
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_packed": None}
+        return self.__dict__ | {"_packed": None, "_packed_from": None}
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ", relu=True" * self.relu
 
 
 def pack_(net: nn.Module) -> nn.Module:
-    """Turn the convolutions of a network, or a layer, into packed ones, where this build of torch has them."""
-    if torch.backends.mkldnn.is_available():
+    """Turn the convolutions of a network, or a layer, into packed ones, where this build of torch has them.
+
+    They change their class and stay the same objects, so that layers that are called in several places stay one.
+    """
+    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
         for layer in net.modules():
             if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
                 layer.__class__ = PackedConv2d
@@ -72,6 +83,7 @@ def join_relus_(net: fx.GraphModule) -> fx.GraphModule:
             conv.relu = True
             after.replace_all_uses_with(node)
             net.graph.erase_node(after)
+    net.delete_all_unused_submodules()
     net.recompile()
     return net
 

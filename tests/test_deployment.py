@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -302,6 +303,96 @@ def test_bad_examples(small, example, message):
         deploy(small, example)
 
 
+class Tied(nn.Module):
+    """Two convolutions with one weight, each before its own BatchNorm."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = (nn.Conv2d(3, 3, 3, padding=1, bias=False) for _ in range(2))
+        self.two.weight = self.one.weight
+        self.norm1, self.norm2 = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.norm2(self.two(self.norm1(self.one(x))))
+
+
+class Reads(nn.Module):
+    """A convolution whose weight is read outside of it too."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)) + nn.functional.conv2d(x, self.conv.weight, padding=1)
+
+
+def normed(conv):
+    return nn.Sequential(conv, nn.BatchNorm2d(3))
+
+
+def hooked():
+    conv = nn.Conv2d(3, 3, 3)
+    conv.register_forward_hook(lambda layer, inputs, output: output + 1)
+    return conv
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Tied,
+        Reads,
+        lambda: normed(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 3))),
+        lambda: normed(hooked()),
+        lambda: nn.Sequential(nn.Flatten(2), nn.Linear(64, 3), nn.BatchNorm1d(3)),  # (N, 3, 3): the norm is of axis 1
+    ],
+    ids=["tied", "read", "parametrised", "hooked", "linear"],
+)
+@pytest.mark.parametrize("zeros", [False, True])
+def test_weights_that_are_bound_are_never_scaled_wrongly(make, zeros):
+    """Either the outputs are right on any images, or the network is refused; an example of zeros shows no errors."""
+    torch.manual_seed(0)
+    net, x = randomise_(make()).eval(), torch.randn(2, 3, 8, 8)
+    try:
+        deployed = deploy(net, torch.zeros_like(x) if zeros else x, repeats=1)
+    except InputError as error:
+        assert isinstance(net, nn.Sequential) and "differ" in str(error)
+    else:
+        close(deployed(x), net(x))
+
+
+def test_a_deployed_network_is_a_network_like_others(small, tmp_path):
+    x = torch.randn(2, 3, 8, 8)
+    deployed = deploy(small, x, repeats=1)
+    wanted = small(x)
+    for copied in (deploy(deployed, x, repeats=1), copy.deepcopy(deployed), pickle.loads(pickle.dumps(deployed))):
+        close(copied(x), wanted)
+    deployed.load_state_dict({name: 0 * value for name, value in deployed.state_dict().items()})
+    assert not deployed(x).any()
+    assert copy.deepcopy(small).double()(x.double()).dtype == deployed.double()(x.double()).dtype == torch.float64
+    with pytest.raises(InputError, match="the network is a deployed one"):
+        norton.save(deployed, tmp_path / "net.pt")
+    assert not list(tmp_path.iterdir())
+
+
+class Options(nn.Module):
+    """Calls its layers by keyword, has arguments with defaults and weights with five axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.volume = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv3d(1, 1, 3)
+
+    def forward(self, x, gain=2.0):
+        y = self.norm(self.conv(input=x)) * gain
+        return self.volume(y[:, None]).squeeze(1), y > 0, y.log()
+
+
+def test_unusual_networks():
+    net, x = randomise_(Options()).eval(), torch.randn(2, 3, 8, 8)
+    for own, wanted in zip(deploy(net, x, repeats=1)(x), net(x), strict=True):
+        torch.testing.assert_close(own, wanted, equal_nan=True)
+
+
 def test_training_mode_is_said(small):
     small.train()
     x = torch.randn(2, 3, 8, 8)
@@ -381,4 +472,4 @@ def test_all_networks_stay_as_they_are_where_one_cannot_be_deployed(pair):
 )
 def test_a_choice_in_few_words(forms, channels_last, words):
     layers = {str(number): form for number, form in enumerate(forms)}
-    assert Deployment(layers, channels_last, {}, {}, "", "", "", "").summary() == words
+    assert Deployment(layers, channels_last, {}, {}, *[""] * 5).summary() == words

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import fx, nn
 
+import norton
+from norton.counting import CONVENTIONS
 from norton.packing import PackedConv2d, join_relus_, pack_
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch is built without oneDNN")
@@ -45,34 +47,71 @@ def test_same_as_torch(geometry, bias, relu):
     assert packed._packed is not None
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
 def test_torch_computes_where_the_operator_does_not_serve():
     conv, packed = pair(3, 4, 3, padding=1)
     packed.relu = True
     single = torch.randn(3, 5, 5)
     torch.testing.assert_close(packed(single), conv(single).relu())
     assert packed(torch.randn(0, 3, 5, 5)).shape == (0, 4, 5, 5)
-    x = torch.randn(2, 3, 5, 5, requires_grad=True)
-    (grad,) = torch.autograd.grad(packed(x).sum(), x)
-    (wanted,) = torch.autograd.grad(conv(x).relu().sum(), x)
-    torch.testing.assert_close(grad, wanted)
-    assert packed._packed is None
-    exported = torch.export.export(packed, (x.detach(),)).module()
-    torch.testing.assert_close(exported(x.detach()), conv(x.detach()).relu())
+    x = torch.randn(2, 3, 5, 5)
+    traced = torch.jit.trace(packed, x, check_trace=False)
+    for program in (torch.export.export(packed, (x,)).module(), traced, fx.symbolic_trace(packed)):
+        torch.testing.assert_close(program(x), conv(x).relu())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert packed(x).dtype == torch.bfloat16
+    with pytest.raises(RuntimeError, match="to have 3 channels, but got 4"):
+        packed(torch.randn(2, 4, 5, 5))
     double = packed.double()
-    assert double(x.detach().double()).dtype == torch.float64 and double._packed is None
+    assert double(x.double()).dtype == torch.float64
+    assert packed._packed is None
+
+
+def test_derivatives_are_torchs():
+    conv, packed = pair(3, 4, 3, padding=1)
+    x, along = torch.randn(2, 3, 5, 5), torch.randn(2, 3, 5, 5)
+    packed(x)
+    for own, wanted in zip(torch.func.jvp(packed, (x,), (along,)), torch.func.jvp(conv, (x,), (along,)), strict=True):
+        torch.testing.assert_close(own, wanted)
+    for layer in (conv, packed):
+        layer.bias.requires_grad_()
+        layer(x).square().sum().backward()
+    torch.testing.assert_close(packed.bias.grad, conv.bias.grad)
+    x.requires_grad_()
+    torch.testing.assert_close(*(torch.autograd.grad(layer(x).square().sum(), x) for layer in (packed, conv)))
 
 
 def test_what_is_packed_is_not_kept_with_old_weights():
     conv, packed = pair(3, 4, 3)
     x = torch.randn(2, 3, 8, 8)
+    twice = {name: 2 * value for name, value in conv.state_dict().items()}
+    fresh = copy.deepcopy(packed)
+    torch.testing.assert_close(torch.func.functional_call(fresh, twice, x), 2 * conv(x))  # before its own first pass
+    torch.testing.assert_close(fresh(x), conv(x))
+    torch.testing.assert_close(torch.func.functional_call(fresh, twice, x), 2 * conv(x))
+    other = copy.deepcopy(fresh)
+    assert other._packed is None and fresh._packed is not None and list(fresh.state_dict()) == ["weight", "bias"]
     packed(x)
-    other = copy.deepcopy(packed)
-    assert other._packed is None and packed._packed is not None and list(packed.state_dict()) == ["weight", "bias"]
-    packed.load_state_dict({name: 2 * value for name, value in conv.state_dict().items()})
+    packed.load_state_dict(twice)
     torch.testing.assert_close(packed(x), 2 * conv(x))
     packed.to(torch.float64).to(torch.float32)
     torch.testing.assert_close(packed(x), 2 * conv(x))
+    packed.weight.mul_(0.5)
+    packed.bias.mul_(0.5)
+    torch.testing.assert_close(packed(x), conv(x))
+    packed.weight = nn.Parameter(-conv.weight, requires_grad=False)
+    torch.testing.assert_close(packed(x), 2 * conv.bias.view(-1, 1, 1) - conv(x))
     torch.testing.assert_close(other(x), conv(x))
+
+
+def test_what_is_not_a_number_is_zero_after_relu():
+    """As oneDNN has it: documented, for torch's ReLU keeps it."""
+    _, packed = pair(3, 4, 3)
+    x = torch.randn(1, 3, 5, 5)
+    x[0, 0, 2, 2] = torch.nan
+    assert packed(x).isnan().all()
+    packed.relu = True
+    assert not packed(x).isnan().any()
 
 
 def test_what_cannot_be_packed_stays():
@@ -100,6 +139,17 @@ class Branches(nn.Module):
         return y.relu() + y
 
 
+@pytest.mark.parametrize("convention", list(CONVENTIONS))
+def test_counted_as_a_convolution_and_its_relu(convention):
+    conv, packed = pair(3, 4, 3)
+    packed.relu = True
+    wanted, own = (norton.complexity(net, (3, 8, 8), convention=convention) for net in (conv, nn.Sequential(packed)))
+    relu = 4 * 6 * 6 if convention == "norton" else 0
+    assert (
+        own.macs == wanted.macs + relu == {"norton": 4 * 36 * 29, "macs": 4 * 36 * 27, "thop": 4 * 36 * 27}[convention]
+    )
+
+
 def test_relus_join_the_convolution_that_they_alone_follow():
     torch.manual_seed(0)
     net, x = Branches().eval().requires_grad_(False), torch.randn(2, 4, 6, 6)
@@ -110,5 +160,6 @@ def test_relus_join_the_convolution_that_they_alone_follow():
         "alone",
         "parts.1",
     ]
+    assert "relu=True" in str(joined.alone) and "relu=True" not in str(joined.split)
     calls = [node.target for node in joined.graph.nodes if node.op != "placeholder"]
     assert calls.count("relu") == 2 and torch.relu not in calls
