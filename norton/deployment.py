@@ -11,6 +11,7 @@ import hashlib
 import json
 import operator
 import platform
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -40,6 +41,7 @@ _TURNS = 40  # at most
 _HOPELESS = 2  # forms that take so many times the best one are not timed further
 _NEAR = 1.3  # times the best form of a layer alone: what is tried in the whole network too
 _TRIALS = 8  # of such, at most
+_PATIENCE = 45  # seconds after which no more of them are tried
 _WON = 0.98  # of the time: less than that counts as faster
 _KEPT = ("arch", "num_classes", "input_size")  # what networks say of themselves
 
@@ -352,6 +354,7 @@ class _Search:
         return type(layer), str(layer), layer.bias is not None, self.inputs[name]
 
     def choose(self, known: Mapping[str, str]) -> Deployment:
+        start = time.perf_counter()
         for key, names in self.bar.track(self.groups.items(), description="time layers"):
             self.alone[key] = self._time_forms(forms(self.layers[names[0]]), key[-1])
         starts: dict[str, tuple[Mapping[tuple, str], bool]] = {}
@@ -367,6 +370,8 @@ class _Search:
         chosen, channels_last = starts[min(times, key=times.get)]
         dense_format = starts[min((name for name in starts if name.startswith(DENSE)), key=times.get)][1]
         for key, form in self._neighbours(chosen, channels_last):
+            if time.perf_counter() - start > _PATIENCE:
+                break
             trial = chosen | {key: form}
             pair = self._compare({"before": (chosen, channels_last), "after": (trial, channels_last)})
             self.networks[f"{form}: {', '.join(self.groups[key])}"] = pair["after"]
