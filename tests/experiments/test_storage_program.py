@@ -86,6 +86,15 @@ def test_an_occupied_folder_is_refused_before_anything_is_measured(tmp_path, mon
     assert written(tmp_path) == {"config.yaml"}
 
 
+def test_the_same_command_is_no_other_run(tmp_path, monkeypatch, capsys):
+    """Its config names the data that were chosen, in the place of `auto`."""
+    monkeypatch.setattr("norton.steps.calibrate_", lambda net, *_: net)  # for which data are chosen, and not read here
+    for _ in range(2):
+        code, _, error = storage(f"checkpoint={SMALL} accuracy=false bits=2 out={tmp_path}/a", monkeypatch, capsys)
+        assert code == 0, error[-2000:]
+    assert "name: clutter" in (tmp_path / "a" / "config.yaml").read_text()
+
+
 MODULE = """
 from torch import nn
 
