@@ -17,7 +17,7 @@ from norton.plan import apply_plan_
 from norton.training import leave_devices
 
 
-@cli.script("detection_train")
+@cli.script("detection_train", resumes=True)
 def run(cfg: DictConfig) -> None:
     steps.whole(cfg, "seed", 0)
     recipe = open_recipe(cfg)

@@ -7,7 +7,7 @@ from experiments import points, sweeper
 from norton import cli
 
 
-@cli.script("ablation", is_sweep=True)
+@cli.script("ablation", is_sweep=True, resumes=True)
 def job(cfg: DictConfig) -> None:
     points.run(cfg, list(HydraConfig.get().overrides.task))
 

@@ -20,6 +20,7 @@ from norton.export import OnnxNet, relative, run_alone, to_int8, to_onnx, to_pro
 from norton.files import write_json, write_whole
 from norton.forms import DENSE
 from norton.latency import latencies, peak_memory
+from norton.models import NETWORKS
 from norton.models.foreign import is_path
 from norton.plan import plan_of
 
@@ -42,6 +43,7 @@ def run(cfg: DictConfig) -> None:
     nets, about = open_networks(cfg)
     data, notes = open_data(cfg, nets, about)
     images, noted = calibration_images(cfg, nets, data, about)
+    cli.check_folder(cfg)  # only now: the data that are chosen belong to its config
     example = noise(nets["network"].net, max(cfg.batch_sizes), cfg.seed)
     deployed = {role: deploy(cfg, role, given, example) for role, given in nets.items()}
     folder = cli.open_folder(cfg)
@@ -73,6 +75,21 @@ def check_settings(cfg: DictConfig) -> None:
     sizes = steps.plain(cfg.batch_sizes)
     if not isinstance(sizes, list) or not sizes or not all(type(size) is int and size > 0 for size in sizes):
         raise norton.InputError(f"batch_sizes is {sizes!r}; it must be a list of whole numbers of at least 1")
+    if cfg.trainer.accelerator != "cpu":
+        raise norton.InputError(f"trainer.accelerator is {cfg.trainer.accelerator!r}; leave it out, all is on the CPU")
+    if cfg.dense is not None and cfg.checkpoint is None:
+        raise norton.InputError("dense= is given without a network beside it; give that too, with checkpoint=FILE")
+    check_classifier(cfg.model.arch)
+
+
+def check_classifier(arch: str | None) -> None:
+    """Raise InputError for the name of a detector."""
+    if arch is None or arch in NETWORKS or is_path(arch):
+        return
+    from detection import DETECTORS  # torchvision's take over a second to import
+
+    if arch in DETECTORS:
+        raise norton.InputError(f"{arch} is a detector; only classifiers are exported, choose another model=")
 
 
 # What comes in
@@ -94,9 +111,7 @@ def open_networks(cfg: DictConfig) -> tuple[dict[str, Given], str | None]:
     if not plan_of(net):
         return alone, about
     torch.manual_seed(cfg.seed)
-    options = {"input_size": net.input_size} if is_path(net.arch) else {}
-    dense = norton.build(net.arch, num_classes=net.num_classes, **options)
-    return {"dense": Given("dense, random weights", dense, False)} | alone, about
+    return {"dense": Given("dense, random weights", steps.dense_form(net), False)} | alone, about
 
 
 def random_networks(cfg: DictConfig) -> dict[str, Given]:
@@ -249,24 +264,24 @@ class Preparation:
         if set(self.deployed.deployment.forms.values()) - {DENSE}:
             nets[DENSE] = assemble(fold(self.given.net), {}, channels_last=False)
         files = {way: to_onnx(net, self.example, scratch / f"{way}.onnx").path for way, net in nets.items()}
-        return self.fastest("ONNX", files, self.path("onnx"))
+        return self.placed(files[self.fastest("ONNX", files)], "onnx")
 
     def int8(self, scratch: Path) -> tuple[nn.Module, Path]:
         options = {"batch_size": self.cfg.calibration.batch_size, "reduce_range": self.cfg.reduce_range}
-        files, in_float = {}, {}
-        for file in sorted(scratch.glob("*.onnx"), reverse=True):
-            done = to_int8(file, self.images, scratch / f"{file.stem}.int8", **options)
-            files[file.stem] = done.path
-            in_float |= done.in_float
-        if not files:
+        made = {
+            file.stem: to_int8(file, self.images, scratch / f"{file.stem}.int8", **options)
+            for file in sorted(scratch.glob("*.onnx"), reverse=True)
+        }
+        if not made:
             raise norton.InputError("it is made from ONNX")
-        if in_float:
-            layers = ", ".join(f"{layer} ({operator})" for layer, operator in in_float.items())
+        best = made[self.fastest("INT8", {way: done.path for way, done in made.items()})]
+        if best.in_float:
+            layers = ", ".join(f"{layer} ({operator})" for layer, operator in best.in_float.items())
             self.notes.append(f"{self.given.name}, INT8: the quantiser lacks, and leaves in float32, {layers}")
-        return self.fastest("INT8", files, self.path("int8.onnx"))
+        return self.placed(best.path, "int8.onnx")
 
-    def fastest(self, form: str, files: Mapping[str, Path], path: Path) -> tuple[nn.Module, Path]:
-        """The file that is fastest in onnxruntime, at its place."""
+    def fastest(self, form: str, files: Mapping[str, Path]) -> str:
+        """The name of the file that is fastest in onnxruntime."""
         nets = {way: OnnxNet(file) for way, file in files.items()}
         times = latencies(nets, self.example, repeats=self.cfg.repeats)
         best = min(nets, key=lambda way: times[way].milliseconds)
@@ -274,7 +289,12 @@ class Preparation:
             forms, dense = times["forms"].milliseconds, times[DENSE].milliseconds
             said = f"{forms:.2f} ms with the layers' forms from torch, {dense:.2f} ms with dense ones"
             self.notes.append(f"{self.given.name}, {form}: {said}; the faster is taken")
-        return nets[best], write_whole(path, files[best].read_bytes())
+        return best
+
+    def placed(self, file: Path, ending: str) -> tuple[nn.Module, Path]:
+        """A file of ONNX at its place, and as a network."""
+        path = write_whole(self.path(ending), file.read_bytes())
+        return OnnxNet(path), path
 
 
 def saved_bytes(net: nn.Module) -> int:

@@ -19,7 +19,7 @@ BASELINES = {path.stem for path in (cli.CONFIGS / "experiment").glob("*_baseline
 LABELS = {"train": "dense", "decompose": "decomposed", "prune": "pruned", "finetune": "fine-tuned"}
 
 
-@cli.script("pipeline")
+@cli.script("pipeline", resumes=True)
 def run(cfg: DictConfig) -> None:
     check_steps(cfg)
     steps.check_settings(cfg)

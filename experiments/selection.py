@@ -29,7 +29,7 @@ class Point(NamedTuple):
         return f"budget{self.budget}_{self.selection}_seed{self.seed}"
 
 
-@cli.script("selection")
+@cli.script("selection", resumes=True)
 def run(cfg: DictConfig) -> None:
     check(cfg)
     data = steps.open_data(cfg)

@@ -39,7 +39,7 @@ class Trial(NamedTuple):
         return f"{self.kind} {self.value} {self.layer}"
 
 
-@cli.script("sensitivity")
+@cli.script("sensitivity", resumes=True)
 def run(cfg: DictConfig) -> None:
     check(cfg)
     net, origin = steps.open_network(cfg)

@@ -23,12 +23,14 @@ BITS = [8, 6, 5, 4, 3, 2]
 def run(cfg: DictConfig) -> None:
     asked = check(cfg)
     net, origin = steps.open_network(cfg)
-    for bits in asked.values():
-        layer_bits(net, bits)  # bad ones show here, before anything is computed
+    for bits in asked.values():  # bad ones show here, before anything is computed
+        if not layer_bits(net, bits):
+            raise norton.InputError(f"bits={bits} shares the weights of no layer; give at least one 1 to 8 bits")
     data = None
     if cfg.accuracy or cfg.calibration.batchnorm:
         steps.choose_data(cfg, origin["metrics"].get("data", getattr(net, "dataset", None)))
         data = steps.open_data(cfg)
+    cli.check_folder(cfg)  # only now: the data that are chosen belong to its config
     before = measure(net, cfg, data)
     nets, files = {LOSSLESS: net}, {LOSSLESS: {"bits": None, "error": 0.0, **before}}
     for number, (name, bits) in enumerate(asked.items(), start=1):
@@ -39,7 +41,7 @@ def run(cfg: DictConfig) -> None:
     folder = cli.open_folder(cfg)
     for name, found in files.items():
         found["bytes"] = write(nets[name], folder / f"{name}.pt", found, origin, cfg)
-    dense = norton.build(net.arch, num_classes=net.num_classes)
+    dense = steps.dense_form(net)
     plain = {"dense": plain_bytes(dense, origin), "as given": plain_bytes(net, origin)}
     title, rows = f"{net.arch}: weights shared and compressed", table(files, plain, before.get("top1"))
     write_json(folder / "metrics.json", {"arch": net.arch, **before, "plain_bytes": plain, "files": files})

@@ -25,6 +25,7 @@ DETECTIONS = 10  # what an image of everyday things holds
 
 @cli.script("throughput")
 def run(cfg: DictConfig) -> None:
+    cli.check_folder(cfg)
     check_settings(cfg)
     device = steps.device(cfg.device)
     nets = open_networks(cfg)

@@ -28,12 +28,17 @@ _TRACEBACK_WANTED = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 def script(
-    config_name: str, translate: Callable[[list[str]], list[str]] = list, *, is_sweep: bool = False
+    config_name: str,
+    translate: Callable[[list[str]], list[str]] = list,
+    *,
+    is_sweep: bool = False,
+    resumes: bool = False,
 ) -> Callable[[Callable[[DictConfig], int | None]], Callable[[], None]]:
     """Turn `run(cfg)` into a Hydra program on `configs/<config_name>.yaml`.
 
     translate: rewrites the command line's arguments before Hydra sees them.  is_sweep: the program's jobs are the
-    points of one sweep, which share a folder.  Bad input ends with one line on stderr and exit code 2;
+    points of one sweep, which share a folder.  resumes: a run that was interrupted goes on in its
+    folder, others start anew; users are told which.  Bad input ends with one line on stderr and exit code 2;
     HYDRA_FULL_ERROR=1 asks for the traceback.  What `run` returns is the exit code.
     """
 
@@ -50,7 +55,7 @@ def script(
             except (*BAD_INPUT, KeyboardInterrupt) as error:
                 if is_sweep:
                     raise  # to the sweeper, which reports
-                _report(error)  # here already, or Hydra would announce the error in a line of its own
+                _report(error, resumes)  # here already, or Hydra would announce the error in a line of its own
             if code:
                 sys.exit(code)
 
@@ -62,7 +67,7 @@ def script(
                 sys.argv[1:] = [quote(argument) for argument in translate(sys.argv[1:])]
                 hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
             except (*BAD_INPUT, KeyboardInterrupt) as error:
-                _report(error)
+                _report(error, resumes)
             except ValueError as error:
                 if "Config group override" not in str(error):  # Hydra's own, of a plain type
                     raise
@@ -123,11 +128,12 @@ def _parses(argument: str) -> bool:
     return True
 
 
-def _report(error: BaseException) -> NoReturn:
+def _report(error: BaseException, resumes: bool = False) -> NoReturn:
     if _TRACEBACK_WANTED:
         raise error
     if isinstance(error, KeyboardInterrupt):
-        print("interrupted; the same command with the same out= goes on from here", file=sys.stderr)
+        then = "the same command with the same out= goes on from here" if resumes else "the same command starts anew"
+        print(f"interrupted; {then}", file=sys.stderr)
         sys.exit(130)
     print(f"error: {_one_line(error)}", file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)

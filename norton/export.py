@@ -11,6 +11,7 @@ import copy
 import io
 import json
 import logging
+import math
 import re
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from norton.files import write_whole
 
 TOLERANCE = 1e-4  # relative difference of outputs, in float32
 _BATCHES = (1, 3)  # sizes at which outputs are compared; the network is traced with another
+_DOES_NOT_TAKE = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)  # what networks raise for bad input
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,10 @@ def to_int8(
 ) -> Exported:
     """Write an ONNX file of `to_onnx` in 8-bit integers: weights per channel, activations by their range on images.
 
-    images: (N, C, H, W) for calibration, transformed as for evaluation; a few hundred.  reduce_range: weights of 7
-    bits, for an x86 CPU without VNNI instructions, whose sums of products would saturate.  Operators that the quantiser
-    lacks stay in float32, see `Exported`.  Raises InputError where nothing is left to quantise, for a file that is INT8
-    already, and for images that do not fit.
+    images: (N, C, H, W) for calibration, transformed as for evaluation; a few hundred.  batch_size: so many at once.
+    reduce_range: weights of 7 bits, for an x86 CPU without VNNI instructions, whose sums of products would saturate.
+    Operators that the quantiser lacks stay in float32, see `Exported`.  Raises InputError where nothing is left to
+    quantise, for a file that is INT8 already, and for images that do not fit or are not finite.
 
     Source: onnxruntime's static quantisation with its preprocessing, QuantizeLinear and DequantizeLinear around each
     operator.
@@ -96,6 +98,7 @@ def to_int8(
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    check_calibration(images, batch_size)
     expected = OnnxNet(file)
     expected(images[:1])  # images that do not fit show here
     model = onnx.load(file)
@@ -104,22 +107,29 @@ def to_int8(
         raise InputError(f"{file}: is in 8-bit integers already; give the file of to_onnx in float32")
     if not operators & {"Conv", "ConvTranspose", "Gemm", "MatMul"}:
         raise InputError(f"{file}: has no convolution or linear layer to quantise, only {', '.join(sorted(operators))}")
+    overflow = InputError(f"{file}: what it computes on these images is too large for float32; scale them as for it")
     with tempfile.TemporaryDirectory() as folder, quiet():
         ready, done = Path(folder) / "ready.onnx", Path(folder) / "int8.onnx"
         quant_pre_process(file, ready)
-        quantize_static(
-            ready,
-            done,
-            calibration_batches(expected.input_name, images, batch_size),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            reduce_range=reduce_range,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
+        try:
+            quantize_static(
+                ready,
+                done,
+                calibration_batches(expected.input_name, images, batch_size),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                reduce_range=reduce_range,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+            )
+        except AssertionError as error:  # of a range that is not finite
+            raise overflow from error
         content = done.read_bytes()
     some = images[:batch_size]
-    return Exported(write_whole(path, content), relative(OnnxNet(content)(some), expected(some)), in_float(model))
+    difference = relative(OnnxNet(content)(some), expected(some))
+    if not math.isfinite(difference):
+        raise overflow
+    return Exported(write_whole(path, content), difference, in_float(model))
 
 
 class OnnxNet(nn.Module):
@@ -153,7 +163,7 @@ class OnnxNet(nn.Module):
             wanted = self.session.get_inputs()[0]
             raise InputError(
                 f"images are {_described(images)}; the file takes {wanted.type} of {tuple(wanted.shape)}, "
-                "as the example was that it was exported with"
+                f"as the example was that it was exported with; onnxruntime says: {_reason(error)}"
             ) from error
         return torch.from_numpy(outputs).to(images.device)
 
@@ -199,7 +209,7 @@ def prepared(net: nn.Module, example: Tensor) -> nn.Module:
     net = copy.deepcopy(net).eval().cpu().requires_grad_(False)
     try:
         outputs = net(example[:1].cpu())
-    except RuntimeError as error:
+    except _DOES_NOT_TAKE as error:
         raise InputError(
             f"the network does not take the example, {_described(example)}: {_first_line(error)}; give a batch of "
             "images like those it was made for"
@@ -217,7 +227,7 @@ def program_of(net: nn.Module, example: Tensor) -> ExportedProgram:
     try:
         with quiet():
             return torch.export.export(net, (two,), dynamic_shapes=({0: Dim("batch")},))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # the latter for shapes that it follows and finds bad
         layer = re.search(r"call_module\[target=([\w.]+)\]", str(error))
         raise InputError(
             f"torch.export cannot follow {layer[1] if layer else 'the network'} for batches of any size: "
@@ -228,12 +238,14 @@ def program_of(net: nn.Module, example: Tensor) -> ExportedProgram:
 def contiguous_(net: nn.Module) -> nn.Module:
     """Let a deployed network compute in torch's usual memory format.
 
-    ONNX has no other, and would take the strides of channels-last for arithmetic on positions.
+    ONNX has no other, and would take the strides of channels-last for arithmetic on positions.  Other calls of
+    `contiguous` stay: a view may need them.
     """
     if isinstance(net, torch.fx.GraphModule):
         for node in net.graph.find_nodes(op="call_method", target="contiguous"):
-            node.replace_all_uses_with(node.args[0])
-            net.graph.erase_node(node)
+            if node.kwargs.get("memory_format") == torch.channels_last:
+                node.replace_all_uses_with(node.args[0])
+                net.graph.erase_node(node)
         net.recompile()
     return net.to(memory_format=torch.contiguous_format)
 
@@ -280,6 +292,16 @@ def name_nodes_(model) -> None:
 
 
 # INT8
+
+
+def check_calibration(images: Tensor, batch_size: int) -> None:
+    """Raise InputError for what no calibration can go by, whatever the network."""
+    if not (isinstance(images, Tensor) and images.ndim == 4 and images.numel()):
+        raise InputError(f"the images for calibration are {_described(images)}; give a few hundred as (N, C, H, W)")
+    if not images.isfinite().all():
+        raise InputError("the images for calibration hold values that are not finite; leave those out")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"batch_size is {batch_size!r}; it must be a whole number of at least 1")
 
 
 def calibration_batches(name: str, images: Tensor, batch_size: int):
@@ -356,6 +378,7 @@ def _refusals() -> tuple[type[Exception], ...]:
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
+    names += ("RuntimeException",)
     return tuple(getattr(state, name) for name in names)
 
 

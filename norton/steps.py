@@ -63,6 +63,12 @@ def build_model(cfg: DictConfig, rank=0, compress_rate=None) -> nn.Module:
     return build(m.arch, rank, compress_rate, m.num_classes, plain(m.get("input_size")))
 
 
+def dense_form(net: nn.Module) -> nn.Module:
+    """The dense network that one was made from, with random weights."""
+    options = {"input_size": net.input_size} if is_path(net.arch) else {}
+    return build(net.arch, num_classes=net.num_classes, **options)
+
+
 def inherited(origin: dict[str, Any]) -> dict[str, Any]:
     """What a compressed network keeps of the metrics of the one it came from: the data they are about."""
     return {key: value for key, value in origin["metrics"].items() if key == "data"}

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ARCHITECTURES, REPOSITORY, randomise_
 from onnx.numpy_helper import to_array
+from onnxruntime.capi import onnxruntime_pybind11_state as state
 from torch import nn
 
 import norton
@@ -257,6 +259,50 @@ def test_a_deployed_layer_that_cannot_be_followed_is_named():
         to_program(net, torch.randn(1, 3, 8, 8), "nowhere.pt2")
 
 
+class Two(nn.Module):
+    def forward(self, x, y):
+        return x + y
+
+
+@pytest.mark.parametrize("write", [to_program, to_onnx])
+def test_networks_of_two_inputs(write, tmp_path):
+    with pytest.raises(norton.InputError, match=r"does not take the example.*missing 1 required.*'y'; give"):
+        write(Two().eval(), torch.randn(1, 3, 8, 8), tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+class Shuffles(nn.Module):
+    """Channels change places, which a view of them needs to be told; weights have five axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.scale = nn.Parameter(torch.rand(1, 4, 2, 1, 1))
+
+    def forward(self, x):
+        x = self.conv(x)
+        n, c, h, w = x.shape
+        return (x.view(n, 2, 4, h, w).transpose(1, 2) * self.scale).contiguous().view(n, c, h, w)
+
+
+def test_calls_of_contiguous_stay_that_a_view_needs(tmp_path):
+    net, images = Shuffles().eval(), torch.randn(3, 3, 8, 8)
+    for kind in (net, torch.fx.symbolic_trace(net)):
+        same(OnnxNet(to_onnx(kind, images, tmp_path / "a.onnx").path)(images), net(images))
+
+
+def transposed_view(x):
+    return x.transpose(1, 2).view(-1, x.shape[1] * x.shape[2], x.shape[3])
+
+
+def test_views_that_cannot_be_followed(monkeypatch, tmp_path):
+    """What torch.export raises for them has another type than for other operators."""
+    monkeypatch.setattr(export, "prepared", lambda net, example: net)  # which would find it first
+    with pytest.raises(norton.InputError, match=r"torch.export cannot follow the network.*: Cannot view a tensor"):
+        to_onnx(with_layer(transposed_view), torch.randn(1, 3, 8, 8), tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("write", [to_program, to_onnx])
 @pytest.mark.parametrize("example, message", [
     (torch.zeros(3, 8, 8), r"float32 of \(3, 8, 8\); give a batch"),
@@ -317,6 +363,55 @@ def test_files_and_images_that_do_not_fit(files, images, tmp_path):
     with pytest.raises(norton.InputError, match="no convolution or linear layer to quantise, only Relu"):
         to_int8(relu, images, tmp_path / "a.onnx")
     assert not (tmp_path / "a.onnx").exists()
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda images: images[:0], r"calibration are float32 of \(0, 3, 20, 20\); give a few hundred"),
+    (lambda images: list(images), "calibration are a list"),
+    (lambda images: images[0], r"calibration are float32 of \(3, 20, 20\)"),
+    (lambda images: images.where(images < 2, float("nan")), "values that are not finite"),
+    (lambda images: 3e38 * images.sign(), "what it computes on these images is too large"),
+])  # fmt: skip
+def test_images_that_calibrate_nothing(change, message, files, images, tmp_path):
+    with pytest.raises(norton.InputError, match=message):
+        to_int8(files["onnx"].path, change(images), tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_outputs_in_integers_that_are_not_finite(tmp_path):
+    images = 3e38 * torch.rand(2, 3, 8, 8)
+    path = to_onnx(nn.Conv2d(3, 4, 3).eval(), images, tmp_path / "a.onnx").path
+    with pytest.raises(norton.InputError, match="is too large for float32"):
+        to_int8(path, images, tmp_path / "b.onnx")
+    assert not (tmp_path / "b.onnx").exists()
+
+
+@pytest.mark.parametrize("size", [0, -1, True, 2.0])
+def test_batches_of_no_images(size, files, images, tmp_path):
+    with pytest.raises(norton.InputError, match=f"batch_size is {size}; it must be a whole number of at least 1"):
+        to_int8(files["onnx"].path, images, tmp_path / "a.onnx", batch_size=size)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_fails_while_it_runs_is_told():
+    """Where nothing is wrong with the images at first sight, the operator that stops."""
+    make, kind = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    shape = onnx.helper.make_tensor("shape", onnx.TensorProto.INT64, [2], [2, -1])
+    node = onnx.helper.make_node("Reshape", ["images", "shape"], ["y"])
+    graph = onnx.helper.make_graph([node], "one", [make("images", kind, "nchw")], [make("y", kind, None)], [shape])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    with pytest.raises(norton.InputError, match=r"onnxruntime says: Non-zero.* while running Reshape"):
+        OnnxNet(model.SerializeToString())(torch.zeros(1, 3, 1, 1))
+
+
+def test_each_kind_of_error_that_onnxruntime_runs_into(files, images):
+    """Which one it is depends on its version."""
+    for kind in (state.RuntimeException, state.Fail):
+        net = OnnxNet(files["onnx"].path)
+        net.session = Mock(wraps=net.session)
+        net.session.run.side_effect = kind("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : no memory left")
+        with pytest.raises(norton.InputError, match="onnxruntime says: no memory left"):
+            net(images)
 
 
 def test_copies_share_a_session(files):

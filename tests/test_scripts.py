@@ -73,6 +73,28 @@ def test_complexity_of_the_published_command_line(tmp_path):
     assert "| total | ResNet50 | 923,650,408 | 77.59 | 5,885,736 | 76.97 |" in table
 
 
+GOES_ON = "interrupted; the same command with the same out= goes on from here\n"
+ANEW = "interrupted; the same command starts anew\n"
+
+
+@pytest.mark.parametrize("program, said", [
+    ("prune.py", ANEW),
+    ("-m experiments.deploy", ANEW),
+    ("-m experiments.storage", ANEW),
+    ("-m experiments.throughput", ANEW),
+    ("-m experiments.pipeline steps=[train]", GOES_ON),
+    ("-m experiments.selection", GOES_ON),
+    ("-m experiments.sensitivity", GOES_ON),
+    ("-m detection.train", GOES_ON),
+])  # fmt: skip
+def test_whoever_interrupts_is_told_whether_it_goes_on(program, said, tmp_path, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("norton.steps.whole", interrupt)
+    assert run_here(f"python {program} out={tmp_path}/a", monkeypatch, capsys) == (130, "", said)
+
+
 RANK3 = "checkpoints/resnet_56_clutter_rank3.pt"
 SLOW = pytest.mark.slow
 

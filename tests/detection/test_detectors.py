@@ -1,5 +1,8 @@
 """Detectors over dense and compressed backbones: published counts, forward, loss, gradient, save and load."""
 
+import copy
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +10,15 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.ops import FrozenBatchNorm2d
 
 import norton
-from detection import DETECTORS, build_detector, detector_complexity, load_detector, save_detector
+from detection import (
+    DETECTORS,
+    build_detector,
+    deploy_detector,
+    detector_complexity,
+    load_detector,
+    save_detector,
+)
+from norton.errors import Remark
 
 SMALLEST = (1, "[0.]+[0.1]*2+[0.4]*5+[0.75]*12")
 PUBLISHED_PARAMS = {
@@ -159,6 +170,39 @@ def test_heads_cost_by_the_box():
 def test_bad_input(call, message):
     with pytest.raises(norton.InputError, match=message):
         call()
+
+
+@pytest.fixture(scope="module")
+def small():
+    torch.manual_seed(0)
+    return build_detector("fasterrcnn", norton.build("resnet_50", 1, "[0.75]*20"), 3, min_size=64, max_size=64).eval()
+
+
+@pytest.mark.parametrize("images, message", [
+    ([], "images are a list without any"),
+    (torch.zeros(0, 3, 8, 8), "images are a Tensor without any"),
+    (torch.tensor(1.0), "images are a Tensor without any"),
+    (None, "images are a NoneType without any"),
+    (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"hold uint8 of \(3, 8, 8\); give floating-point numbers in \[0, 1\]"),
+    ([torch.zeros(3, 8, 8), torch.zeros(1, 8, 8)], r"hold float32 of \(1, 8, 8\)"),
+    (torch.zeros(3, 8, 8), r"hold float32 of \(8, 8\)"),
+    ([torch.zeros(3, 0, 8)], r"\(3, 0, 8\)"),
+    (["a.png"], "images hold a str; give tensors"),
+])  # fmt: skip
+def test_images_that_no_detector_is_deployed_for(small, images, message):
+    with pytest.raises(norton.InputError, match=message):
+        deploy_detector(small, images)
+
+
+def test_a_detector_in_training_is_deployed_with_a_remark(small, monkeypatch):
+    monkeypatch.setattr(norton, "deploy", lambda net, batch, **_: nn.Module())  # which takes a while
+    monkeypatch.setattr(nn.Module, "deployment", None, raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        deploy_detector(small, torch.zeros(1, 3, 8, 8))
+    with pytest.warns(Remark, match="the detector is in training mode"):
+        deployed = deploy_detector(copy.deepcopy(small).train(), torch.zeros(1, 3, 8, 8))
+    assert not deployed.training
 
 
 def test_a_classification_file_is_no_detector(tmp_path):

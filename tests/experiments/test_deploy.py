@@ -6,11 +6,14 @@ import pytest
 import torch
 from commands import run_here, written
 from conftest import randomise_
+from omegaconf import OmegaConf
 from torch import nn
 
 import norton
 from experiments import deploy
 from norton.errors import InputError
+from norton.export import Exported
+from norton.latency import Latency
 from norton.models import foreign
 
 MODULE = """
@@ -119,6 +122,39 @@ def test_what_fails_is_a_row_without_numbers(files, tmp_path, monkeypatch, capsy
     assert rows["compressed", "deployed"]["batches"]["3"]["ms"] > 0
 
 
+def test_an_occupied_folder_is_refused_before_anything_is_measured(files, tmp_path, monkeypatch, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.yaml").write_text("another: run")
+    monkeypatch.setattr(norton, "deploy", None)
+    code, _, error = run("model.arch=tinynet.Net", tmp_path, monkeypatch, capsys)
+    assert code == 2
+    assert "holds a run with other settings" in error
+    assert written(tmp_path / "out") == {"config.yaml"}
+
+
+@pytest.mark.parametrize("best", ["forms", "dense"])
+def test_what_the_quantiser_lacks_is_noted_of_the_file_that_is_kept(best, tmp_path, monkeypatch):
+    def quantise(file, images, path, **_):
+        path.write_bytes(file.stem.encode())
+        return Exported(path, 0.0, {f"layer of {file.stem}": "Softplus"})
+
+    def times(nets, *_, **__):
+        return {way: Latency(1.0 if way == best else 2.0, "dense", (1.0, 2.0)) for way in nets}
+
+    for name, stub in (("to_int8", quantise), ("latencies", times), ("OnnxNet", lambda file: file.read_bytes())):
+        monkeypatch.setattr(deploy, name, stub)
+    for way in ("forms", "dense"):
+        (tmp_path / f"{way}.onnx").touch()
+    cfg = OmegaConf.create({"calibration": {"batch_size": 2}, "reduce_range": False, "repeats": 1})
+    given, folder, notes = deploy.Given("small", nn.ReLU(), False), tmp_path / "out", []
+    prepared = deploy.Preparation(cfg, "network", given, nn.ReLU(), torch.zeros(1), torch.zeros(1), folder, notes)
+    net, path = prepared.int8(tmp_path)
+    assert net == path.read_bytes() == best.encode()
+    assert path == folder / "network.int8.onnx"
+    (note,) = (note for note in notes if "lacks" in note)
+    assert note == f"small, INT8: the quantiser lacks, and leaves in float32, layer of {best} (Softplus)"
+
+
 def test_compiled_networks_see_only_sizes_they_were_compiled_for():
     seen = []
 
@@ -151,6 +187,10 @@ def test_verdicts_compare_with_the_best_dense_row():
     ("model=resnet_56 batch_sizes=[0]", "batch_sizes is [0]"),
     ("model=resnet_56 repeats=0", "repeats is 0"),
     ("model=resnet_56 compile=1", "compile is 1"),
+    ("model=resnet_56 trainer.accelerator=gpu", "trainer.accelerator is 'gpu'; leave it out, all is on the CPU"),
+    ("model=resnet_56 dense=some.pt", "dense= is given without a network beside it"),
+    ("model=fasterrcnn", "fasterrcnn is a detector; only classifiers are exported"),
+    ("model.arch=nonsense", "unknown network 'nonsense'"),
     ("checkpoint=missing.pt", "no checkpoint at missing.pt"),
     ("model=resnet_56 choice=missing.json", "missing.json is no saved deployment"),
     (

@@ -10,6 +10,7 @@ from conftest import REPOSITORY, randomise_
 
 import norton
 from norton.checkpoints import read
+from norton.models import foreign
 
 SMALL = "checkpoints/resnet_56_clutter_rank1.pt"
 DATA = "data=clutter data.copies=[1,1,1]"
@@ -76,12 +77,54 @@ def test_patterns_without_data(tmp_path, monkeypatch, capsys):
     assert "top-1" not in (tmp_path / "a" / "table.md").read_text()
 
 
+def test_an_occupied_folder_is_refused_before_anything_is_measured(tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.yaml").write_text("another: run")
+    monkeypatch.setattr("norton.steps.evaluate", None)
+    code, _, error = storage(f"checkpoint={SMALL} {DATA} out={tmp_path}", monkeypatch, capsys)
+    assert code == 2
+    assert "holds a run with other settings" in error
+    assert written(tmp_path) == {"config.yaml"}
+
+
+def test_the_same_command_is_no_other_run(tmp_path, monkeypatch, capsys):
+    """Its config names the data that were chosen, in the place of `auto`."""
+    monkeypatch.setattr("norton.steps.calibrate_", lambda net, *_: net)  # for which data are chosen, and not read here
+    for _ in range(2):
+        code, _, error = storage(f"checkpoint={SMALL} accuracy=false bits=2 out={tmp_path}/a", monkeypatch, capsys)
+        assert code == 0, error[-2000:]
+    assert "name: clutter" in (tmp_path / "a" / "config.yaml").read_text()
+
+
+MODULE = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes=10):
+        super().__init__(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(16 * 9 * 9, num_classes))
+"""
+
+
+def test_a_network_of_images_of_an_unusual_size(tmp_path, monkeypatch, capsys):
+    (tmp_path / "sized11.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(foreign, "_TOLD", set())
+    net = randomise_(norton.build("sized11.Net", input_size=(3, 11, 11)))
+    norton.save(net, tmp_path / "net.pt")
+    apart = "model.arch=sized11.Net accuracy=false calibration.batchnorm=false bits=2"
+    code, _, error = storage(f"checkpoint={tmp_path}/net.pt {apart} out={tmp_path}/a", monkeypatch, capsys)
+    assert code == 0, error[-2000:]
+    plain = json.loads((tmp_path / "a" / "metrics.json").read_text())["plain_bytes"]
+    assert plain["dense"] == pytest.approx(plain["as given"], rel=0.01)
+
+
 BAD = [
     ("", "no network"),
     ("checkpoint={file} bits=9", "bits are 9 for '*'; choose 1 to 8"),
     ("checkpoint={file} bits=[5,0]", "bits are 0"),
     ("checkpoint={file} bits=[5,4,5]", "none of them twice"),
     ("checkpoint={file} bits=[]", "at least one"),
+    ("checkpoint={file} 'bits={{}}'", "bits={} shares the weights of no layer"),
+    ("checkpoint={file} 'bits=[5,{{conv1: null}}]'", "bits={'conv1': None} shares the weights of no layer"),
     ("checkpoint={file} bits=many", "bits are 'many'"),
     ("checkpoint={file} 'bits={{layr1.*: 5}}'", "pattern 'layr1.*' matches none of the 56 layers"),
     ("checkpoint={file} accuracy=3", "accuracy is 3"),

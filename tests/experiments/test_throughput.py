@@ -88,6 +88,15 @@ def test_program_on_detectors(tmp_path, monkeypatch, capsys):
     assert all(p["form"].endswith((", channels-last", ", contiguous")) for p in points)
 
 
+def test_an_occupied_folder_is_refused_before_any_work(tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.yaml").write_text("another: run")
+    monkeypatch.setattr(norton, "load", None)
+    code, _, error = run_here(f"python -m experiments.throughput out={tmp_path}", monkeypatch, capsys)
+    assert code == 2
+    assert "holds a run with other settings" in error
+    assert written(tmp_path) == {"config.yaml"}
+
+
 @pytest.mark.parametrize("settings, message", [
     ("batch_sizes=[0]", "batch_sizes is [0]"),
     ("image_sizes=32", "image_sizes is 32"),
