@@ -157,14 +157,16 @@ def noise(net: nn.Module, count: int, seed: int) -> Tensor:
     return torch.randn(count, *net.input_size, generator=torch.Generator().manual_seed(seed))
 
 
-def deploy(cfg: DictConfig, role: str, given: Given, example: Tensor) -> nn.Module:
-    """`norton.deploy`, which prints its choice."""
-    choice = cfg.choice if role == "network" else None
-    deployed = norton.deploy(given.net.eval(), example, choice=choice, progress=True)
-    if rows := deployed.deployment.rows():
-        report.print_table([{key: row[key] for key in row if key != "tried"} for row in rows], given.name)
-    print(f"{given.name}: {deployed.deployment.sentence()}", flush=True)
-    return deployed
+def deploy(cfg: DictConfig, role: str, given: Given, example: Tensor) -> dict[int, nn.Module]:
+    """Batch size → the network deployed for it; prints the choices, all layers for the largest."""
+    found = {}
+    for size in sorted(set(cfg.batch_sizes), reverse=True):
+        choice = cfg.choice if role == "network" and not found else None
+        found[size] = norton.deploy(given.net.eval(), example[:size], choice=choice, progress=True)
+        if not choice and len(found) == 1 and (rows := found[size].deployment.rows()):
+            report.print_table([{key: row[key] for key in row if key != "tried"} for row in rows], given.name)
+        print(f"{given.name}, batch {size}: {found[size].deployment.sentence()}", flush=True)
+    return found
 
 
 # The ways a network can go
@@ -182,42 +184,50 @@ class Way:
     file: Path | None = None
 
 
-class Compiled(nn.Module):
-    """A compiled network for batches of any size: others than these are cut into, and filled up to, the largest.
+class BySize(nn.Module):
+    """A network for each of some sizes of batches; others are cut into, and filled up to, the largest.
 
-    Compiling takes minutes, for each size; so copies are the network itself.
+    Compiling takes minutes, for each size; so copies are the networks themselves.
     """
 
-    def __init__(self, net: nn.Module, sizes: Sequence[int]):
+    def __init__(self, nets: Mapping[int, nn.Module]):
         super().__init__()
-        self.net, self.sizes = net, sizes
+        self.largest = max(nets)
+        self.nets = nn.ModuleDict({str(size): net for size, net in nets.items()})
 
     def forward(self, images: Tensor) -> Tensor:
-        if len(images) in self.sizes:
-            return self.net(images)
-        size = max(self.sizes)
-        parts = [F.pad(part, (0, 0) * 3 + (0, size - len(part))) for part in images.split(size)]
-        return torch.cat([self.net(part) for part in parts])[: len(images)]
+        if (size := str(len(images))) in self.nets:
+            return self.nets[size](images)
+        parts = [F.pad(part, (0, 0) * 3 + (0, self.largest - len(part))) for part in images.split(self.largest)]
+        return torch.cat([self.nets[str(self.largest)](part) for part in parts])[: len(images)]
 
-    def __deepcopy__(self, memo: dict) -> "Compiled":
+    def __deepcopy__(self, memo: dict) -> "BySize":
         return self
 
 
 @dataclass
 class Preparation:
-    """One network in all forms, its files in `folder`; what goes wrong with one form is noted, and the rest goes on."""
+    """One network in all forms, its files in `folder`; what goes wrong with one form is noted, and the rest goes on.
+
+    deployed: batch size → network; files are made of the one for the largest, `example`.
+    """
 
     cfg: DictConfig
     role: str
     given: Given
-    deployed: nn.Module
+    deployed: Mapping[int, nn.Module]
     example: Tensor
     images: Tensor
     folder: Path
     notes: list[str]
 
+    @property
+    def largest(self) -> nn.Module:
+        return self.deployed[len(self.example)]
+
     def ways(self) -> list[Way]:
-        self.deployed.deployment.save(self.path("deployment.json"))
+        for size, net in self.deployed.items():
+            net.deployment.save(self.path(f"batch{size}.json"))
         found = [
             Way(self.role, self.given, "eager", self.given.net, saved_bytes(self.given.net)),
             self.way("deployed", self.program),
@@ -245,23 +255,18 @@ class Preparation:
 
     def program(self) -> tuple[nn.Module, Path | None]:
         try:
-            return self.deployed, to_program(self.deployed, self.example, self.path("pt2")).path
+            return BySize(self.deployed), to_program(self.largest, self.example, self.path("pt2")).path
         except norton.InputError as error:
             self.notes.append(f"{self.given.name}, deployed, has no file: {error}")
-            return self.deployed, None
+            return BySize(self.deployed), None
 
-    @torch.inference_mode()
     def compiled(self) -> tuple[nn.Module, None]:
-        sizes = sorted(self.cfg.batch_sizes, reverse=True)
-        fast = compiled(self.deployed, self.example)
-        for size in sizes[1:]:
-            fast(self.example[:size])
-        return Compiled(fast, sizes), None
+        return BySize({size: compiled(net, self.example[:size]) for size, net in self.deployed.items()}), None
 
     def onnx(self, scratch: Path) -> tuple[nn.Module, Path]:
         """With the forms that torch is fastest in, or with dense layers: onnxruntime has other kernels."""
-        nets = {"forms": self.deployed}
-        if set(self.deployed.deployment.forms.values()) - {DENSE}:
+        nets = {"forms": self.largest}
+        if set(self.largest.deployment.forms.values()) - {DENSE}:
             nets[DENSE] = assemble(fold(self.given.net), {}, channels_last=False)
         files = {way: to_onnx(net, self.example, scratch / f"{way}.onnx").path for way, net in nets.items()}
         return self.placed(files[self.fastest("ONNX", files)], "onnx")

@@ -393,6 +393,18 @@ def test_unusual_networks():
         torch.testing.assert_close(own, wanted, equal_nan=True)
 
 
+@pytest.mark.slow
+def test_compiled(small):
+    x = torch.randn(2, 3, 8, 8)
+    deployed = deploy(norton.decompose(small, 2, starts=1, iterations=2), x, repeats=1)
+    fast = deploy(norton.decompose(small, 2, starts=1, iterations=2), x, choice=deployed.deployment, compile=True)
+    compilations = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    with torch.inference_mode():
+        close(fast(x), deployed(x))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compilations > 0
+    assert fast.deployment == deployed.deployment
+
+
 def test_training_mode_is_said(small):
     small.train()
     x = torch.randn(2, 3, 8, 8)

@@ -1,5 +1,10 @@
 """Speed and memory, measured side by side."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -72,6 +77,29 @@ def test_a_hopeless_form_is_not_timed_further(monkeypatch):
     monkeypatch.setattr(norton.latency, "timed", time)
     assert latencies({"a": net}, torch.zeros(1, 4, 5, 5), repeats=4)["a"][:2] == (1000, "grouped")
     assert {form: timed.count(form) for form in speed} == {"factored": 1, "grouped": 4, "composed": 4}
+
+
+FAULTS = """
+import resource, torch
+from norton.latency import keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for size in (10_000_000, 100_000, 2_000_000):
+        torch.zeros(size)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+found = [faults(), faults()]
+keep_freed_memory()
+print(*found, *(faults() for _ in range(3)))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_freed_memory_is_kept_for_the_next_pass():
+    """Pages that the system has to give: thousands again and again before, hardly any afterwards."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True, env=env)
+    _, before, *_, after = map(int, done.stdout.split())
+    assert before > 5000 and after < 500
 
 
 class Allocator(nn.Module):

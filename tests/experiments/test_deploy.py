@@ -28,7 +28,7 @@ class Net(nn.Sequential):
 """
 FORMS = ["eager", "deployed", "ONNX", "INT8"]
 FILES = {"config.yaml", "metrics.json", "table.md", "picture.png"}
-OF_A_NETWORK = {"deployment.json", "pt2", "onnx", "int8.onnx"}
+OF_A_NETWORK = {"batch1.json", "batch3.json", "pt2", "onnx", "int8.onnx"}
 
 
 @pytest.fixture
@@ -78,11 +78,11 @@ def test_program(files, tmp_path, monkeypatch, capsys):
     assert "ms with the layers' forms from torch" in out or "dense; " in out
     assert "small, INT8: the quantiser lacks, and leaves in float32, 6 (ReduceMean)" in out
 
-    choice = tmp_path / "out" / "network.deployment.json"
+    choice = tmp_path / "out" / "network.batch3.json"
     known = json.loads(choice.read_text())
     code, out, error = run(f"{files} accuracy=false int8=false choice={choice}", tmp_path, monkeypatch, capsys, "again")
     assert code == 0, error
-    assert json.loads((tmp_path / "again" / "network.deployment.json").read_text()) == known
+    assert json.loads((tmp_path / "again" / "network.batch3.json").read_text()) == known
     names = {row["network"] for row in metrics_of(tmp_path / "again")["rows"]}
     assert names == {"dense, random weights", "small"}
     known["machine"] = "another"
@@ -147,7 +147,7 @@ def test_what_the_quantiser_lacks_is_noted_of_the_file_that_is_kept(best, tmp_pa
         (tmp_path / f"{way}.onnx").touch()
     cfg = OmegaConf.create({"calibration": {"batch_size": 2}, "reduce_range": False, "repeats": 1})
     given, folder, notes = deploy.Given("small", nn.ReLU(), False), tmp_path / "out", []
-    prepared = deploy.Preparation(cfg, "network", given, nn.ReLU(), torch.zeros(1), torch.zeros(1), folder, notes)
+    prepared = deploy.Preparation(cfg, "network", given, {}, torch.zeros(1), torch.zeros(1), folder, notes)
     net, path = prepared.int8(tmp_path)
     assert net == path.read_bytes() == best.encode()
     assert path == folder / "network.int8.onnx"
@@ -155,18 +155,23 @@ def test_what_the_quantiser_lacks_is_noted_of_the_file_that_is_kept(best, tmp_pa
     assert note == f"small, INT8: the quantiser lacks, and leaves in float32, layer of {best} (Softplus)"
 
 
-def test_compiled_networks_see_only_sizes_they_were_compiled_for():
+def test_networks_see_only_the_sizes_they_are_for():
     seen = []
 
     class Counts(nn.Module):
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+
         def forward(self, x):
-            seen.append(len(x))
+            seen.append((self.name, len(x)))
             return 2 * x.flatten(1)
 
-    net, images = deploy.Compiled(Counts(), [4, 1]), torch.randn(11, 3, 2, 2)
+    net, images = deploy.BySize({4: Counts("large"), 1: Counts("single")}), torch.randn(11, 3, 2, 2)
     for count in (11, 4, 1, 3):
         torch.testing.assert_close(net(images[:count]), 2 * images[:count].flatten(1))
-    assert seen == [4, 4, 4, 4, 1, 4]
+    large = ("large", 4)
+    assert seen == [large, large, large, large, ("single", 1), large]
 
 
 def row(role, form, ms):
