@@ -12,7 +12,7 @@ import norton
 from norton.errors import InputError, Remark
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def deploy_detector(net: nn.Module, images: Tensor | Sequence[Tensor], **options: Any) -> nn.Module:
     """A detector for inference whose backbone, with its feature pyramid, is deployed for the size these images get.
 
