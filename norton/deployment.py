@@ -32,7 +32,7 @@ from norton.files import write_json
 from norton.forms import DENSE, FUSED, forms, scale_outputs_
 from norton.latency import Batch, keep_freed_memory, latencies, timed
 from norton.packing import PackedConv2d, join_relus_, pack_
-from norton.tracing import trace
+from norton.tracing import on_meta, trace
 
 WAYS = ("deployed", "eager")  # to time networks
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # of outputs, relative; 5% in half precision
@@ -508,6 +508,7 @@ def check_example(net: nn.Module, example: Tensor) -> Any:
             f"the example is {example.dtype} on {example.device}, the network {one.dtype} on {one.device}; "
             "give both the same with .to()"
         )
+    on_meta(net)  # which says why, if it cannot be copied
     net = copy.deepcopy(net).eval()
     try:
         return net(example)

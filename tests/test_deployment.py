@@ -384,13 +384,21 @@ class Options(nn.Module):
 
     def forward(self, x, gain=2.0):
         y = self.norm(self.conv(input=x)) * gain
-        return self.volume(y[:, None]).squeeze(1), y > 0, y.log()
+        return self.volume(y[:, None]).squeeze(1), y > 0, (0 * y).log()
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_networks_that_cannot_be_copied_are_refused():
+    net = nn.Sequential(torch.nn.utils.weight_norm(nn.Conv2d(3, 3, 3)))
+    with pytest.raises(InputError, match="weight is computed from other tensors"):
+        deploy(net, torch.randn(2, 3, 8, 8))
 
 
 def test_unusual_networks():
+    torch.manual_seed(0)
     net, x = randomise_(Options()).eval(), torch.randn(2, 3, 8, 8)
     for own, wanted in zip(deploy(net, x, repeats=1)(x), net(x), strict=True):
-        torch.testing.assert_close(own, wanted, equal_nan=True)
+        torch.testing.assert_close(own, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
