@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from norton.decomposition.cp import CPConv2d, Form, set_form_
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of malloc.h
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # what mallopt calls them, from malloc.h
 HOPELESS = 3  # more than the noise of a busy machine
 Batch = Tensor | Sequence[Tensor]  # images of one size, or of several, as detectors take them
 
@@ -74,8 +74,8 @@ def keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(_TRIM_THRESHOLD, -1)
-        libc.mallopt(_MMAP_MAX, 0)
+        libc.mallopt(_TRIM_THRESHOLD, -1)  # never trim
+        libc.mallopt(_MMAP_MAX, 0)  # no block gets pages of its own, which are given back with it
 
 
 def forms(net: nn.Module) -> tuple[str, ...]:
