@@ -6,16 +6,16 @@ from omegaconf import DictConfig
 from torch import nn
 
 import norton
-from norton import cli, report, steps
-from norton.checkpoints import holds_detector, read
-from norton.counting import Complexity, LayerCost, percent_removed
-from norton.files import write_json
-from norton.flags import ABOUT_DATA, translate
+from norton.checkpoints.files import holds_detector, read
+from norton.cli import program, report, steps
+from norton.cli.published_flags import ABOUT_DATA, translate
+from norton.common.files import write_json
+from norton.measure.counting import Complexity, LayerCost, percent_removed
 from norton.models import NETWORKS
 from norton.models.foreign import is_path
 
 
-@cli.script("complexity", partial(translate, ignored=ABOUT_DATA))
+@program.script("complexity", partial(translate, ignored=ABOUT_DATA))
 def run(cfg: DictConfig) -> None:
     given = cfg.checkpoint is not None and holds_detector(read(cfg.checkpoint))
     arch = cfg.model.arch
@@ -32,7 +32,7 @@ def run(cfg: DictConfig) -> None:
     cost = norton.complexity(net, size, convention=cfg.convention)
     dense = steps.dense_cost(net, cfg.convention, size)
 
-    folder = cli.open_folder(cfg)
+    folder = program.open_folder(cfg)
     removed = {
         "macs_removed_percent": percent_removed(cost.macs, dense.macs),
         "params_removed_percent": percent_removed(cost.params, dense.params),
@@ -70,7 +70,7 @@ def count_detector(cfg: DictConfig) -> None:
         net = detection.build_detector(cfg.model.arch, backbone, cfg.model.num_classes)
     whole = detection.build_detector(**{**net.recipe, "backbone": norton.build("resnet_50")})
     cost, dense = (detection.detector_complexity(n, **options) for n in (net, whole))
-    folder = cli.open_folder(cfg)
+    folder = program.open_folder(cfg)
     rows = [
         {"part": part, "MACs": f"{macs:,}", "removed %": percent_removed(macs, dense.by_part[part]) if macs else None}
         for part, macs in cost.by_part.items()

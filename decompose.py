@@ -3,13 +3,13 @@
 from omegaconf import DictConfig
 
 import norton
-from norton import cli, report, steps
-from norton.files import write_json
+from norton.cli import program, report, steps
+from norton.common.files import write_json
 
 
-@cli.script("decompose")
+@program.script("decompose")
 def run(cfg: DictConfig) -> None:
-    cli.check_folder(cfg)
+    program.check_folder(cfg)
     steps.check_settings(cfg)
     net, origin = steps.open_network(cfg)
     asked, setting, choice = cfg, steps.setting_text(cfg), None
@@ -26,7 +26,7 @@ def run(cfg: DictConfig) -> None:
     if choice:
         metrics["budget"] = choice.summary()
     record = steps.lineage_record("decompose", cfg, ("rank", "decomposition", "calibration"))
-    folder = cli.open_folder(asked)  # only now: bad input must not leave a folder behind
+    folder = program.open_folder(asked)  # only now: bad input must not leave a folder behind
     norton.save(small, folder / "model.pt", metrics=metrics, lineage=[*origin["lineage"], record])
     write_json(
         folder / "metrics.json",

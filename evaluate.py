@@ -6,20 +6,21 @@ from typing import Any
 from omegaconf import DictConfig
 
 import norton
-from norton import claims, cli, report, steps
-from norton.deployment import deploy_alike
-from norton.files import write_json
-from norton.flags import translate
-from norton.latency import latencies
+from norton.checkpoints import verification
+from norton.cli import program, report, steps
+from norton.cli.published_flags import translate
+from norton.common.files import write_json
+from norton.deployment.deploying import deploy_alike
+from norton.measure.latency import latencies
 
 
-@cli.script("evaluate", translate)
+@program.script("evaluate", translate)
 def run(cfg: DictConfig) -> int:
     if cfg.checkpoint is None:
         raise norton.InputError("no checkpoint: give checkpoint=FILE")
     steps.check_settings(cfg)
-    found = steps.verify(cfg, claims.listed(cfg.checkpoint))
-    if found.accuracy is None and found.verdict.code != claims.FAILS:
+    found = steps.verify(cfg, verification.listed(cfg.checkpoint))
+    if found.accuracy is None and found.verdict.code != verification.FAILS:
         show(cfg, found)
         raise norton.InputError(f"the claim {found.verdict.text}")
     rows, metrics = [network_row(cfg, found)], found.as_dict()
@@ -30,7 +31,7 @@ def run(cfg: DictConfig) -> int:
         rows[0] |= {f"ms / {len(batch)} images": latency.milliseconds, "computed as": latency.form}
         metrics |= {"latency_ms": latency.milliseconds, "latency_batch": len(batch), "latency_form": latency.form}
 
-    folder = cli.open_folder(cfg)
+    folder = program.open_folder(cfg)
     write_json(folder / "metrics.json", metrics)
     report.write_table(folder / "table.md", found.verdict.rows)
     title = f"{found.net.arch}, {cfg.checkpoint}"

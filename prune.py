@@ -3,14 +3,14 @@
 from omegaconf import DictConfig
 
 import norton
-from norton import cli, report, steps
-from norton.files import write_json
+from norton.cli import program, report, steps
+from norton.common.files import write_json
 from norton.pruning import describe
 
 
-@cli.script("prune")
+@program.script("prune")
 def run(cfg: DictConfig) -> None:
-    cli.check_folder(cfg)
+    program.check_folder(cfg)
     steps.check_settings(cfg)
     net, origin = steps.open_network(cfg)
     small = steps.prune(net, cfg)
@@ -21,7 +21,7 @@ def run(cfg: DictConfig) -> None:
     filters = {row["layer"]: row["after"] for row in rows}
     metrics = {**steps.inherited(origin), "macs": after.macs, "params": after.params, "filters": filters}
     record = steps.lineage_record("prune", cfg, ("compress_rate", "pruning", "calibration"))
-    folder = cli.open_folder(cfg)  # only now: bad input must not leave a folder behind
+    folder = program.open_folder(cfg)  # only now: bad input must not leave a folder behind
     norton.save(small, folder / "model.pt", metrics=metrics, lineage=[*origin["lineage"], record])
     write_json(folder / "metrics.json", {**metrics, "left_whole": left})
     report.write_table(folder / "table.md", rows)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 import norton
 from norton import Calibration
-from norton.budget import measure
-from norton.report import print_table
-from norton.thinning import thinnings
+from norton.budget.choice import measure
+from norton.budget.pruning_curves import thinnings
+from norton.cli.report import print_table
 
 WAYS = ("uniform ranks", "chosen ranks", "pruning", "joint")
 PRUNING = {"criterion": "l2", "compensate": "outputs"}

@@ -30,7 +30,7 @@ from tensorly.decomposition import parafac
 from torch import Tensor
 
 from norton.decomposition import cp_filters
-from norton.factors import Factors, reconstruct
+from norton.decomposition.factors import Factors, reconstruct
 
 CHANNELS = [3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
 # starts → (least speed ratio to the loop, greatest error ratio to the loop's)

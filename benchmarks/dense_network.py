@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import norton
-from norton.checkpoints import read
+from norton.checkpoints.files import read
 from norton.data.datamodule import ClassificationData
 from norton.training import evaluate
 

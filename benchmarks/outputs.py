@@ -17,8 +17,8 @@ from torch import nn
 
 import norton
 from norton import Calibration
-from norton.calibration import reestimate_batchnorm_
-from norton.report import print_table
+from norton.calibration.batchnorm import reestimate_batchnorm_
+from norton.cli.report import print_table
 
 FORMS = {
     "weights": None,

@@ -13,11 +13,11 @@ import torch
 from torchvision.models import resnet50
 
 import norton
+from norton.cli.report import print_table
+from norton.graph.slicing import cut_
 from norton.pruning import choose
 from norton.pruning.allocation import Allocation
 from norton.pruning.scoring import Scoring
-from norton.pruning.surgery import cut_
-from norton.report import print_table
 
 AIM = 5.0  # seconds
 

@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from norton.factors import Factors
+from norton.decomposition.factors import Factors
 from norton.pruning import keep_filters
-from norton.pruning.pabs import pabs
-from norton.pruning.selection import removal_order
+from norton.pruning.criteria.pabs import pabs
+from norton.pruning.elimination import removal_order
 
 TARGETS = {1: 1000, 4: 60, 8: 20}
 ELIMINATION_MS = 20

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from norton.errors import InputError
+from norton.common.errors import InputError
 
 Target = dict[str, Any]
 FEWEST_KEYPOINTS = 10  # visible ones, for an image of people to be trained on, as torchvision's scripts have it

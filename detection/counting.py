@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from norton.counting import CONVENTIONS
-from norton.decomposition.cp import set_form_
-from norton.errors import InputError
+from norton.common.errors import InputError
+from norton.graph.layers import set_form_
+from norton.measure.counting import CONVENTIONS
 
 PUBLISHED_SIZE, PUBLISHED_PROPOSALS = 800, 1000
 

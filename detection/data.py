@@ -11,9 +11,9 @@ from torchvision.transforms.v2 import functional
 
 from detection.coco import CocoImages, Target, open_annotations
 from detection.scenes import COUNTS, KEYPOINTS, SIZE, write_scenes
+from norton.common.errors import InputError
 from norton.data.datamodule import EpochSampler, LateLoader, check_loading, devices
 from norton.data.splits import generator
-from norton.errors import InputError
 
 # name → split → (folder of images, annotations for boxes and masks, annotations for keypoints), below the root.
 LAYOUTS = {

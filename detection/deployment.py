@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import norton
-from norton.errors import InputError, Remark
+from norton.common.errors import InputError, Remark
 
 
 @torch.no_grad()

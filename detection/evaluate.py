@@ -6,10 +6,10 @@ import norton
 from detection.checkpoints import load_detector
 from detection.reporting import KINDS, open_data, write_scores
 from detection.training import evaluate
-from norton import cli, steps
+from norton.cli import program, steps
 
 
-@cli.script("detection_evaluate")
+@program.script("detection_evaluate")
 def run(cfg: DictConfig) -> None:
     if cfg.checkpoint is None:
         raise norton.InputError("no checkpoint: give checkpoint=FILE, a detector")
@@ -28,7 +28,7 @@ def run(cfg: DictConfig) -> None:
         )
     options = {**steps.trainer_options(cfg), "devices": 1, "num_nodes": 1, "strategy": "auto"}
     scores, results = evaluate(net, data, split=cfg.split, **options)
-    write_scores(cli.open_folder(cfg), net, data, scores, results)
+    write_scores(program.open_folder(cfg), net, data, scores, results)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from norton.common.errors import InputError
 from norton.data.pictures import image_files, is_image, read_picture
-from norton.errors import InputError
 
 
 class Frame(NamedTuple):

@@ -10,8 +10,8 @@ from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
 
-from norton.errors import InputError
-from norton.plan import plan_of
+from norton.common.errors import InputError
+from norton.graph.plan import plan_of
 
 DETECTORS = {"fasterrcnn": FasterRCNN, "maskrcnn": MaskRCNN, "keypointrcnn": KeypointRCNN}
 CLASSES = {"fasterrcnn": 91, "maskrcnn": 91, "keypointrcnn": 2}  # of COCO, with the background

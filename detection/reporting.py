@@ -9,9 +9,9 @@ from torch import nn
 
 from detection.data import DetectionData
 from detection.scoring import results_for
-from norton import report, steps
-from norton.errors import InputError
-from norton.files import write_json
+from norton.cli import report, steps
+from norton.common.errors import InputError
+from norton.common.files import write_json
 
 KINDS = {"fasterrcnn": "boxes", "maskrcnn": "masks", "keypointrcnn": "keypoints"}  # what each detector learns
 

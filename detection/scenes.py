@@ -19,11 +19,11 @@ from pycocotools import mask as rle
 from rich.progress import track
 from torch import Tensor
 
+from norton.common.errors import InputError
+from norton.common.files import write_json
 from norton.data.datasets.clutter import colours, photographs, regions
 from norton.data.datasets.mnist5k import CLASSES, digits, split_digits
 from norton.data.splits import generator
-from norton.errors import InputError
-from norton.files import write_json
 
 KEYPOINTS = ("top", "bottom", "left", "right")
 COUNTS = {"train": 2000, "val": 100, "test": 200}

@@ -10,20 +10,20 @@ from detection.checkpoints import load_detector, save_detector, start_from_
 from detection.models import build_detector
 from detection.reporting import KINDS, open_data, write_scores
 from detection.training import DetectionRecipe, evaluate, fit
-from norton import cli, steps
-from norton.checkpoints import holds_detector, read
+from norton.checkpoints.files import holds_detector, read
+from norton.cli import program, steps
+from norton.graph.plan import apply_plan_
 from norton.models import dense_network
-from norton.plan import apply_plan_
 from norton.training import leave_devices
 
 
-@cli.script("detection_train", resumes=True)
+@program.script("detection_train", resumes=True)
 def run(cfg: DictConfig) -> None:
     steps.whole(cfg, "seed", 0)
     recipe = open_recipe(cfg)
     data = open_data(cfg, KINDS.get(cfg.detector.kind, "boxes"))
     net = open_detector(cfg, data)
-    folder = cli.open_folder(cfg)
+    folder = program.open_folder(cfg)
     path = folder / "model.pt"
     if path.exists():  # of a run that was stopped while it was scored
         net = load_detector(path)

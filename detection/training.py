@@ -15,9 +15,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from detection.coco import Target
 from detection.data import DetectionData
 from detection.scoring import TYPES, results_of, score
+from norton.common.errors import InputError
 from norton.data.splits import generator
-from norton.decomposition.cp import FORMS, set_form_
-from norton.errors import InputError
+from norton.graph.layers import FORMS, set_form_
 from norton.training.fit import best_weights, trainer_of
 
 PUBLISHED_BATCH = 16  # images that the learning rate is meant for: eight devices of two

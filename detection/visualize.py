@@ -21,17 +21,17 @@ from detection.deployment import deploy_detector
 from detection.drawing import draw, side_by_side, stacked, titled
 from detection.frames import Frame, frame_rate, frames, is_video, write_video
 from detection.scenes import write_scenes
-from norton import cli, report, steps
-from norton.decomposition.cp import FORMS, set_form_
-from norton.deployment import check_way, deploy_alike
-from norton.files import write_json, write_whole
-from norton.latency import latencies
+from norton.cli import program, report, steps
+from norton.common.files import write_json, write_whole
+from norton.deployment.deploying import check_way, deploy_alike
+from norton.graph.layers import FORMS, set_form_
+from norton.measure.latency import latencies
 
 SHOWN = 4  # images in picture.png
 SCENES = 8  # of the test images, where no others are given
 
 
-@cli.script("detection_visualize")
+@program.script("detection_visualize")
 def run(cfg: DictConfig) -> None:
     check_settings(cfg)
     device = steps.device(cfg.device)
@@ -43,7 +43,7 @@ def run(cfg: DictConfig) -> None:
     for name, net in ready.items():
         if measured[name]["form"] in FORMS:
             set_form_(net, measured[name]["form"])
-    folder = cli.open_folder(cfg)
+    folder = program.open_folder(cfg)
     drawn = draw_all(ready, measured, frames(path, limit), cfg.threshold, device)
     written = write_pictures(folder, drawn, path, limit)
     write_json(folder / "metrics.json", {"images": str(path), "device": str(device), "networks": measured})
@@ -132,7 +132,7 @@ def draw_all(
 
 def title(name: str, measured: Mapping[str, Mapping]) -> str:
     first = next(iter(measured.values()))
-    removed = norton.counting.percent_removed(measured[name]["macs"], first["macs"])
+    removed = norton.measure.counting.percent_removed(measured[name]["macs"], first["macs"])
     cost = f", {abs(removed):.0f}% {'fewer' if removed > 0 else 'more'} MACs" if measured[name] is not first else ""
     return f"{name}{cost}\n{measured[name]['fps']:.1f} frames per second"
 

@@ -3,11 +3,11 @@
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from experiments import points, sweeper
-from norton import cli
+from experiments.sweeps import points, sweeper
+from norton.cli import program
 
 
-@cli.script("ablation", is_sweep=True, resumes=True)
+@program.script("ablation", is_sweep=True, resumes=True)
 def job(cfg: DictConfig) -> None:
     points.run(cfg, list(HydraConfig.get().overrides.task))
 

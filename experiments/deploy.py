@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import norton
-from norton import cli, report, steps
-from norton.deployment import assemble, compiled, fold, machine
-from norton.export import OnnxNet, relative, run_alone, to_int8, to_onnx, to_program
-from norton.files import write_json, write_whole
-from norton.forms import DENSE
-from norton.latency import latencies, peak_memory
+from norton.cli import program, report, steps
+from norton.common.files import write_json, write_whole
+from norton.deployment.deploying import assemble, compiled, fold, machine
+from norton.deployment.exact_forms import DENSE
+from norton.deployment.export import OnnxNet, relative, run_alone, to_int8, to_onnx, to_program
+from norton.graph.plan import plan_of
+from norton.measure.latency import latencies, peak_memory
 from norton.models import NETWORKS
 from norton.models.foreign import is_path
-from norton.plan import plan_of
 
 CPU = torch.device("cpu")
 COMPARED = 32  # images for the difference of outputs
@@ -37,16 +37,16 @@ class Given:
     trained: bool
 
 
-@cli.script("deploy")
+@program.script("deploy")
 def run(cfg: DictConfig) -> None:
     check_settings(cfg)
     nets, about = open_networks(cfg)
     data, notes = open_data(cfg, nets, about)
     images, noted = calibration_images(cfg, nets, data, about)
-    cli.check_folder(cfg)  # only now: the data that are chosen belong to its config
+    program.check_folder(cfg)  # only now: the data that are chosen belong to its config
     example = noise(nets["network"].net, max(cfg.batch_sizes), cfg.seed)
     deployed = {role: deploy(cfg, role, given, example) for role, given in nets.items()}
-    folder = cli.open_folder(cfg)
+    folder = program.open_folder(cfg)
 
     ways = []
     for role, given in nets.items():

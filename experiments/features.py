@@ -13,13 +13,13 @@ from torch.utils.data import Dataset, Subset
 
 import norton
 from experiments.nmse import open_files
-from norton import cli, report, steps
-from norton.counting import percent_removed
+from norton.cli import program, report, steps
+from norton.common.files import write_json
 from norton.data.pictures import image_files, read_picture
 from norton.data.splits import DATASETS, generator
-from norton.files import write_json
-from norton.gradcam import explainable, explained_layer, grad_cam, map_correlation
-from norton.plan import plan_of
+from norton.graph.plan import plan_of
+from norton.measure.counting import percent_removed
+from norton.measure.gradcam import explainable, explained_layer, grad_cam, map_correlation
 
 MOST_ROWS = 20  # of the figure
 CHANCE = "chance: dense, another image"
@@ -64,7 +64,7 @@ class Likeness:
         }
 
 
-@cli.script("features")
+@program.script("features")
 def run(cfg: DictConfig) -> None:
     check(cfg)
     dense, origin = steps.open_network(cfg)
@@ -80,7 +80,7 @@ def run(cfg: DictConfig) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     explained = {name: explainable(net).to(device) for name, net in nets.items()}
     views = explain(explained, layer, shown.images, shown.classes, cfg.target)
-    folder = cli.open_folder(cfg)
+    folder = program.open_folder(cfg)
     likeness = statistics(explained, layer, batches(cfg, data, drawn, shown), cfg.target)
 
     costs = describe(nets, dense)

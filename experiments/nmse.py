@@ -10,15 +10,15 @@ from omegaconf import DictConfig
 from torch import nn
 
 import norton
-from norton import cli, report, steps
-from norton.counting import percent_removed
-from norton.decomposition.methods import is_decomposed
+from norton.cli import program, report, steps
+from norton.common.files import write_json, write_whole
 from norton.decomposition.ranks import layer_rules
-from norton.files import write_json, write_whole
-from norton.plan import plan_of
+from norton.graph.layers import is_decomposed
+from norton.graph.plan import plan_of
+from norton.measure.counting import percent_removed
 
 
-@cli.script("nmse")
+@program.script("nmse")
 def run(cfg: DictConfig) -> None:
     check(cfg)
     net, origin = steps.open_network(cfg)
@@ -30,7 +30,7 @@ def run(cfg: DictConfig) -> None:
     top1 = steps.evaluate(net, cfg, data)["top1"] if data else None
     found = measure_all(net, given, cfg, data)
     results = dict([next(found)])  # a bad option of the method or of calibration shows here, before anything is written
-    folder = cli.open_folder(cfg)
+    folder = program.open_folder(cfg)
     results |= dict(found)
 
     kind = "rank" if given is None else "checkpoint"
@@ -132,7 +132,7 @@ def at_rank(cfg: DictConfig, rank: int) -> DictConfig:
     return cfg
 
 
-def measure(net: nn.Module, small: nn.Module, whole: norton.counting.Complexity, cfg: DictConfig, data) -> dict:
+def measure(net: nn.Module, small: nn.Module, whole: norton.measure.counting.Complexity, cfg: DictConfig, data) -> dict:
     """What is reported of one decomposed network; whole: the cost of the dense one."""
     cost = norton.complexity(small)
     ranks = sorted({layer.rank for layer in small.modules() if is_decomposed(layer)}, key=str)

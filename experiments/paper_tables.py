@@ -13,9 +13,9 @@ from omegaconf import DictConfig
 from rich.progress import track
 
 import norton
-from norton import cli, report
-from norton.counting import Complexity, percent_removed
-from norton.files import write_json, write_whole
+from norton.cli import program, report
+from norton.common.files import write_json, write_whole
+from norton.measure.counting import Complexity, percent_removed
 
 PAPER = Path(__file__).parent / "paper"
 NOT_TRAINED = ("decomposed", "pruned", "start")  # stages of a pipeline whose accuracy is not the network's best
@@ -44,14 +44,14 @@ def untrained(run: Run) -> bool:
     return run.stage == "decomposed" or run.values.get("last_step") == "decompose" or "nmse" in run.values
 
 
-@cli.script("paper_tables")
+@program.script("paper_tables")
 def run(cfg: DictConfig) -> None:
     if cfg.table != "all" and cfg.table not in TABLES:
         raise norton.InputError(f"unknown table {cfg.table!r}; choose one of all, {', '.join(TABLES)}")
     runs = find_runs(Path(cfg.runs))
     wanted = list(TABLES) if cfg.table == "all" else [cfg.table]
     tables = {name: TABLES[name](name, runs) for name in track(wanted, "count", transient=True)}
-    folder = cli.open_folder(cfg)
+    folder = program.open_folder(cfg)
     write_json(folder / "metrics.json", tables)
     for name, rows in tables.items():
         report.write_table(folder / f"{name}.md", side_by_side(rows))

@@ -7,19 +7,19 @@ from omegaconf import DictConfig
 from torch import nn
 
 import norton
-from norton import cli, report, steps
-from norton.checkpoints import read
-from norton.deployment import deploy_alike
-from norton.files import write_json
-from norton.latency import latencies
-from norton.plan import plan_of
+from norton.checkpoints.files import read
+from norton.cli import program, report, steps
+from norton.common.files import write_json
+from norton.deployment.deploying import deploy_alike
+from norton.graph.plan import plan_of
+from norton.measure.latency import latencies
 from norton.training import leave_devices
 
-BASELINES = {path.stem for path in (cli.CONFIGS / "experiment").glob("*_baseline.yaml")}
+BASELINES = {path.stem for path in (program.CONFIGS / "experiment").glob("*_baseline.yaml")}
 LABELS = {"train": "dense", "decompose": "decomposed", "prune": "pruned", "finetune": "fine-tuned"}
 
 
-@cli.script("pipeline", resumes=True)
+@program.script("pipeline", resumes=True)
 def run(cfg: DictConfig) -> None:
     check_steps(cfg)
     steps.check_settings(cfg)
@@ -31,7 +31,7 @@ def run(cfg: DictConfig) -> None:
     for step in cfg.steps:
         steps.check_fit(net, cfg, step)
     steps.check_teachers(net, origin["lineage"], cfg, cfg.steps, data)
-    folder = cli.open_folder(cfg)
+    folder = program.open_folder(cfg)
     stages = {}
     if "train" not in cfg.steps:
         start = stage_file(folder, 0, "start")

@@ -15,12 +15,12 @@ from plotly.offline import get_plotlyjs
 
 import norton
 from experiments import paper_tables
-from experiments.points import IN_LABEL, Sweep, identity, read_index, read_result
-from norton import cli, report, steps
-from norton.errors import InputError
-from norton.files import write_whole
+from experiments.sweeps.points import IN_LABEL, Sweep, identity, read_index, read_result
+from norton.cli import program, report, steps
+from norton.common.errors import InputError
+from norton.common.files import write_whole
 from norton.pruning import describe
-from norton.rates import parse_rates
+from norton.pruning.rates import parse_rates
 
 Row = dict[str, Any]
 TEMPLATE = Path(__file__).parent / "templates" / "report.html"
@@ -37,7 +37,7 @@ SYMBOLS = ["circle", "square", "diamond", "cross", "x", "triangle-up", "star", "
 MARKERS = ["o", "s", "D", "P", "X", "^", "*", "h"]
 
 
-@cli.script("report")
+@program.script("report")
 def run(cfg: DictConfig) -> None:
     check(cfg)
     sweep = Sweep(Path(str(cfg.sweep)))

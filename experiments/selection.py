@@ -10,11 +10,11 @@ from omegaconf import DictConfig
 from torch import nn
 
 import norton
-from norton import cli, report, steps
-from norton.counting import percent_removed
-from norton.files import write_json
+from norton.cli import program, report, steps
+from norton.common.files import write_json
+from norton.measure.counting import percent_removed
 from norton.pruning import SELECTIONS, describe, has_distance
-from norton.rates import parse_rates
+from norton.pruning.rates import parse_rates
 
 
 class Point(NamedTuple):
@@ -29,7 +29,7 @@ class Point(NamedTuple):
         return f"budget{self.budget}_{self.selection}_seed{self.seed}"
 
 
-@cli.script("selection", resumes=True)
+@program.script("selection", resumes=True)
 def run(cfg: DictConfig) -> None:
     check(cfg)
     data = steps.open_data(cfg)
@@ -39,7 +39,7 @@ def run(cfg: DictConfig) -> None:
     steps.check_fit(dense, cfg, "decompose")
     for rates in cfg.budgets:
         dense.target_widths(dense.check_rates(rates))
-    folder = cli.open_folder(cfg)
+    folder = program.open_folder(cfg)
     points = list(all_points(cfg))
     for number, point in enumerate(points, start=1):
         path = folder / "points" / f"{point.name}.json"

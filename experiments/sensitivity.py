@@ -15,11 +15,11 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import norton
-from norton import cli, report, steps
-from norton.counting import percent_removed
-from norton.decomposition.cp import in_form
+from norton.cli import program, report, steps
+from norton.common.files import write_json, write_whole
 from norton.decomposition.ranks import layer_rules
-from norton.files import write_json, write_whole
+from norton.graph.layers import in_form
+from norton.measure.counting import percent_removed
 from norton.pruning.allocation import prunable
 
 KINDS = {"rank": "decompose", "rate": "prune"}  # what is swept → the step that does it
@@ -39,7 +39,7 @@ class Trial(NamedTuple):
         return f"{self.kind} {self.value} {self.layer}"
 
 
-@cli.script("sensitivity", resumes=True)
+@program.script("sensitivity", resumes=True)
 def run(cfg: DictConfig) -> None:
     check(cfg)
     net, origin = steps.open_network(cfg)
@@ -49,7 +49,7 @@ def run(cfg: DictConfig) -> None:
     device = steps.device(cfg.device)
     trials = chosen([*ranked(net, cfg), *rated(net, cfg)], cfg)
     images, labels = data.labelled(cfg.split, min(cfg.images, len(getattr(data.splits, cfg.split))))
-    folder = cli.open_folder(cfg)
+    folder = program.open_folder(cfg)
     net = net.to(device)
     images, labels = images.to(device), labels.to(device)
     found = measure_all(net, trials, cfg, data, images, labels, folder / "trials.json")

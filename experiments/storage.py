@@ -11,15 +11,15 @@ from omegaconf import DictConfig
 from torch import nn
 
 import norton
-from norton import cli, report, steps
-from norton.files import write_json
-from norton.storage import Bits, layer_bits, layer_weights
+from norton.checkpoints.coding import Bits, layer_bits, layer_weights
+from norton.cli import program, report, steps
+from norton.common.files import write_json
 
 LOSSLESS = "lossless"  # the file of the network as it is
 BITS = [8, 6, 5, 4, 3, 2]
 
 
-@cli.script("storage")
+@program.script("storage")
 def run(cfg: DictConfig) -> None:
     asked = check(cfg)
     net, origin = steps.open_network(cfg)
@@ -30,7 +30,7 @@ def run(cfg: DictConfig) -> None:
     if cfg.accuracy or cfg.calibration.batchnorm:
         steps.choose_data(cfg, origin["metrics"].get("data", getattr(net, "dataset", None)))
         data = steps.open_data(cfg)
-    cli.check_folder(cfg)  # only now: the data that are chosen belong to its config
+    program.check_folder(cfg)  # only now: the data that are chosen belong to its config
     before = measure(net, cfg, data)
     nets, files = {LOSSLESS: net}, {LOSSLESS: {"bits": None, "error": 0.0, **before}}
     for number, (name, bits) in enumerate(asked.items(), start=1):
@@ -38,7 +38,7 @@ def run(cfg: DictConfig) -> None:
         nets[name] = calibrated(norton.share_weights(net, bits), cfg, data)
         files[name] = {"bits": bits, "error": relative_error(net, nets[name]), **measure(nets[name], cfg, data)}
 
-    folder = cli.open_folder(cfg)
+    folder = program.open_folder(cfg)
     for name, found in files.items():
         found["bytes"] = write(nets[name], folder / f"{name}.pt", found, origin, cfg)
     dense = steps.dense_form(net)

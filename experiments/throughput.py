@@ -12,20 +12,20 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import norton
-from norton import cli, report, steps
-from norton.checkpoints import holds_detector, read
-from norton.deployment import check_way, deploy_alike
-from norton.files import write_json
-from norton.latency import latencies, peak_memory
+from norton.checkpoints.files import holds_detector, read
+from norton.cli import program, report, steps
+from norton.common.files import write_json
+from norton.deployment.deploying import check_way, deploy_alike
+from norton.measure.latency import latencies, peak_memory
 from norton.models import NETWORKS
 from norton.models.foreign import is_path
 
 DETECTIONS = 10  # what an image of everyday things holds
 
 
-@cli.script("throughput")
+@program.script("throughput")
 def run(cfg: DictConfig) -> None:
-    cli.check_folder(cfg)
+    program.check_folder(cfg)
     check_settings(cfg)
     device = steps.device(cfg.device)
     nets = open_networks(cfg)
@@ -45,7 +45,7 @@ def run(cfg: DictConfig) -> None:
     if not points:
         raise norton.InputError("there is not enough memory for any of the batches; choose smaller ones")
 
-    folder = cli.open_folder(cfg)
+    folder = program.open_folder(cfg)
     arch = next(iter(nets.values())).arch
     write_json(folder / "metrics.json", {"arch": arch, "machine": report.machine(device), "points": points})
     rows = [row(point) for point in points]
@@ -167,7 +167,7 @@ def pictures(detectors: bool, size: int, count: int, seed: int) -> Tensor:
 def measure(nets: Mapping[str, nn.Module], batch: Tensor, repeats: int, way: str = "deployed") -> list[dict[str, Any]]:
     """A record per network: time, memory and MACs of a batch, and speed-up and MACs ratio to the first network.
 
-    way: how networks are timed, see `norton.deployment.deploy_alike`.
+    way: how networks are timed, see `norton.deployment.deploying.deploy_alike`.
     """
     costs = {name: cost_of(net, batch) for name, net in nets.items()}
     ready = deployed(nets, batch, way)

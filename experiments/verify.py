@@ -6,24 +6,25 @@ from typing import Any
 from omegaconf import DictConfig
 
 import norton
-from norton import claims, cli, report, steps
-from norton.claims import CANNOT_BE_JUDGED, FAILS, HOLDS
-from norton.files import write_json
+from norton.checkpoints import verification
+from norton.checkpoints.verification import CANNOT_BE_JUDGED, FAILS, HOLDS
+from norton.cli import program, report, steps
+from norton.common.files import write_json
 
 WORDS = {HOLDS: "holds", FAILS: "does not hold", CANNOT_BE_JUDGED: "cannot be judged"}
 
 
-@cli.script("verify")
+@program.script("verify")
 def run(cfg: DictConfig) -> int:
     steps.check_settings(cfg)
     registry = Path(cfg.registry)
-    entries = claims.read_registry(registry)
-    folder = cli.open_folder(cfg)
-    results = {name: verify(claims.locate(registry.parent, name), entry, cfg) for name, entry in entries.items()}
+    entries = verification.read_registry(registry)
+    folder = program.open_folder(cfg)
+    results = {name: verify(verification.locate(registry.parent, name), entry, cfg) for name, entry in entries.items()}
     rows = [row(name, entries[name], result) for name, result in results.items()]
     write_json(folder / "metrics.json", results)
     report.write_table(folder / "table.md", rows)
-    report.print_table(rows, f"{registry}: claimed and measured (accuracy to {claims.TOLERANCE} points)")
+    report.print_table(rows, f"{registry}: claimed and measured (accuracy to {verification.TOLERANCE} points)")
     for name, result in results.items():
         if result and result["verdict_code"] != HOLDS:
             print(f"{name}: {result['verdict']}")
@@ -40,7 +41,7 @@ def verify(path: Path | None, entry: dict[str, Any], cfg: DictConfig) -> dict[st
     cfg.checkpoint = str(path)
     cfg.data.root = cfg.data.root or cfg.roots.get(entry.get("data"))
     try:
-        claims.check_sum(path, entry)
+        verification.check_sum(path, entry)
         return steps.verify(cfg, entry).as_dict()
     except norton.InputError as error:
         return {"verdict": f"cannot be judged: {error}", "verdict_code": CANNOT_BE_JUDGED}

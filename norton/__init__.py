@@ -1,17 +1,17 @@
 """Norton: compress convolutional networks by hybrid tensor decomposition and structured pruning."""
 
-from norton.budget import choose_ranks
-from norton.checkpoints import load, save
-from norton.counting import complexity
+from norton.budget.choice import choose_ranks
+from norton.checkpoints.coding import share_weights
+from norton.checkpoints.files import load, save
+from norton.common.errors import InputError
 from norton.decomposition import Calibration, decompose, layer_nmse, nmse
-from norton.decomposition.cp import set_form_
-from norton.deployment import Deployment, deploy
-from norton.errors import InputError
+from norton.deployment.deploying import Deployment, deploy
+from norton.graph import wiring_of
+from norton.graph.layers import set_form_
+from norton.measure.counting import complexity
 from norton.models import build
 from norton.pruning import prune
-from norton.rates import format_rates, parse_rates
-from norton.storage import share_weights
-from norton.tracing import wiring_of
+from norton.pruning.rates import format_rates, parse_rates
 
 __version__ = "0.1.0"
 __all__ = [

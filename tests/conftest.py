@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from norton import deployment
+from norton.deployment import deploying
 
 # On a busy machine two threads wait for each other longer than they compute, on tensors this small.
 torch.set_num_threads(int(os.environ.get("NORTON_TEST_THREADS", "1")))
@@ -38,8 +38,8 @@ def randomise_(net: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch):
     """Whatever is chosen in deploying has to be right; how well it was timed does not matter in tests."""
-    monkeypatch.setattr(deployment, "_SECONDS", 0)
-    monkeypatch.setattr(deployment, "_TRIALS", 1)
+    monkeypatch.setattr(deploying, "_SECONDS", 0)
+    monkeypatch.setattr(deploying, "_TRIALS", 1)
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@
 what a Lightning trainer wants. Lightning is imported by the last one only.
 """
 
+from norton.common.registry import import_submodules
 from norton.data.images import ImageTensors, ShiftAndFlip
 from norton.data.splits import DATASETS, Splits, generator, load_data, stratified_order
-from norton.registry import import_submodules
 
 import_submodules("norton.data.datasets")
 

@@ -10,8 +10,8 @@ from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.data.distributed import DistributedSampler
 
+from norton.common.errors import InputError
 from norton.data.splits import DEFAULT_ROOT, Splits, generator, load_data
-from norton.errors import InputError
 
 
 class EpochSampler(DistributedSampler):

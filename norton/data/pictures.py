@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import v2
 
+from norton.common.errors import InputError, Remark
 from norton.data.splits import DATASETS
-from norton.errors import InputError, Remark
 
 # Not all that Pillow registers: films and documents are among them.
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from norton.errors import InputError
-from norton.registry import Registry
+from norton.common.errors import InputError
+from norton.common.registry import Registry
 
 DATASETS = Registry("dataset")
 DEFAULT_ROOT = Path("data")

@@ -10,14 +10,15 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
+from norton.calibration.metric import Metric
+from norton.calibration.outputs import Calibration, fit_to_outputs, output_errors
+from norton.common.errors import InputError, Remark
+from norton.common.registry import import_submodules
 from norton.decomposition.cp_als import cp_filters
-from norton.decomposition.methods import DECOMPOSITIONS, decomposable, is_decomposed
-from norton.decomposition.metric import Metric
-from norton.decomposition.outputs import Calibration, fit_to_outputs, output_errors
+from norton.decomposition.methods import DECOMPOSITIONS, decomposable
 from norton.decomposition.ranks import RankRule, layer_ranks, layer_rules, relative_error, resolve
-from norton.errors import InputError, Remark
-from norton.plan import OPERATIONS, record_step
-from norton.registry import import_submodules
+from norton.graph.layers import is_decomposed
+from norton.graph.plan import OPERATIONS, record_step
 
 import_submodules(__name__)
 
@@ -56,7 +57,7 @@ def decompose(
     progress: show a bar over the layers.
 
     objective: `weights`, the nearest weights; or `outputs`, the nearest outputs on calibration images (N, C, H, W),
-    without labels, see `norton.decomposition.outputs`.  calibration: how they are used, a `Calibration`.  Where images
+    without labels, see `norton.calibration.outputs`.  calibration: how they are used, a `Calibration`.  Where images
     are None, weights are fitted, with a warning.  The means of BatchNorms follow.
 
     Raises InputError for an unknown method, a bad rank or pattern, a weight that is not finite, and images that do not

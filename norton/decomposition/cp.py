@@ -1,23 +1,19 @@
 """Filter-wise CP: each filter a sum of R rank-one terms, run as 1×1, depthwise k×1 and depthwise 1×k convolutions."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal, Self, get_args
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from norton.calibration.metric import Metric
 from norton.decomposition.cp_als import cp_filters
 from norton.decomposition.cp_outputs import refit
+from norton.decomposition.factors import Factors, reconstruct
 from norton.decomposition.methods import DECOMPOSITIONS, is_spatial
-from norton.decomposition.metric import Metric
-from norton.errors import InputError
-from norton.factors import Factors, reconstruct
-
-Form = Literal["factored", "grouped", "composed"]
-FORMS = (*get_args(Form), "fast")
+from norton.graph.layers import Form
+from norton.graph.slicing import cut_inputs_, cut_outputs_, select
 
 
 @DECOMPOSITIONS.register("cp")
@@ -73,6 +69,11 @@ class CPConv2d(nn.Module):
             nn.init.normal_(layer.weight, std=std)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    @property
+    def fast_form(self) -> Form:
+        """The fastest form with gradients: a rule of the rank alone, so that a training repeats."""
+        return "grouped" if self.rank == 1 else "composed"
 
     # Geometry, read off the layers so that surgery has nothing to keep in step
 
@@ -204,27 +205,21 @@ class CPConv2d(nn.Module):
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, rank={self.rank}"
 
 
-def set_form_(net: nn.Module, form: Form | Literal["fast"]) -> nn.Module:
-    """Choose how all decomposed layers of a network compute, in place.
-
-    `fast` is a rule that depends on the rank alone, so that a training repeats: see `benchmarks/train_step.py`.
-    Raises InputError for an unknown form.
-    """
-    if form not in FORMS:
-        raise InputError(f"form is {form!r}; choose one of {', '.join(FORMS)}")
-    for layer in net.modules():
-        if isinstance(layer, CPConv2d):
-            layer.form = form if form != "fast" else ("grouped" if layer.rank == 1 else "composed")
-    return net
+# How it is cut
 
 
-@contextmanager
-def in_form(net: nn.Module, form: Form | Literal["fast"]) -> Iterator[None]:
-    """Let the decomposed layers of a network compute in another form for a while."""
-    before = [(layer, layer.form) for layer in net.modules() if isinstance(layer, CPConv2d)]
-    set_form_(net, form)
-    try:
-        yield
-    finally:
-        for layer, own in before:
-            layer.form = own
+@cut_inputs_.register
+def _(layer: CPConv2d, kept: Tensor) -> None:
+    cut_inputs_(layer.feature.pointwise, kept)
+
+
+@cut_outputs_.register
+def _(layer: CPConv2d, kept: Tensor) -> None:
+    filters = layer.out_channels
+    terms = torch.cat([kept + term * filters for term in range(layer.rank)])
+    cut_outputs_(layer.feature.pointwise, terms)
+    for depthwise in (layer.feature.vertical, layer.feature.horizontal):
+        cut_outputs_(depthwise, terms)
+        depthwise.in_channels = depthwise.groups = len(terms)
+    if layer.bias is not None:
+        layer.bias = select(layer.bias, kept, 0)

@@ -16,9 +16,9 @@ Inside this file arrays are laid out (R, k, n): term, position, filter.
 import torch
 from torch import Tensor
 
+from norton.common.errors import InputError
+from norton.decomposition.factors import Factors
 from norton.decomposition.methods import check_rank
-from norton.errors import InputError
-from norton.factors import Factors
 
 _PASSES_PER_CHECK = 10
 _FIRST_MOMENTUM, _MAX_MOMENTUM = 0.5, 3.0

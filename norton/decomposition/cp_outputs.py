@@ -16,8 +16,8 @@ Arrays here have the filter first: head (O, R, C), spatial kernels (O, R, kh·kw
 import torch
 from torch import Tensor
 
-from norton.decomposition.metric import Metric
-from norton.factors import Factors, balanced
+from norton.calibration.metric import Metric
+from norton.decomposition.factors import Factors, balanced
 
 _NUMBERS_AT_ONCE = 2**25  # of the metric contracted with heads
 _SPATIAL_PASSES = 8

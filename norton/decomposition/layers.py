@@ -2,7 +2,7 @@
 
 A method inherits from `LayerWise` (the whole weight is one product; its first part reads the inputs, its last one
 writes the filters) or from `FilterWise` (each filter is a product of its own; all parts but the first are grouped by
-filter).  Surgery knows how both are cut (`norton.pruning.surgery`).
+filter).  Surgery knows how both are cut (`norton.graph.slicing`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,9 +13,10 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from norton.decomposition.methods import is_decomposed, is_spatial
-from norton.decomposition.metric import Metric
-from norton.errors import InputError
+from norton.calibration.metric import Metric
+from norton.common.errors import InputError
+from norton.decomposition.methods import is_spatial
+from norton.graph.slicing import cut_inputs_, cut_outputs_, select
 
 
 class FactoredLayer(nn.Module):
@@ -111,6 +112,32 @@ class FilterWise(FactoredLayer):
     """Each filter as a product of its own: the parts hold the channels of filter 0 first, then those of filter 1."""
 
 
+@cut_inputs_.register(LayerWise)
+@cut_inputs_.register(FilterWise)
+def _(layer: LayerWise | FilterWise, kept: Tensor) -> None:
+    cut_inputs_(layer.feature[0], kept)
+
+
+@cut_outputs_.register
+def _(layer: LayerWise, kept: Tensor) -> None:
+    cut_outputs_(layer.feature[-1], kept)
+    if layer.bias is not None:
+        layer.bias = select(layer.bias, kept, 0)
+
+
+@cut_outputs_.register
+def _(layer: FilterWise, kept: Tensor) -> None:
+    filters = layer.out_channels
+    for part in layer.feature:
+        each = part.out_channels // filters  # channels of a filter
+        channels = (kept[:, None] * each + torch.arange(each, device=kept.device)).flatten()
+        cut_outputs_(part, channels)
+        if part.groups > 1:
+            part.groups, part.in_channels = len(kept), part.weight.shape[1] * len(kept)
+    if layer.bias is not None:
+        layer.bias = select(layer.bias, kept, 0)
+
+
 def conjugate_gradients_(
     part: Tensor, weight: Callable[[], Tensor], target: Tensor, metric: Metric, steps: int
 ) -> None:
@@ -166,39 +193,6 @@ def convolution(
         device=like.weight.device,
         dtype=like.weight.dtype,
     )
-
-
-def as_dense(layer: nn.Module) -> nn.Conv2d | nn.Linear:
-    """The convolution or linear layer that a decomposed layer equals; one that is not decomposed as it is."""
-    if not is_decomposed(layer):
-        return layer
-    weight = layer.composed_weight().detach()
-    if weight.ndim == 2:
-        dense = nn.Linear(weight.shape[1], weight.shape[0], layer.bias is not None, device="meta")
-    else:
-        parts = [part for part in layer.feature if max(part.kernel_size) > 1] or [layer.feature[0]]
-        dense = nn.Conv2d(
-            weight.shape[1],
-            weight.shape[0],
-            layer.kernel_size,
-            layer.stride,
-            _joint_padding([part.padding for part in layer.feature]),
-            layer.dilation,
-            bias=layer.bias is not None,
-            padding_mode=parts[0].padding_mode,
-            device="meta",
-        )
-    dense.weight = nn.Parameter(weight)
-    if layer.bias is not None:
-        dense.bias = nn.Parameter(layer.bias.detach())
-    return dense.train(layer.training)
-
-
-def _joint_padding(paddings: Sequence[tuple[int, int] | str]) -> tuple[int, int] | str:
-    """What parts pad together: `same` or `valid` stands in all with a kernel, numbers in the part they belong to."""
-    if words := [padding for padding in paddings if isinstance(padding, str)]:
-        return words[0]
-    return tuple(max(padding[i] for padding in paddings) for i in range(2))
 
 
 def weight_of(layer: nn.Module, name: str) -> Tensor:

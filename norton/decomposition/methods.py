@@ -6,8 +6,9 @@ from typing import Any, Protocol, Self
 
 from torch import Tensor, nn
 
-from norton.errors import InputError
-from norton.registry import Registry
+from norton.common.errors import InputError
+from norton.common.registry import Registry
+from norton.graph.layers import is_decomposed
 
 DECOMPOSITIONS = Registry("decomposition")
 WEIGHTED = (nn.Conv2d, nn.Linear)
@@ -59,16 +60,6 @@ def is_spatial(layer: nn.Module) -> bool:
 def decomposable(net: nn.Module, method: str = "cp") -> dict[str, nn.Module]:
     """Name → layer, for every layer that the method accepts and that is not part of a decomposed one."""
     return {name: layer for name, layer in _outside(net).items() if DECOMPOSITIONS[method].accepts(layer)}
-
-
-def is_decomposed(layer: nn.Module) -> bool:
-    """Whether a layer came out of a decomposition."""
-    return hasattr(layer, "composed_weight")
-
-
-def width(layer: nn.Module) -> int:
-    """The filters of a convolution or linear layer, decomposed or not."""
-    return layer.out_channels if hasattr(layer, "out_channels") else layer.out_features
 
 
 def matching_layers(

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from norton.common.errors import InputError
+from norton.common.registry import Registry
 from norton.decomposition.layers import energies
 from norton.decomposition.methods import DECOMPOSITIONS, check_rank, kind, matching_layers
 from norton.decomposition.vbmf import vbmf_rank
-from norton.errors import InputError
-from norton.registry import Registry
 
 RULES = Registry("rank rule")
 

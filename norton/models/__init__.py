@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from norton.common.errors import InputError
+from norton.common.registry import import_submodules
 from norton.decomposition import layer_ranks
-from norton.errors import InputError
+from norton.graph import wiring_of
+from norton.graph.plan import apply_plan_
 from norton.models.base import NETWORKS, Network
 from norton.models.foreign import foreign_network, is_path, tell
-from norton.plan import apply_plan_
 from norton.pruning.allocation import Allocation, read_rates
-from norton.registry import import_submodules
-from norton.tracing import wiring_of
 
 import_submodules(__name__)
 

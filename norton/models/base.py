@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from norton.errors import InputError
-from norton.rates import format_rates, parse_rates, pruned_width
-from norton.registry import Registry
-from norton.wiring import Wiring
+from norton.common.errors import InputError
+from norton.common.registry import Registry
+from norton.graph.wiring import Wiring
+from norton.pruning.rates import format_rates, parse_rates, pruned_width
 
 NETWORKS = Registry("network")
 

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from norton.graph.wiring import Wiring
 from norton.models.base import NETWORKS, Network
-from norton.wiring import Wiring
 
 GROWTH, LAYERS = 12, 12
 

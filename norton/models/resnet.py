@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
+from norton.graph.wiring import Wiring
 from norton.models.base import NETWORKS, Network
-from norton.wiring import Wiring
 
 
 @NETWORKS.register("resnet_50")

@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from norton.graph.wiring import Wiring
 from norton.models.base import NETWORKS, Network
-from norton.wiring import Wiring
 
 
 def match_channels(x: Tensor, channels: int, stride: int) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from norton.graph.wiring import Wiring
 from norton.models.base import NETWORKS, Network
-from norton.wiring import Wiring
 
 WIDTHS = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512]
 

@@ -10,14 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from norton.decomposition.outputs import Calibration, check_images
-from norton.errors import InputError, Remark
-from norton.plan import record_step
+from norton.calibration.compensation import COMPENSATIONS, compensated
+from norton.calibration.outputs import Calibration, check_images
+from norton.common.errors import InputError, Remark
+from norton.common.registry import import_submodules
+from norton.graph import wiring_of
+from norton.graph.plan import record_step
+from norton.graph.slicing import cut_
+from norton.graph.tracing import Example
+from norton.graph.wiring import Wiring
 from norton.pruning.alignment import aligned_keep, connected
 from norton.pruning.allocation import Allocation, fitting_keep, prunable, read_rates
-from norton.pruning.compensation import COMPENSATIONS, compensated
-from norton.pruning.criteria import CRITERIA, filter_count, keep_filters, scores
-from norton.pruning.index import parse_filters
+from norton.pruning.criteria.index import parse_filters
+from norton.pruning.criteria.kinds import CRITERIA, filter_count, keep_filters, scores
 from norton.pruning.scoring import (
     SELECTIONS,
     Criterion,
@@ -29,12 +34,8 @@ from norton.pruning.scoring import (
     filters_of,
     has_distance,
 )
-from norton.pruning.surgery import cut_
-from norton.registry import import_submodules
-from norton.tracing import Example, wiring_of
-from norton.wiring import Wiring
 
-import_submodules(__name__)
+import_submodules("norton.pruning.criteria")
 
 __all__ = [
     "COMPENSATIONS",
@@ -104,8 +105,8 @@ def prune(
     `norton.pruning.alignment`.
 
     compensate: `outputs`: what is left of the layers is fitted to what they gave before, on the images, see
-    `norton.pruning.compensation`; where images are None, nothing is, with a warning.  calibration: how the images are
-    used for that; in its sequential form, the means of BatchNorms follow.
+    `norton.calibration.compensation`; where images are None, nothing is, with a warning.  calibration: how the images
+    are used for that; in its sequential form, the means of BatchNorms follow.
 
     Raises InputError for unknown names, bad rates or filters, a layer left without filters, data that are missing, and
     weights that are not finite.

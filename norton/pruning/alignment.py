@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from norton.errors import InputError
+from norton.common.errors import InputError
 
 Edge = tuple[int, int]
 Lane = dict[int, int]  # axis → position

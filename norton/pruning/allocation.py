@@ -9,10 +9,10 @@ from math import gcd, lcm
 import numpy as np
 from torch import nn
 
-from norton.errors import InputError
+from norton.common.errors import InputError
+from norton.graph.wiring import Wiring
 from norton.pruning.alignment import Edge, aligned_keep
-from norton.rates import parse_rates, pruned_width
-from norton.wiring import Wiring
+from norton.pruning.rates import parse_rates, pruned_width
 
 ALLOCATIONS = ("rates", "global")
 ROUNDINGS = ("up", "down", "nearest")

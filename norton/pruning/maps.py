@@ -14,10 +14,9 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from norton.decomposition.cp import in_form
-from norton.decomposition.methods import width
-from norton.errors import InputError
-from norton.pruning.criteria import CRITERIA, checked, checked_scores, kind_of
+from norton.common.errors import InputError
+from norton.graph.layers import in_form, width
+from norton.pruning.criteria.kinds import CRITERIA, checked, checked_scores, kind_of
 
 BATCH = 32  # images computed at a time; all layers' maps and gradients of so many are held at once
 

@@ -6,8 +6,8 @@ scores are equal, or zero, or there is but one, the result is the value named.
 
 import numpy as np
 
-from norton.errors import InputError
-from norton.registry import Registry
+from norton.common.errors import InputError
+from norton.common.registry import Registry
 
 NORMALISATIONS = Registry("normalisation")
 

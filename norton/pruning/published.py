@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from norton.factors import Factors
-from norton.pruning.criteria import CRITERIA, checked
+from norton.decomposition.factors import Factors
+from norton.pruning.criteria.kinds import CRITERIA, checked
 
 # What the distances based on angles make of an angle; other criteria have no angle to wrap.
 _OF_ANGLE: dict[str, Callable[[Tensor], Tensor]] = {"pabs": lambda angle: angle, "csa": lambda angle: angle.sin() ** 2}

@@ -9,14 +9,14 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from norton.decomposition.methods import is_decomposed
-from norton.errors import InputError
-from norton.factors import Factors
-from norton.pruning.criteria import CRITERIA, Place, is_distance, kind_of, scores
+from norton.common.errors import InputError
+from norton.decomposition.factors import Factors
+from norton.graph.layers import is_decomposed
+from norton.graph.wiring import Wiring
+from norton.pruning.criteria.kinds import CRITERIA, Place, is_distance, kind_of, scores
 from norton.pruning.maps import map_scores, needs_images, needs_labels
 from norton.pruning.normalisation import NORMALISATIONS, normalised
 from norton.pruning.published import published_scores
-from norton.wiring import Wiring
 
 SELECTIONS = {"exact": scores, "published": published_scores}  # how distances between filters become scores
 # How the scores of layers whose channels are summed become one, each over (layers, channels).

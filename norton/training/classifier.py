@@ -11,8 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torchmetrics.classification import MulticlassAccuracy
 
-from norton.decomposition.cp import FORMS
-from norton.errors import InputError
+from norton.common.errors import InputError
+from norton.graph.layers import FORMS
 from norton.training.distillation import Distillation
 
 

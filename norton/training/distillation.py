@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from norton.decomposition.cp import set_form_
-from norton.decomposition.methods import is_decomposed
-from norton.errors import InputError, first_line
+from norton.common.errors import InputError, first_line
+from norton.graph.layers import is_decomposed, set_form_
 
 
 def soft_target_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:

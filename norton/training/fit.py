@@ -12,9 +12,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader
 
+from norton.common.errors import InputError
 from norton.data.datamodule import ClassificationData
-from norton.decomposition.cp import set_form_
-from norton.errors import InputError
+from norton.graph.layers import set_form_
 from norton.training.classifier import Classifier, Recipe
 from norton.training.distillation import Distillation
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torchvision
 
+from norton.common.errors import InputError
 from norton.data import load_data
-from norton.errors import InputError
 
 CIFAR10 = torchvision.datasets.CIFAR10
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

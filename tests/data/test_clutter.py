@@ -1,10 +1,10 @@
 import pytest
 import torch
 
+from norton.common.errors import InputError
 from norton.data import load_data
 from norton.data.datasets import clutter
 from norton.data.datasets.mnist5k import SIZES, split_digits
-from norton.errors import InputError
 
 
 @pytest.mark.parametrize("seed", [0, 1])

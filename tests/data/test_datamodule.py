@@ -7,9 +7,9 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from norton.common.errors import InputError
 from norton.data import load_data
 from norton.data.datamodule import ClassificationData, EpochSampler
-from norton.errors import InputError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "data"
 

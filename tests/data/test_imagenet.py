@@ -10,10 +10,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from test_datamodule import Recorder, epoch_of
 
+from norton.common.errors import InputError
 from norton.data import load_data
 from norton.data.datamodule import ClassificationData
 from norton.data.datasets import imagenet
-from norton.errors import InputError
 
 CLASSES = ("n01", "n02", "n03", "n04")
 TRAIN, TEST = 6, 3  # images of a class

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from norton.common.errors import InputError, Remark
 from norton.data.pictures import read_pictures
-from norton.errors import InputError, Remark
 
 SIZE = (3, 32, 32)
 

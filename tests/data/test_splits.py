@@ -4,8 +4,8 @@ import sys
 import pytest
 import torch
 
+from norton.common.errors import InputError
 from norton.data import DATASETS, ImageTensors, ShiftAndFlip, load_data, stratified_order
-from norton.errors import InputError
 
 EMBEDDED = ["clutter", "mnist5k"]
 

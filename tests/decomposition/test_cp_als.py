@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from norton.common.errors import InputError
 from norton.decomposition import cp_filters
-from norton.errors import InputError
-from norton.factors import Factors, reconstruct, squared_norms
+from norton.decomposition.factors import Factors, reconstruct, squared_norms
 
 SHAPES = [(5, 16, 3, 3), (5, 4, 3, 3), (4, 6, 1, 3), (4, 20, 3, 5), (3, 3, 5, 5)]
 

@@ -12,10 +12,10 @@ from torch import nn
 
 import norton
 from norton.decomposition import DECOMPOSITIONS
-from norton.decomposition.methods import width
 from norton.decomposition.ranks import relative_error, resolve
-from norton.plan import plan_of
-from norton.pruning.surgery import cut_inputs_, cut_outputs_
+from norton.graph.layers import width
+from norton.graph.plan import plan_of
+from norton.graph.slicing import cut_inputs_, cut_outputs_
 
 METHODS = list(DECOMPOSITIONS)
 LAYERS = [lambda **options: nn.Linear(5, 6, **options)] + [
@@ -363,12 +363,13 @@ def test_one_rank_for_all_passes_over_what_cannot_be_decomposed(method):
 
 def test_ranks_in_tables_and_messages(tmp_path):
     """Programs that show or compare ranks meet methods with several."""
-    from norton import checkpoints, steps
+    from norton.checkpoints import files
+    from norton.cli import steps
 
     net = narrow()
     small = norton.decompose(net, {"features.conv8": [3, 4], "features.conv1": [2, 2]}, method="tucker")
     small = norton.decompose(small, {"classifier.linear1": 5}, method="svd")
-    assert checkpoints.ranks_of(small) == {(3, 4), (2, 2), 5}
+    assert files.ranks_of(small) == {(3, 4), (2, 2), 5}
     rows = steps.layer_rows(net, small, norton.layer_nmse(net, small))
     assert [row["rank"] for row in rows] == ["2, 2", "3, 4", 5]
     kinds = {row["layer"]: row["kind"] for row in steps.width_rows(net, small)}

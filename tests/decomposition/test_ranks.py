@@ -12,7 +12,7 @@ import norton
 from norton.decomposition import DECOMPOSITIONS, layer_ranks
 from norton.decomposition.ranks import _first, _way, relative_error
 from norton.decomposition.vbmf import noise_variance, threshold, vbmf_rank
-from norton.plan import plan_of
+from norton.graph.plan import plan_of
 
 METHODS = list(DECOMPOSITIONS)
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 import norton
 from norton.decomposition import DECOMPOSITIONS
-from norton.plan import plan_of
+from norton.graph.plan import plan_of
 
 NARROW = "model=vgg_16_bn model.compress_rate=[0.9]*13"
 

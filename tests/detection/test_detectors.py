@@ -18,7 +18,7 @@ from detection import (
     load_detector,
     save_detector,
 )
-from norton.errors import Remark
+from norton.common.errors import Remark
 
 SMALLEST = (1, "[0.]+[0.1]*2+[0.4]*5+[0.75]*12")
 PUBLISHED_PARAMS = {

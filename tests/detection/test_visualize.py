@@ -16,8 +16,8 @@ from detection import build_detector, save_detector
 from detection.drawing import COLOURS, draw, side_by_side, stacked, titled
 from detection.frames import frame_rate, frames, write_video
 from detection.visualize import free_name
-from norton.errors import InputError
-from norton.report import labels
+from norton.cli.report import labels
+from norton.common.errors import InputError
 
 RATES = "[0.]+[0.1]*2+[0.4]*5+[0.75]*12"
 GREY = torch.full((3, 200, 300), 128, dtype=torch.uint8)

@@ -15,11 +15,11 @@ from hydra import compose, initialize_config_dir
 from sweeps import TINY, records, results
 
 import norton
-from experiments import points, sweeper
-from experiments.points import Sweep
-from norton import files
-from norton.cli import CONFIGS, quote
-from norton.errors import InputError
+from experiments.sweeps import points, sweeper
+from experiments.sweeps.points import Sweep
+from norton.cli.program import CONFIGS, quote
+from norton.common import files
+from norton.common.errors import InputError
 
 GRID = "rank=1,2 compress_rate=[0.]*13,[0.3]*13"
 
@@ -190,7 +190,7 @@ def test_a_point_that_another_process_runs_is_left_to_it(tmp_path, sweep):
     point = next(iter(records(folder)))
     (folder / "points" / f"{point}.json").unlink()
     held = f"""
-from pathlib import Path; from experiments.points import Sweep
+from pathlib import Path; from experiments.sweeps.points import Sweep
 with Sweep(Path({str(folder)!r})).lock({point!r}): print("held", flush=True); input()"""
     command = [sys.executable, "-c", held]
     with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
@@ -204,8 +204,10 @@ KILLED = f"""
 import os, random, signal, sys, time
 sys.argv = ["ablation"]
 import lightning, torch, torchmetrics.classification
-from experiments import ablation, points
-from norton import cli, files
+from experiments import ablation
+from experiments.sweeps import points
+from norton.cli import program
+from norton.common import files
 
 WORDS = {TINY!r}.split() + sys.stdin.readline().split()
 dice = random.Random(0)
@@ -262,7 +264,7 @@ def test_launchers_find_the_same(launcher, finished, tmp_path, monkeypatch, caps
 
 DIES = """
 import os, signal
-from experiments import points
+from experiments.sweeps import points
 measure = points.measure
 def dies(cfg, *rest):
     if cfg.rank == 1:

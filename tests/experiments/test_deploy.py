@@ -11,9 +11,9 @@ from torch import nn
 
 import norton
 from experiments import deploy
-from norton.errors import InputError
-from norton.export import Exported
-from norton.latency import Latency
+from norton.common.errors import InputError
+from norton.deployment.export import Exported
+from norton.measure.latency import Latency
 from norton.models import foreign
 
 MODULE = """
@@ -94,7 +94,7 @@ def test_program(files, tmp_path, monkeypatch, capsys):
 
 
 def test_random_weights_alone(files, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("norton.deployment.compiled", lambda net, example: net)  # or it would take minutes
+    monkeypatch.setattr("norton.deployment.deploying.compiled", lambda net, example: net)  # or it would take minutes
     code, out, error = run("model.arch=tinynet.Net compile=true", tmp_path, monkeypatch, capsys)
     assert code == 0, error
     rows = metrics_of(tmp_path / "out")["rows"]

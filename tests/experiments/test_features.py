@@ -14,7 +14,7 @@ from PIL import Image
 
 import norton
 from norton.data.splits import generator, load_data
-from norton.gradcam import explainable, explained_layer, grad_cam, map_correlation
+from norton.measure.gradcam import explainable, explained_layer, grad_cam, map_correlation
 
 DENSE = REPOSITORY / "checkpoints/resnet_56_clutter.pt"
 COMPRESSED = REPOSITORY / "checkpoints/resnet_56_clutter_rank3.pt"

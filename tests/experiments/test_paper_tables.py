@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 
 import norton
 from experiments.paper_tables import TABLES, experiment_of, find_runs, read, side_by_side
-from norton.cli import CONFIGS
+from norton.cli.program import CONFIGS
 
 NORTON_ROWS = read("norton_rows.csv")
 KNOWN = [row for row in NORTON_ROWS if row["origin"] != "unknown"]

@@ -10,7 +10,7 @@ import pytest
 from commands import run_here, written
 
 from experiments import report
-from experiments.points import FORMAT
+from experiments.sweeps.points import FORMAT
 
 DENSE = {"top1": 95.0, "top5": 100.0, "loss": 0.1, "macs": 1000, "params": 100}
 

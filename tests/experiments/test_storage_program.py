@@ -9,7 +9,7 @@ from commands import run_here, written
 from conftest import REPOSITORY, randomise_
 
 import norton
-from norton.checkpoints import read
+from norton.checkpoints.files import read
 from norton.models import foreign
 
 SMALL = "checkpoints/resnet_56_clutter_rank1.pt"
@@ -79,7 +79,7 @@ def test_patterns_without_data(tmp_path, monkeypatch, capsys):
 
 def test_an_occupied_folder_is_refused_before_anything_is_measured(tmp_path, monkeypatch, capsys):
     (tmp_path / "config.yaml").write_text("another: run")
-    monkeypatch.setattr("norton.steps.evaluate", None)
+    monkeypatch.setattr("norton.cli.steps.evaluate", None)
     code, _, error = storage(f"checkpoint={SMALL} {DATA} out={tmp_path}", monkeypatch, capsys)
     assert code == 2
     assert "holds a run with other settings" in error
@@ -88,7 +88,9 @@ def test_an_occupied_folder_is_refused_before_anything_is_measured(tmp_path, mon
 
 def test_the_same_command_is_no_other_run(tmp_path, monkeypatch, capsys):
     """Its config names the data that were chosen, in the place of `auto`."""
-    monkeypatch.setattr("norton.steps.calibrate_", lambda net, *_: net)  # for which data are chosen, and not read here
+    monkeypatch.setattr(
+        "norton.cli.steps.calibrate_", lambda net, *_: net
+    )  # for which data are chosen, and not read here
     for _ in range(2):
         code, _, error = storage(f"checkpoint={SMALL} accuracy=false bits=2 out={tmp_path}/a", monkeypatch, capsys)
         assert code == 0, error[-2000:]

@@ -9,7 +9,7 @@ from conftest import ARCHITECTURES, REPOSITORY
 
 import norton
 from experiments.paper.fill import fill, image
-from norton.counting import percent_removed
+from norton.measure.counting import percent_removed
 
 PAPER = REPOSITORY / "experiments" / "paper"
 LAYOUTS = json.loads((PAPER / "published_layout.json").read_text())

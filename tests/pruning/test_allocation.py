@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ARCHITECTURES, randomise_
-from test_surgery import mask_where_read, masks, outputs
+from test_slicing import mask_where_read, masks, outputs
 
 import norton
 from norton.pruning import describe

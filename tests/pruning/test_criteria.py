@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import norton.pruning  # noqa: F401  (registers the criteria)
-from norton.errors import InputError
-from norton.factors import Factors, reconstruct
-from norton.pruning.criteria import CRITERIA, Place, is_distance, keep_filters, kind_of, scores
+from norton.common.errors import InputError
+from norton.decomposition.factors import Factors, reconstruct
+from norton.pruning.criteria.kinds import CRITERIA, Place, is_distance, keep_filters, kind_of, scores
 
 DISTANCES = sorted(name for name in CRITERIA if is_distance(name))
 PLACES = sorted(name for name in CRITERIA if kind_of(name) == "place_score")

@@ -7,12 +7,12 @@ import torch
 from scipy.linalg import subspace_angles
 
 import norton.pruning  # noqa: F401  (registers the criteria)
-from norton.factors import Factors
-from norton.pruning.criteria import CRITERIA, is_distance
-from norton.pruning.csa import csa
-from norton.pruning.pabs import pabs
+from norton.decomposition.factors import Factors
+from norton.pruning.criteria.csa import csa
+from norton.pruning.criteria.kinds import CRITERIA, is_distance
+from norton.pruning.criteria.pabs import pabs
+from norton.pruning.criteria.vbd import vbd
 from norton.pruning.subspaces import BLOCK, smallest_eigenvalues_
-from norton.pruning.vbd import vbd
 
 DISTANCES = sorted(name for name in CRITERIA if is_distance(name))
 RANKS = [1, 2, 3, 4, 8]

@@ -11,7 +11,7 @@ from torch import nn
 
 import norton
 from norton.pruning import CRITERIA, maps
-from norton.pruning.criteria import kind_of, scores
+from norton.pruning.criteria.kinds import kind_of, scores
 from norton.pruning.maps import map_scores, needs_images, needs_labels
 
 DATA_DRIVEN = sorted(filter(needs_images, CRITERIA))

@@ -6,7 +6,7 @@ import statistics
 import numpy as np
 import pytest
 
-from norton.errors import InputError
+from norton.common.errors import InputError
 from norton.pruning.normalisation import NORMALISATIONS, normalised
 
 SCORES = [0.5, 3.0, 0.0, 2.0, 3.0, 1.25]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import norton
-from norton.factors import Factors
+from norton.decomposition.factors import Factors
 from norton.pruning import scores
 from norton.pruning.published import published_order, published_scores, wrapped_angles
 

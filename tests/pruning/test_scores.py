@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from norton.errors import InputError
-from norton.factors import Factors, reconstruct
+from norton.common.errors import InputError
+from norton.decomposition.factors import Factors, reconstruct
 from norton.pruning import keep_filters, scores
-from norton.pruning.criteria import Place
-from norton.pruning.index import parse_filters
+from norton.pruning.criteria.index import parse_filters
+from norton.pruning.criteria.kinds import Place
 
 
 def normal(*shape, seed=0):

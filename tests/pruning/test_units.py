@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import norton
+from norton.cli.steps import width_rows
 from norton.pruning import spared
 from norton.pruning.allocation import Allocation, global_widths
-from norton.steps import width_rows
 
 
 def grouped(groups=4, filters=64, norm=None):

@@ -9,9 +9,9 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 import norton
-from experiments import points
-from norton import steps
-from norton.cli import CONFIGS, quote
+from experiments.sweeps import points
+from norton.cli import steps
+from norton.cli.program import CONFIGS, quote
 from norton.data.datamodule import ClassificationData
 from norton.decomposition.svd import SVDLinear
 from norton.training import Classifier, Distillation, Recipe, fit
@@ -361,9 +361,9 @@ def test_the_chain_teaches_by_its_dense_network(pipeline, teachers, tmp_path):
     assert code == 0, said
     dense, tuned = tmp_path / "a" / "1_train.pt", tmp_path / "a" / "4_finetune.pt"
     assert teachers[0] is None and same(copied(teachers[1]), copied(norton.load(dense)))
-    record = norton.checkpoints.read(tuned)["lineage"][-1]
+    record = norton.checkpoints.files.read(tuned)["lineage"][-1]
     assert record["teacher"] == "the dense network" and record["training"]["distill"]
-    assert norton.plan.plan_of(norton.load(tuned))[-1]["op"] == "prune"
+    assert norton.graph.plan.plan_of(norton.load(tuned))[-1]["op"] == "prune"
     # What that network was made of is no dense one any more, unless it is named.
     chain = f"checkpoint={tuned} model.arch=null steps=[finetune] {TAUGHT}"
     code, _, said = pipeline(f"{chain} out={tmp_path}/b")
@@ -372,7 +372,7 @@ def test_the_chain_teaches_by_its_dense_network(pipeline, teachers, tmp_path):
     code, _, said = pipeline(f"{chain} training.teacher={dense} out={tmp_path}/b")
     assert code == 0, said
     assert same(copied(teachers[2]), copied(norton.load(dense)))
-    assert norton.checkpoints.read(tmp_path / "b" / "1_finetune.pt")["lineage"][-1]["teacher"] == str(dense)
+    assert norton.checkpoints.files.read(tmp_path / "b" / "1_finetune.pt")["lineage"][-1]["teacher"] == str(dense)
 
 
 @pytest.mark.parametrize("settings, message", [

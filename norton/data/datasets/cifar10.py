@@ -6,9 +6,9 @@ import torch
 import torchvision
 from torch import Tensor
 
+from norton.common.errors import InputError
 from norton.data.images import ImageTensors, ShiftAndFlip
 from norton.data.splits import DATASETS, Splits, stratified_order
-from norton.errors import InputError
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 

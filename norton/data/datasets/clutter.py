@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from norton.common.errors import InputError
 from norton.data.datasets.mnist5k import CLASSES, SIZES, digits, split_digits
 from norton.data.images import ImageTensors, ShiftAndFlip
 from norton.data.splits import DATASETS, Splits, generator
-from norton.errors import InputError
 
 # All photographs of everyday things in the two wheels. Of the stereo pair of a motorcycle only one: the other shows
 # the same pixels elsewhere, which would carry them across splits.

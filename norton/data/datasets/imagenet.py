@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, is_image_file, make_dataset, pil_loader
 from torchvision.transforms import v2
 
+from norton.common.errors import InputError
 from norton.data.splits import DATASETS, Splits, generator, stratified_order
-from norton.errors import InputError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE, RESIZED = 224, 256

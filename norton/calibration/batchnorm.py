@@ -1,0 +1,42 @@
+"""Re-estimate what depends on the distribution of activations, from a few hundred unlabelled images."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from norton.common.errors import InputError
+from norton.graph.layers import in_form
+
+
+@torch.no_grad()
+def reestimate_batchnorm_(net: nn.Module, images: Tensor, batch_size: int = 128) -> nn.Module:
+    """Replace the statistics of every BatchNorm by their averages over `images`, in place; nothing else changes.
+
+    images: (N, C, H, W), transformed as for evaluation.  A step of compression shifts every layer's output, and the
+    old statistics normalise by what is no longer there.  Each batch counts the same, so a last, smaller one is left
+    out.  Raises InputError for fewer images than two.
+    """
+    norms = [layer for layer in net.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    if not norms:
+        return net
+    if len(images) < 2:
+        raise InputError(f"BatchNorm cannot be re-estimated from {len(images)} images; use a few hundred")
+    device, batch_size = norms[0].running_mean.device, max(2, min(batch_size, len(images)))
+    before = [(layer.momentum, layer.training) for layer in norms]
+    training = net.training
+    net.eval()
+    for layer in norms:
+        layer.reset_running_stats()
+        layer.momentum = None  # a cumulative average
+        layer.train()
+    try:
+        with in_form(net, "fast"):
+            for batch in images.split(batch_size):
+                if len(batch) == batch_size:
+                    net(batch.to(device))
+    finally:
+        net.train(training)
+        for layer, (momentum, was_training) in zip(norms, before, strict=True):
+            layer.momentum = momentum
+            layer.train(was_training)
+    return net

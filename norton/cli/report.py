@@ -1,0 +1,182 @@
+"""Results for people: a table on the screen, the same as Markdown, and a picture."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from norton.common.errors import InputError
+from norton.common.files import write_whole
+
+Row = Mapping[str, Any]
+
+
+def print_table(rows: Sequence[Row], title: str = "") -> None:
+    """Print rows of the same keys; numbers are aligned right."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for key, value in rows[0].items():
+        table.add_column(key, justify="left" if isinstance(value, str) and key == next(iter(rows[0])) else "right")
+    for row in rows:
+        table.add_row(*(format_cell(value) for value in row.values()))
+    Console(width=None if Console().is_terminal else 140).print(table)
+
+
+def write_table(path: str | Path, rows: Sequence[Row]) -> Path:
+    """Write rows as a Markdown table."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + " --- |" * len(rows[0])]
+    lines += ["| " + " | ".join(format_cell(value) for value in row.values()) + " |" for row in rows]
+    return write_whole(path, "\n".join(lines) + "\n")
+
+
+def format_cell(value: Any) -> str:
+    """Large counts in millions as papers print them, other floats with two decimals, None as a dash."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return str(value)
+
+
+def labels(paths: Sequence[str]) -> list[str]:
+    """A name per file: without its ending, or of its folder, or the path, the first of these that tells all apart.
+
+    Every run writes a model.pt.  Raises InputError for a file that is given twice.
+    """
+    if len({str(Path(path).resolve()) for path in paths}) < len(paths):
+        raise InputError(f"the same file is given twice: {', '.join(map(str, paths))}")
+    for name in (lambda path: path.stem, lambda path: path.resolve().parent.name, str):
+        names = [name(Path(path)) for path in paths]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def speed_sentence(name: str, macs_ratio: float, speedup: float) -> str:
+    """What a network's fewer MACs brought; both numbers: how many times less than the dense network's."""
+    if macs_ratio < 1:
+        return f"{name}: {1 / macs_ratio:.2f} times more MACs, {speedup:.2f} times as fast"
+    fewer = f"{name}: {macs_ratio:.2f} times fewer MACs"
+    if speedup > 1:
+        return f"{fewer}, {speedup:.2f} times as fast"
+    return f"{fewer}, but not faster on this machine: {speedup:.2f} times as fast"
+
+
+def machine(device: torch.device) -> str:
+    """What a time was measured on, for people."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' * (threads > 1)}"
+
+
+def millions(count: int) -> str:
+    return f"{count / 1e6:.2f}M"
+
+
+def bar_picture(path: str | Path, panels: Mapping[str, Mapping[str, float]], title: str) -> Path:
+    """A row of bar charts: panel title → bar label → value."""
+    figure, axes = _figure(len(panels), 3.1 * len(panels), 3.4)
+    for axis, (name, bars) in zip(axes, panels.items(), strict=True):
+        drawn = axis.bar(list(bars), list(bars.values()), color=COLOURS[: len(bars)], width=0.7)
+        axis.bar_label(drawn, fmt=lambda v: f"{v:.3g}" if v < 100 else f"{v:.0f}", padding=2, fontsize=8)
+        axis.set_title(name, fontsize=10)
+        axis.tick_params(axis="x", labelrotation=30, labelsize=8)
+        axis.margins(y=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+    return save_figure(path, figure, title)
+
+
+def layer_picture(path: str | Path, panels: Mapping[str, Mapping[str, float]], title: str) -> Path:
+    """One panel below the other, each with a bar per layer."""
+    count = max(len(bars) for bars in panels.values())
+    figure, axes = _figure(1, max(6.0, 0.22 * count), 2.6 * len(panels), rows=len(panels))
+    for axis, (name, bars) in zip(axes, panels.items(), strict=True):
+        axis.bar(list(bars), list(bars.values()), color=COLOURS[0])
+        axis.set_ylabel(name, fontsize=9)
+        axis.tick_params(axis="x", labelrotation=90, labelsize=6)
+        axis.margins(x=0.01)
+        axis.spines[["top", "right"]].set_visible(False)
+    return save_figure(path, figure, title)
+
+
+def series_picture(
+    path: str | Path, panels: Mapping[str, Mapping[str, Sequence[tuple]]], title: str, *, x: str, y: str
+) -> Path:
+    """Panels side by side, each with lines: panel title → line label → points (x, y, error bar)."""
+    figure, axes = _figure(len(panels), 4.6 * len(panels), 3.6)
+    for axis, (name, lines) in zip(axes, panels.items(), strict=True):
+        for colour, (label, points) in zip(COLOURS, lines.items(), strict=False):
+            xs, ys, errors = zip(*points, strict=True)
+            axis.errorbar(xs, ys, yerr=errors, label=label, color=colour, marker="o", capsize=3)
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel(x, fontsize=9)
+        axis.set_ylabel(y, fontsize=9)
+        axis.legend(fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    return save_figure(path, figure, title)
+
+
+def scatter_picture(
+    path: str | Path, series: Mapping[str, Mapping[str, tuple]], title: str, accuracy: str = "top-1 %"
+) -> Path:
+    """Accuracy against MACs, and against parameters: series → label → (MACs, params, accuracy), None where unknown.
+
+    What follows a `#` in a label only tells points apart.
+    """
+    figure, axes = _figure(2, 12, 5)
+    for axis, position, name in zip(axes, (0, 1), ("MACs", "parameters"), strict=True):
+        for (label, points), style in zip(series.items(), _SERIES, strict=True):
+            known = {text: point for text, point in points.items() if None not in (point[position], point[2])}
+            if known:
+                xs, ys = zip(*((point[position] / 1e6, point[2]) for point in known.values()), strict=True)
+                axis.scatter(xs, ys, label=label, **style)
+            for text, point in known.items():
+                place = {"xytext": (3, 3), "textcoords": "offset points", "fontsize": 6, "color": style["c"]}
+                axis.annotate(text.split("#")[0], (point[position] / 1e6, point[2]), **place)
+        _scale_by_range(axis)
+        axis.set_xlabel(f"{name} (millions)", fontsize=9)
+        axis.set_ylabel(accuracy, fontsize=9)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=len(series))
+    return save_figure(path, figure, title)
+
+
+def _scale_by_range(axis) -> None:
+    """A logarithmic x axis where values differ much, with ticks that can be read; room for the labels of points."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.dataLim.intervalx
+    axis.margins(x=0.12)
+    if high > 3 * low:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.xaxis.set_major_formatter("{x:g}")
+
+
+_SERIES = [
+    {"c": "#8c8c8c", "marker": "o", "s": 18},
+    {"c": "#222222", "marker": "s", "s": 24},
+    {"c": "#dd8452", "marker": "D", "s": 28},
+    {"c": "#4c72b0", "marker": "*", "s": 90},
+]
+COLOURS = ["#4c72b0", "#dd8452", "#c44e52", "#55a868", "#8172b3", "#937860", "#da8bc3", "#8c8c8c"]
+
+
+def _figure(columns: int, width: float, height: float, rows: int = 1):
+    from matplotlib.figure import Figure  # without pyplot there is no global state, and no backend to choose
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False).flatten()
+
+
+def save_figure(path: str | Path, figure, title: str) -> Path:
+    figure.suptitle(title, fontsize=11)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return write_whole(path, buffer.getvalue())

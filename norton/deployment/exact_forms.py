@@ -1,0 +1,186 @@
+"""The exact forms in which a layer can be computed for inference, as plain torch layers.
+
+A decomposed layer is a product; its parts can be computed one by one, or multiplied out in part or altogether.  Which
+is fastest depends on shapes and machine (`norton.deployment.deploying` measures it); MACs do not tell.
+"""
+
+import copy
+import importlib.util
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from norton.decomposition.cp import CPConv2d
+from norton.graph.layers import as_dense, is_decomposed, joint_padding
+
+DENSE, FUSED = "dense", "fused"
+_TRITON = torch.version.cuda is not None and importlib.util.find_spec("triton") is not None
+_FILTER_BLOCK = 64  # the most filters that a program of `norton.deployment.triton_cp` takes
+
+
+class SumOfTerms(nn.Sequential):
+    """Layers whose output holds `terms` terms (two or more) of each filter, channel r·O + o, which are added up.
+
+    Its last layer carries the bias, in the first term.
+    """
+
+    def __init__(self, *parts: nn.Module, terms: int):
+        super().__init__(*parts)
+        self.terms = terms
+
+    def forward(self, input: Tensor) -> Tensor:
+        first, second, *others = super().forward(input).chunk(self.terms, 1)
+        total = first + second  # a sum over an axis in between would be slow, and leave channels-last
+        for term in others:
+            total += term
+        return total
+
+
+class FusedCP(nn.Sequential):
+    """A 1×1 convolution, and one grouped by filters that sums their terms: on a GPU both in one pass.
+
+    The terms of a filter lie side by side, channel o·R + r.  On a CPU, in float64, without triton and in exports the
+    convolutions are computed one after the other.
+    """
+
+    def __init__(self, pointwise: nn.Conv2d, grouped: nn.Conv2d, layer: CPConv2d):
+        super().__init__(pointwise, grouped)
+        self.padding = [size for pair in layer._padding() for size in pair]
+        _, body, tail = layer.factors()
+        taps = torch.cat([body, tail]).transpose(0, 1).detach()
+        # Whole blocks of filters, (R, kh + kw, O'): the kernel reads them without a mask.
+        self.register_buffer("taps", F.pad(taps, (0, -taps.shape[2] % _FILTER_BLOCK)).contiguous())
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not runs_in_triton(self.taps) or torch.compiler.is_exporting():
+            return super().forward(input)
+        from norton.deployment.triton_cp import fused_cp  # imports triton
+
+        pointwise, grouped = self
+        geometry = list(grouped.kernel_size), list(grouped.stride), self.padding, list(grouped.dilation)
+        return fused_cp(input, pointwise.weight, self.taps, grouped.bias, *geometry)
+
+
+def runs_in_triton(weight: Tensor) -> bool:
+    """Whether there is a kernel for this weight's device and type."""
+    return _TRITON and weight.is_cuda and weight.dtype != torch.float64
+
+
+@torch.no_grad()
+def forms(layer: nn.Module) -> dict[str, nn.Module]:
+    """Form → a layer that computes the same as `layer`, without gradients; `dense` last, and alone if not decomposed.
+
+    - `factored`: the parts one after the other.
+    - `merged` (`tt`, `tt_filter`, `cp_layer`): the vertical and the horizontal part multiplied out to one.
+    - `depthwise` (`cp`): 1×1, depthwise kh×kw, and the sum over terms.
+    - `grouped` (`cp` of rank 2 and more): 1×1, and one grouped kh×kw convolution that sums the terms inside.
+    - `fused` (`cp` on a GPU, with zeros around the input): both in one pass, see `norton.deployment.triton_cp`.
+    - `dense`: one convolution or linear layer.
+    """
+    if not is_decomposed(layer):
+        return {DENSE: _frozen(layer)}
+    dense = as_dense(layer)
+    found = _of_cp(layer, dense) if isinstance(layer, CPConv2d) else _of_parts(layer)
+    return {name: _frozen(form) for name, form in found.items()} | {DENSE: _frozen(dense)}
+
+
+def _of_cp(layer: CPConv2d, dense: nn.Conv2d) -> dict[str, nn.Module]:
+    (head, body, tail), terms = layer.factors(), layer.rank
+    kernels = torch.einsum("iro,jro->roij", body, tail)
+    *first, last = layer.feature
+    bias = None if layer.bias is None else torch.cat([layer.bias, layer.bias.new_zeros((terms - 1) * len(layer.bias))])
+    depthwise = _convolution(kernels.flatten(0, 1)[:, None], dense, bias, groups=terms * layer.out_channels)
+    found = {
+        "factored": SumOfTerms(*first, _with_bias(last, bias), terms=terms),
+        "depthwise": SumOfTerms(layer.feature.pointwise, depthwise, terms=terms),
+    }
+    # A grouped convolution wants the terms of a filter side by side: channel o·R + r.
+    pointwise = copy.deepcopy(layer.feature.pointwise)
+    pointwise.weight = nn.Parameter(head.permute(2, 1, 0).reshape(pointwise.weight.shape))
+    grouped = _convolution(kernels.transpose(0, 1), dense, layer.bias, groups=layer.out_channels)
+    if terms == 1:
+        found = {name: nn.Sequential(*form) for name, form in found.items()}
+    else:
+        found["grouped"] = nn.Sequential(pointwise, grouped)
+    return found | ({FUSED: FusedCP(pointwise, grouped, layer)} if _fusible(layer) else {})
+
+
+def _fusible(layer: CPConv2d) -> bool:
+    """Whether `fused` is worth trying: on GPUs with the matrix products that it uses, for kernels that tiles hold."""
+    if not runs_in_triton(layer.feature.pointwise.weight) or layer.feature.vertical.padding_mode != "zeros":
+        return False
+    if torch.cuda.get_device_capability(layer.feature.pointwise.weight.device) < (8, 0):
+        return False
+    from norton.deployment.triton_cp import reaches  # imports triton
+
+    return reaches(layer.kernel_size, layer.dilation)
+
+
+def _of_parts(layer: nn.Module) -> dict[str, nn.Module]:
+    found, merged = {"factored": list(layer.feature)}, merge_kernels(layer.feature)
+    if len(merged) < len(layer.feature):
+        found["merged"] = merged
+    return {name: nn.Sequential(*parts[:-1], _with_bias(parts[-1], layer.bias)) for name, parts in found.items()}
+
+
+def merge_kernels(parts: Sequence[nn.Module]) -> list[nn.Module]:
+    """The parts, with each vertical convolution multiplied into the horizontal one that follows, where groups agree."""
+    merged: list[nn.Module] = []
+    for part in parts:
+        if merged and _runs(merged[-1], axis=0) and _runs(part, axis=1) and merged[-1].groups == part.groups:
+            merged[-1] = _kernel_of(merged[-1], part)
+        else:
+            merged.append(part)
+    return merged
+
+
+def _runs(part: nn.Module, axis: int) -> bool:
+    """Whether a part is a convolution along one axis alone."""
+    return isinstance(part, nn.Conv2d) and part.kernel_size[axis] > 1 == part.kernel_size[1 - axis]
+
+
+def _kernel_of(vertical: nn.Conv2d, horizontal: nn.Conv2d) -> nn.Conv2d:
+    by_group = (vertical.groups, -1)
+    rows, columns = (
+        vertical.weight.squeeze(3).unflatten(0, by_group),
+        horizontal.weight.squeeze(2).unflatten(0, by_group),
+    )
+    like = copy.copy(horizontal)
+    like.padding = joint_padding([vertical.padding, horizontal.padding])
+    like.stride = vertical.stride[0], horizontal.stride[1]
+    like.dilation = vertical.dilation[0], horizontal.dilation[1]
+    weight = torch.einsum("gaci,goaj->gocij", rows, columns)
+    return _convolution(weight.flatten(0, 1), like, horizontal.bias, vertical.groups)
+
+
+def scale_outputs_(layer: nn.Module, scale: Tensor, shift: Tensor) -> None:
+    """Let a convolution or linear layer, decomposed or not, give scale · y + shift, (O,) each, instead of y."""
+    last = layer.feature[-1] if is_decomposed(layer) else layer
+    by_row = scale.repeat(len(last.weight) // len(scale))  # the rows of CP are terms: r·O + o
+    last.weight.data.mul_(by_row.view(-1, *[1] * (last.weight.ndim - 1)).to(last.weight.dtype))
+    bias = shift if layer.bias is None else shift + scale * layer.bias.data
+    layer.bias = nn.Parameter(bias.to(last.weight.dtype))
+
+
+def _convolution(weight: Tensor, like: nn.Conv2d, bias: Tensor | None, groups: int) -> nn.Conv2d:
+    """With a weight of its own, and the stride, padding and dilation of another."""
+    out_channels, inputs, *kernel = weight.shape
+    geometry = {"stride": like.stride, "padding": like.padding, "dilation": like.dilation}
+    geometry |= {"padding_mode": like.padding_mode, "groups": groups, "bias": bias is not None, "device": "meta"}
+    conv = nn.Conv2d(inputs * groups, out_channels, tuple(kernel), **geometry)
+    conv.weight = nn.Parameter(weight.contiguous())
+    if bias is not None:
+        conv.bias = nn.Parameter(bias)
+    return conv
+
+
+def _with_bias(part: nn.Module, bias: Tensor | None) -> nn.Module:
+    part = copy.deepcopy(part)
+    part.bias = None if bias is None else nn.Parameter(bias.clone())
+    return part
+
+
+def _frozen(layer: nn.Module) -> nn.Module:
+    return copy.deepcopy(layer).eval().requires_grad_(False)

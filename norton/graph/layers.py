@@ -1,0 +1,97 @@
+"""What every room asks of a layer: whether it is decomposed, its width, the dense layer it equals, how it computes."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from norton.common.errors import InputError
+
+Form = Literal["factored", "grouped", "composed"]
+FORMS = (*get_args(Form), "fast")
+
+
+def is_decomposed(layer: nn.Module) -> bool:
+    """Whether a layer came out of a decomposition."""
+    return hasattr(layer, "composed_weight")
+
+
+def width(layer: nn.Module) -> int:
+    """The filters of a convolution or linear layer, decomposed or not."""
+    return layer.out_channels if hasattr(layer, "out_channels") else layer.out_features
+
+
+def composed(layer: nn.Module) -> Tensor:
+    """The weight of a layer, decomposed or not, without gradients."""
+    return (layer.composed_weight() if hasattr(layer, "composed_weight") else layer.weight).detach()
+
+
+def is_norm(layer: nn.Module) -> bool:
+    """Whether a layer is a BatchNorm that keeps statistics."""
+    return isinstance(layer, _BatchNorm) and layer.track_running_stats
+
+
+def as_dense(layer: nn.Module) -> nn.Conv2d | nn.Linear:
+    """The convolution or linear layer that a decomposed layer equals; one that is not decomposed as it is."""
+    if not is_decomposed(layer):
+        return layer
+    weight = layer.composed_weight().detach()
+    if weight.ndim == 2:
+        dense = nn.Linear(weight.shape[1], weight.shape[0], layer.bias is not None, device="meta")
+    else:
+        parts = [part for part in layer.feature if max(part.kernel_size) > 1] or [layer.feature[0]]
+        dense = nn.Conv2d(
+            weight.shape[1],
+            weight.shape[0],
+            layer.kernel_size,
+            layer.stride,
+            joint_padding([part.padding for part in layer.feature]),
+            layer.dilation,
+            bias=layer.bias is not None,
+            padding_mode=parts[0].padding_mode,
+            device="meta",
+        )
+    dense.weight = nn.Parameter(weight)
+    if layer.bias is not None:
+        dense.bias = nn.Parameter(layer.bias.detach())
+    return dense.train(layer.training)
+
+
+def joint_padding(paddings: Sequence[tuple[int, int] | str]) -> tuple[int, int] | str:
+    """What parts pad together: `same` or `valid` stands in all with a kernel, numbers in the part they belong to."""
+    if words := [padding for padding in paddings if isinstance(padding, str)]:
+        return words[0]
+    return tuple(max(padding[i] for padding in paddings) for i in range(2))
+
+
+def has_forms(layer: nn.Module) -> bool:
+    """Whether a layer can compute the same function in several forms (`form`), one of them fast (`fast_form`)."""
+    return hasattr(layer, "fast_form")
+
+
+def set_form_(net: nn.Module, form: Form | Literal["fast"]) -> nn.Module:
+    """Choose how all decomposed layers of a network compute, in place.
+
+    `fast` is a rule that depends on the rank alone, so that a training repeats: see `benchmarks/train_step.py`.
+    Raises InputError for an unknown form.
+    """
+    if form not in FORMS:
+        raise InputError(f"form is {form!r}; choose one of {', '.join(FORMS)}")
+    for layer in net.modules():
+        if has_forms(layer):
+            layer.form = layer.fast_form if form == "fast" else form
+    return net
+
+
+@contextmanager
+def in_form(net: nn.Module, form: Form | Literal["fast"]) -> Iterator[None]:
+    """Let the decomposed layers of a network compute in another form for a while."""
+    before = [(layer, layer.form) for layer in net.modules() if has_forms(layer)]
+    set_form_(net, form)
+    try:
+        yield
+    finally:
+        for layer, own in before:
+            layer.form = own

@@ -1,0 +1,145 @@
+"""Removing channels for good: one slicer per layer type, driven by the network's wiring."""
+
+from collections.abc import Mapping, Sequence
+from functools import singledispatch
+
+import torch
+from torch import Tensor, nn
+
+from norton.graph.layers import is_decomposed
+from norton.graph.wiring import Channels, Wiring, positions
+
+
+def cut_(net: nn.Module, wiring: Wiring, keep: Mapping[int, Sequence[int]]) -> None:
+    """Keep only the given units of each axis, in the given order, in place.
+
+    keep: axis → units in the network's present coordinates.  All indices are taken before anything is cut, so the
+    order of the layers cannot matter.
+    """
+    device = next(net.parameters()).device
+
+    def index(kept: list[int]) -> Tensor:
+        return torch.tensor(kept, dtype=torch.long, device="cpu" if device.type == "meta" else device).to(device)
+
+    inputs, outputs = kept_channels(wiring, keep)
+    parameters = [
+        (name, positions(wiring, x, keep), dim) for name, x, dim in wiring.parameters if _changes(wiring, x, keep)
+    ]
+    for name, channels in inputs.items():
+        cut_inputs_(net.get_submodule(name), index(channels))
+    for name, channels in outputs.items():
+        cut_outputs_(net.get_submodule(name), index(channels))
+    for name, channels, dim in parameters:
+        path, _, attribute = name.rpartition(".")
+        owner = net.get_submodule(path)
+        setattr(owner, attribute, select(getattr(owner, attribute), index(channels), dim))
+
+
+def kept_channels(
+    wiring: Wiring, keep: Mapping[int, Sequence[int]]
+) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Layer → the channels that stay of what it reads or passes, and of what it writes, for the layers that change."""
+    inputs = {
+        layer: positions(wiring, x, keep) for layer, x in [*wiring.passes, *wiring.reads] if _changes(wiring, x, keep)
+    }
+    outputs = {layer: positions(wiring, wiring.written(layer), keep) for axis in keep for layer in wiring.writers[axis]}
+    return inputs, outputs
+
+
+def _changes(wiring: Wiring, channels: Channels, keep: Mapping[int, Sequence[int]]) -> bool:
+    return any(wiring.axis(span) in keep for span in channels)
+
+
+@singledispatch
+def cut_inputs_(layer: nn.Module, kept: Tensor) -> None:
+    """Keep these input channels of a layer (for BatchNorm: these channels), in this order."""
+    raise TypeError(f"no input slicer for {type(layer).__name__}")
+
+
+@singledispatch
+def cut_outputs_(layer: nn.Module, kept: Tensor) -> None:
+    """Keep these filters of a layer, in this order."""
+    raise TypeError(f"no output slicer for {type(layer).__name__}")
+
+
+def obstacle(layer: nn.Module) -> str | None:
+    """Why a layer that a wiring names cannot be cut; None where it can."""
+    kind = type(layer).__name__
+    slicers = [cut.dispatch(type(layer)) is not cut.dispatch(object) for cut in (cut_inputs_, cut_outputs_)]
+    reads_and_writes = hasattr(layer, "out_channels") or hasattr(layer, "out_features")
+    if not (all(slicers) if reads_and_writes else any(slicers)):
+        return f"there is no slicer for a {kind}"
+    if not is_decomposed(layer) and "weight" not in layer._parameters:
+        return f"the weight of the {kind} is computed from others (a parametrisation)"
+    return None
+
+
+def select(tensor: Tensor, kept: Tensor, dim: int) -> Tensor:
+    """A parameter stays one, a buffer stays one."""
+    selected = tensor.detach().index_select(dim, kept)
+    return nn.Parameter(selected, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else selected
+
+
+@cut_inputs_.register(nn.Conv1d)
+@cut_inputs_.register(nn.Conv2d)
+@cut_inputs_.register(nn.Conv3d)
+def _(layer: nn.Conv2d, kept: Tensor) -> None:
+    layer.weight = select(layer.weight, kept, 1)
+    layer.in_channels = len(kept)
+
+
+@cut_outputs_.register(nn.Conv1d)
+@cut_outputs_.register(nn.Conv2d)
+@cut_outputs_.register(nn.Conv3d)
+def _(layer: nn.Conv2d, kept: Tensor) -> None:
+    if layer.groups > 1:  # whole groups go, with what they read
+        layer.groups = layer.groups * len(kept) // layer.out_channels
+        layer.in_channels = layer.groups * layer.weight.shape[1]
+    layer.weight = select(layer.weight, kept, 0)
+    layer.out_channels = len(kept)
+    if layer.bias is not None:
+        layer.bias = select(layer.bias, kept, 0)
+
+
+@cut_inputs_.register
+def _(layer: nn.Linear, kept: Tensor) -> None:
+    layer.weight = select(layer.weight, kept, 1)
+    layer.in_features = len(kept)
+
+
+@cut_outputs_.register
+def _(layer: nn.Linear, kept: Tensor) -> None:
+    layer.weight = select(layer.weight, kept, 0)
+    layer.out_features = len(kept)
+    if layer.bias is not None:
+        layer.bias = select(layer.bias, kept, 0)
+
+
+@cut_inputs_.register(nn.BatchNorm1d)
+@cut_inputs_.register(nn.BatchNorm2d)
+@cut_inputs_.register(nn.BatchNorm3d)
+@cut_inputs_.register(nn.SyncBatchNorm)
+@cut_inputs_.register(nn.InstanceNorm1d)
+@cut_inputs_.register(nn.InstanceNorm2d)
+@cut_inputs_.register(nn.InstanceNorm3d)
+def _(layer: nn.BatchNorm2d, kept: Tensor) -> None:
+    if layer.affine:
+        layer.weight, layer.bias = select(layer.weight, kept, 0), select(layer.bias, kept, 0)
+    if layer.track_running_stats:
+        layer.running_mean = layer.running_mean.index_select(0, kept)
+        layer.running_var = layer.running_var.index_select(0, kept)
+    layer.num_features = len(kept)
+
+
+@cut_inputs_.register
+def _(layer: nn.GroupNorm, kept: Tensor) -> None:
+    layer.num_groups = layer.num_groups * len(kept) // layer.num_channels
+    layer.num_channels = len(kept)
+    if layer.affine:
+        layer.weight, layer.bias = select(layer.weight, kept, 0), select(layer.bias, kept, 0)
+
+
+@cut_inputs_.register
+def _(layer: nn.PReLU, kept: Tensor) -> None:
+    layer.weight = select(layer.weight, kept, 0)
+    layer.num_parameters = len(kept)

@@ -1,0 +1,138 @@
+"""How long networks take and how much memory, measured side by side so that noise of the machine hits all of them."""
+
+import copy
+import ctypes
+import functools
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median, quantiles
+from typing import NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from norton.decomposition.cp import CPConv2d
+from norton.graph.layers import Form, set_form_
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # what mallopt calls them, from malloc.h
+HOPELESS = 3  # more than the noise of a busy machine
+Batch = Tensor | Sequence[Tensor]  # images of one size, or of several, as detectors take them
+
+
+class Latency(NamedTuple):
+    """Median time of a batch in milliseconds, in which form, and the quartiles.
+
+    form: of the decomposed layers, `dense` if there are none; of a deployed network its choice in a few words.
+    """
+
+    milliseconds: float
+    form: str
+    quartiles: tuple[float, float]
+
+
+@torch.inference_mode()
+def latencies(nets: Mapping[str, nn.Module], *batches: Batch, repeats: int = 7) -> dict[str, Latency]:
+    """Name → latency of each network on the batches' device; the networks take turns.
+
+    Every network sees every batch once to warm up, and then one batch per repeat, all networks the same: twice in a
+    row, of which the second pass counts, as for a network that runs alone.  A network with decomposed layers that is
+    not deployed is timed in each of its forms, and the fastest one counts; a form that is `HOPELESS` times slower than
+    another at the first repeat is not timed further.
+    """
+    keep_freed_memory()
+    device = batches[0][0].device
+    candidates: dict[tuple[str, str], nn.Module] = {}
+    for name, net in nets.items():
+        for form in forms(net):
+            candidates[name, form] = _copy(net, form, device)
+    times = {key: [] for key in candidates}
+    for turn in range(-len(batches), repeats):
+        for key, net in candidates.items():
+            batch = batches[turn % len(batches)]
+            net(batch)  # so that the caches hold this network, not the one before
+            if turn >= 0:
+                times[key].append(1000 * timed(net, batch))
+        if turn == 0:
+            fastest = {name: min(times[name, form][0] for form in forms(net)) for name, net in nets.items()}
+            candidates = {key: net for key, net in candidates.items() if times[key][0] < HOPELESS * fastest[key[0]]}
+    found = {key: Latency(median(times[key]), key[1], _quartiles(times[key])) for key in candidates}
+    return {name: min(found[name, form] for form in forms(net) if (name, form) in found) for name, net in nets.items()}
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, instead of giving it back and asking for it again.
+
+    glibc gives large blocks back to the system at once, so that each pass of a network waits for fresh pages: a third
+    of its time for networks of small layers, more or less by chance.  Serving processes run with another allocator or
+    with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1, which this sets (mallopt(3)).  Elsewhere nothing happens.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_TRIM_THRESHOLD, -1)  # never trim
+        libc.mallopt(_MMAP_MAX, 0)  # no block gets pages of its own, which are given back with it
+
+
+def forms(net: nn.Module) -> tuple[str, ...]:
+    """The forms in which a network can compute while it is not trained: one where nothing is decomposed any more."""
+    if (deployment := getattr(net, "deployment", None)) is not None:
+        return (deployment.summary(),)
+    decomposed = any(isinstance(layer, CPConv2d) for layer in net.modules())
+    return get_args(Form) if decomposed else ("dense",)
+
+
+@torch.inference_mode()
+def peak_memory(net: nn.Module, batch: Batch, form: str = "dense") -> int:
+    """Bytes that one forward pass allocates at most, beside weights and batch; on the batch's device.  net: untouched.
+
+    On a CPU these are the tensors that torch allocates, without the scratch space of the libraries below it.
+    """
+    device = batch[0].device
+    net = _copy(net, form, device)
+    net(batch)  # what only the first pass makes does not count
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        net(batch)
+        return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports about GPUs that are not there
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        net(batch)
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    return max((event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]"), default=0)
+
+
+def _copy(net: nn.Module, form: str, device: torch.device) -> nn.Module:
+    net = copy.deepcopy(net).eval().to(device)
+    return set_form_(net, form) if form in get_args(Form) else net
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float]:
+    if len(values) < 2:
+        return values[0], values[0]
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return low, high
+
+
+def timed(net: nn.Module, batch: Batch) -> float:
+    """Seconds that one forward pass takes, to its end on the batch's device."""
+    device = batch[0].device
+    _synchronise(device)
+    start = time.perf_counter()
+    net(batch)
+    _synchronise(device)
+    return time.perf_counter() - start
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,578 @@
+"""Decomposing for outputs: moments, the alternating solver, the sequential form, each against a literal oracle."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import randomise_
+from torch import nn
+
+import norton
+from norton import Calibration, InputError
+from norton.calibration.input_moments import Moments, gather, output_rows, patches
+from norton.calibration.metric import Metric
+from norton.calibration.outputs import aim, output_errors
+from norton.calibration.replay import Walk
+from norton.common.errors import Remark
+from norton.decomposition import DECOMPOSITIONS, cp_filters
+from norton.decomposition.cp_outputs import refit
+from norton.decomposition.factors import Factors, balanced, reconstruct
+from norton.graph.layers import as_dense
+
+GEOMETRIES = [
+    {"kernel_size": 3, "padding": 1},
+    {"kernel_size": (3, 5), "stride": (2, 1), "padding": (1, 2)},
+    {"kernel_size": 3, "dilation": 2, "padding": "same"},
+    {"kernel_size": 2, "padding": "same", "padding_mode": "circular"},
+    {"kernel_size": 3, "padding": 1, "padding_mode": "reflect", "stride": 2},
+    {"kernel_size": 1},
+    {"kernel_size": 3, "padding": "valid"},
+]
+
+
+def noise(*shape: int, seed: int = 0, dtype=torch.float64) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def some_metric(size: int, seed: int = 3, ridge: float = 0.01) -> Metric:
+    """Far from a multiple of the unit matrix, and with a mean: as activations after a ReLU are."""
+    x = (noise(3 * size, size, seed=seed) @ noise(size, size, seed=seed + 1)).relu()
+    return Metric([x.T @ x / len(x)]).ridged(ridge)
+
+
+def errors(factors: Factors, target: torch.Tensor, metric: Metric) -> torch.Tensor:
+    rows = (target - reconstruct(factors)).flatten(1)
+    return torch.einsum("oi,ij,oj->o", rows, torch.block_diag(*metric.blocks), rows)
+
+
+# Moments
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_patches_times_filters_are_the_outputs(geometry):
+    layer = nn.Conv2d(3, 4, **geometry, bias=False).double()
+    x = noise(2, 3, 9, 8)
+    rows = patches(layer, x) @ layer.weight.flatten(1).T
+    torch.testing.assert_close(rows, output_rows(layer, layer(x)))
+    chosen = torch.tensor([0, 3, 7])
+    torch.testing.assert_close(
+        patches(layer, x, chosen) @ layer.weight.flatten(1).T, output_rows(layer, layer(x), chosen)
+    )
+
+
+def test_moments_are_those_of_all_patches():
+    layer = nn.Conv2d(3, 4, 3, padding=1).double()
+    batches = [noise(2, 3, 5, 6, seed=1) + 1, noise(3, 3, 5, 6, seed=2)]
+    found = gather(layer, iter(batches), (F.conv2d(x, layer.weight, padding=1) for x in batches))
+    rows = F.unfold(torch.cat(batches), 3, padding=1).mT.flatten(0, 1)
+    y = rows @ layer.weight.flatten(1).T
+    torch.testing.assert_close(found.second[0], sum(torch.outer(x, x) for x in rows) / len(rows))
+    torch.testing.assert_close(found.mean, rows.mean(0))
+    torch.testing.assert_close(found.cross, y.T @ rows / len(rows))
+    torch.testing.assert_close(found.output_mean, y.mean(0))
+    centred = found.centred()
+    torch.testing.assert_close(centred.second[0], torch.cov(rows.T, correction=0))
+    torch.testing.assert_close(centred.cross, (y - y.mean(0)).T @ (rows - rows.mean(0)) / len(rows))
+    assert found.rows == len(rows)
+
+
+def test_blocks_are_those_of_the_whole_matrix():
+    layer = nn.Conv2d(5, 2, 3).double()
+    x = noise(4, 5, 6, 6)
+    whole, parts = gather(layer, [x]).centred(), gather(layer, [x], blocks=2).centred()
+    assert [len(block) for block in parts.second] == [27, 18]  # whole channels
+    torch.testing.assert_close(parts.second[0], whole.second[0][:27, :27])
+    torch.testing.assert_close(parts.second[1], whole.second[0][27:, 27:])
+
+
+def test_drawn_positions_are_of_the_map_and_estimate_the_moments():
+    layer = nn.Conv2d(2, 2, 3, padding=1).double()
+    batches = [noise(50, 2, 8, 8, seed=seed).relu() for seed in range(4)]
+    whole, drawn = gather(layer, batches), gather(layer, batches, positions=16)
+    assert (whole.rows, drawn.rows) == (200 * 64, 200 * 16)
+    assert 0 < (whole.second[0] - drawn.second[0]).norm() < 0.1 * whole.second[0].norm()
+    assert torch.equal(drawn.second[0], gather(layer, batches, positions=16).second[0])
+
+
+def test_linear_layers_have_moments_too():
+    layer, x = nn.Linear(6, 3).double(), noise(4, 5, 6)
+    found = gather(layer, [x], [x @ layer.weight.T])
+    torch.testing.assert_close(found.second[0], x.flatten(0, 1).T @ x.flatten(0, 1) / 20)
+    torch.testing.assert_close(found.cross, layer.weight @ found.second[0])
+
+
+# The solver
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_heads_are_those_of_least_squares(rank):
+    target = noise(5, 4, 3, 3)
+    metric, start = some_metric(36), cp_filters(target, rank)
+    found = errors(refit(start, target, metric, sweeps=0, tolerance=1e-12), target, metric)
+    root = torch.linalg.cholesky(metric.blocks[0]).T
+    for o in range(len(target)):
+        kernels = [torch.outer(start.body[:, r, o], start.tail[:, r, o]).flatten()[:, None] for r in range(rank)]
+        design = torch.cat([torch.kron(torch.eye(4, dtype=torch.float64), kernel) for kernel in kernels], dim=1)
+        best = torch.linalg.lstsq(root @ design, (root @ target[o].flatten())[:, None]).solution
+        least = (root @ (target[o].flatten() - (design @ best)[:, 0])).square().sum()
+        torch.testing.assert_close(found[o], least, rtol=1e-4, atol=0)
+
+
+def test_many_sweeps_end_where_a_generic_optimiser_ends():
+    target, metric = noise(4, 3, 3, 3), some_metric(27)
+    found = refit(cp_filters(target, 1), target, metric, sweeps=300, tolerance=1e-12)
+    least = by_descent(found, target, metric)
+    torch.testing.assert_close(errors(found, target, metric), errors(least, target, metric), rtol=1e-4, atol=0)
+
+
+def test_a_sweep_leaves_an_optimum_where_it_is():
+    target, metric = noise(4, 3, 3, 3), some_metric(27)  # at rank 2 alternation alone takes long to get there
+    least = by_descent(cp_filters(target, 2), target, metric)
+    again = errors(refit(least, target, metric, sweeps=3), target, metric)
+    torch.testing.assert_close(again.sum(), errors(least, target, metric).sum(), rtol=1e-4, atol=0)
+
+
+def by_descent(start: Factors, target: torch.Tensor, metric: Metric) -> Factors:
+    free = [factor.clone().requires_grad_() for factor in start]
+    options = {"max_iter": 3000, "tolerance_grad": 1e-11, "tolerance_change": 1e-14}
+    optimiser = torch.optim.LBFGS(free, line_search_fn="strong_wolfe", **options)
+
+    def closure():
+        optimiser.zero_grad()
+        loss = errors(Factors(*free), target, metric).sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return Factors(*(factor.detach() for factor in free))
+
+
+def test_each_sweep_lowers_the_error_and_the_metric_matters():
+    target = noise(6, 5, 3, 3)
+    metric, start = some_metric(45), cp_filters(target, 2)
+    found = [errors(start, target, metric)]
+    found += [errors(refit(start, target, metric, sweeps=sweeps), target, metric) for sweeps in range(4)]
+    for earlier, later in itertools.pairwise(found):
+        assert (later <= earlier * (1 + 1e-9)).all()
+    assert found[1].sum() < 0.9 * found[0].sum()
+    assert found[3].sum() < 0.97 * found[1].sum()
+
+
+def test_no_filter_gets_worse_than_its_start():
+    target = noise(3, 4, 3, 3)
+    best = refit(cp_filters(target, 2), target, some_metric(36), sweeps=50)
+    again = refit(best, target, some_metric(36), sweeps=1)
+    assert (errors(again, target, some_metric(36)) <= errors(best, target, some_metric(36)) * (1 + 1e-9)).all()
+    exact = cp_filters(target, 9)
+    torch.testing.assert_close(reconstruct(refit(exact, target, some_metric(36))), target)
+
+
+def test_in_the_unit_metric_the_weight_fit_stays():
+    target = noise(4, 6, 3, 3)
+    start = cp_filters(target, 2, tolerance=1e-9, iterations=3000)
+    unit = Metric([torch.eye(54, dtype=torch.float64)])
+    found = errors(refit(start, target, unit, sweeps=3), target, unit)
+    torch.testing.assert_close(found, errors(start, target, unit), rtol=1e-3, atol=0)
+
+
+def test_blocks_of_a_metric_are_a_matrix_with_zeros_beside_them():
+    target, whole = noise(4, 5, 3, 3), some_metric(45)
+    blocks = Metric([whole.blocks[0][:27, :27], whole.blocks[0][27:, 27:]])
+    dense = Metric([torch.block_diag(*blocks.blocks)])
+    rows = target.flatten(1)
+    for one, other in ((blocks.times, dense.times), (blocks.solve, dense.solve), (blocks.squares, dense.squares)):
+        torch.testing.assert_close(one(rows), other(rows))
+    start = cp_filters(target, 2)
+    pair = [errors(refit(start, target, metric), target, dense).sum() for metric in (blocks, dense)]
+    torch.testing.assert_close(*pair, rtol=1e-3, atol=0)
+
+
+def test_filters_of_zeros_and_inputs_of_zeros_do_no_harm():
+    target = noise(3, 4, 3, 3)
+    target[1] = 0
+    x = noise(100, 36)
+    x[:, 9:18] = 0  # a dead channel
+    metric = Metric([x.T @ x / 100]).ridged(0.01)
+    found = reconstruct(refit(cp_filters(target, 2), target, metric))
+    assert found.isfinite().all()
+    assert not found[1].any()
+    silent = Metric([torch.zeros(36, 36, dtype=torch.float64)]).ridged(0.01)
+    assert reconstruct(refit(cp_filters(target, 2), target, silent)).isfinite().all()
+
+
+def test_balanced_factors_are_the_same_filters():
+    factors = Factors(noise(4, 2, 3), noise(3, 2, 3, seed=1), noise(3, 2, 3, seed=2))
+    found = balanced(factors)
+    torch.testing.assert_close(reconstruct(found), reconstruct(factors))
+    norms = [factor.norm(dim=0) for factor in found]
+    torch.testing.assert_close(norms[0], norms[1])
+    assert (norms[0][0] >= norms[0][1]).all()
+
+
+def test_aim_is_ridge_regression_on_the_dense_outputs():
+    x, y, weight = noise(80, 12) + 1, noise(80, 3, seed=1) + 2, noise(3, 12, seed=2)
+    moments = Moments([x.T @ x / 80], x.mean(0), y.T @ x / 80, y.mean(0), 80)
+    for free in (True, False):
+        found, metric = aim(weight, moments, 0.1, free)
+        a, b = (x - x.mean(0), y - y.mean(0)) if free else (x, y)
+        level = 0.1 * (a.square().sum() / 80 / 12)
+        rows = torch.cat([a, (80 * level).sqrt() * torch.eye(12, dtype=torch.float64)])
+        right = torch.cat([b, (80 * level).sqrt() * weight.T])
+        torch.testing.assert_close(found.T, torch.linalg.lstsq(rows, right).solution)
+        torch.testing.assert_close(metric.blocks[0], a.T @ a / 80 + level * torch.eye(12, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("padding", [1, "same"])
+@pytest.mark.parametrize("method", sorted(DECOMPOSITIONS))
+def test_every_method_comes_nearer_in_the_metric(method, padding):
+    conv = nn.Conv2d(6, 5, 1 if method == "svd" else 3, padding=0 if method == "svd" else padding).double()
+    conv.weight.data = noise(*conv.weight.shape)
+    decomposition = DECOMPOSITIONS[method]
+    ranks = [min(2, full) for full in decomposition.full_rank(conv)]
+    layer = decomposition.from_conv(conv, ranks if len(ranks) > 1 else ranks[0], name="conv")
+    metric = some_metric(conv.weight[0].numel())
+
+    def error() -> float:
+        return metric.squares((conv.weight - layer.composed_weight()).detach().flatten(1)).sum().item()
+
+    before = error()
+    layer.requires_grad_(False)
+    layer.fit_outputs_(conv.weight.detach(), metric, 2)
+    assert error() < 0.99 * before
+    assert not any(parameter.requires_grad for parameter in layer.parameters())
+    dense = as_dense(layer)
+    torch.testing.assert_close(dense(noise(2, 6, 5, 5)), layer(noise(2, 6, 5, 5)))
+
+
+def test_svd_is_the_best_of_its_rank():
+    weight, metric = noise(5, 8), some_metric(8)
+    linear = nn.Linear(8, 5).double()
+    linear.weight.data = weight
+    layer = DECOMPOSITIONS["svd"].from_conv(linear, 2)
+    layer.fit_outputs_(weight, metric, 1)
+    found = metric.squares(weight - layer.composed_weight().detach()).sum()
+    root = torch.linalg.cholesky(metric.blocks[0])
+    torch.testing.assert_close(found, torch.linalg.svdvals(weight @ root)[2:].square().sum())
+
+
+# The network
+
+
+class Small(nn.Module):
+    """A stem with a bias, a residual block with BatchNorm, a layer that is never called."""
+
+    input_size = (3, 8, 8)
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv1, self.bn1 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        x = (x + self.bn2(self.conv2(self.bn1(self.conv1(x)).relu_()))).relu()
+        return self.fc(x.mean((2, 3)))
+
+
+def calibration_images(count: int = 60) -> torch.Tensor:
+    smooth = F.interpolate(noise(count, 3, 4, 4, seed=9), scale_factor=2, mode="bilinear")
+    return (smooth + 0.2 * noise(count, 3, 8, 8, seed=10)).float()
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    return randomise_(Small())
+
+
+def drift(net: nn.Module, small: nn.Module, images: torch.Tensor) -> float:
+    with torch.no_grad():
+        return ((net(images) - small(images)).square().mean() / net(images).var()).item()
+
+
+def test_outputs_are_nearer_than_those_of_the_weight_fit(net):
+    images, held_out = calibration_images(600)[:400], calibration_images(600)[400:]
+    fitted = {
+        "weights": norton.decompose(net, 1),
+        "independent": norton.decompose(
+            net, 1, objective="outputs", images=images, calibration=Calibration(sequential=False)
+        ),
+        "sequential": norton.decompose(net, 1, objective="outputs", images=images),
+    }
+    found = {name: drift(net, small, held_out) for name, small in fitted.items()}
+    assert found["independent"] < 0.8 * found["weights"]
+    assert found["sequential"] < 0.9 * found["independent"]
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_the_full_rank_is_exact(net, sequential):
+    images = calibration_images()
+    how = Calibration(sequential=sequential, ridge=1e-4)
+    assert drift(net, norton.decompose(net, 9, objective="outputs", images=images, calibration=how), images) < 1e-5
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_outputs_keep_their_means(net, sequential):
+    images = calibration_images()
+    small = norton.decompose(
+        net, {"stem": 1}, objective="outputs", images=images, calibration=Calibration(sequential=sequential)
+    )
+    torch.testing.assert_close(
+        small.stem(images).mean((0, 2, 3)), net.stem(images).mean((0, 2, 3)), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_where_a_batchnorm_follows_its_mean_moves(net):
+    images = calibration_images()
+    small = norton.decompose(
+        net, {"conv1": 1}, objective="outputs", images=images, calibration=Calibration(sequential=False)
+    )
+    x = net.stem(images).relu()
+    shifts = [layer.conv1(x).mean((0, 2, 3)) - layer.bn1.running_mean for layer in (net, small)]
+    torch.testing.assert_close(*shifts, rtol=1e-4, atol=1e-5)
+
+
+def test_the_sequential_form_carries_batchnorm_along(net):
+    images = calibration_images()
+    small = norton.decompose(net, 1, objective="outputs", images=images).eval()
+    means = [inputs_of(layer, "bn2", images).mean((0, 2, 3)) for layer in (net, small)]
+    torch.testing.assert_close(small.bn2.running_mean, net.bn2.running_mean + means[1] - means[0], rtol=1e-3, atol=1e-4)
+    assert torch.equal(small.bn2.running_var, net.bn2.running_var)
+
+
+def inputs_of(net: nn.Module, name: str, images: torch.Tensor) -> torch.Tensor:
+    found = []
+    handle = net.get_submodule(name).register_forward_pre_hook(lambda layer, x: found.append(x[0].detach().clone()))
+    net(images)
+    handle.remove()
+    return found[0]
+
+
+def test_nothing_of_the_network_changes(net):
+    before = copy.deepcopy(net.state_dict())
+    attributes = set(vars(net))
+    net.train()
+    small = norton.decompose(net, 2, objective="outputs", images=calibration_images())
+    assert small.training
+    assert net.training
+    assert set(vars(net)) == attributes
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, before[key])
+    assert {layer.form for layer in small.modules() if hasattr(layer, "form")} == {"factored"}
+
+
+def test_streamed_is_the_same(net):
+    images = calibration_images()
+    kept = norton.decompose(net, 2, objective="outputs", images=images, calibration=Calibration(batch_size=16))
+    with pytest.warns(UserWarning, match="streamed"):
+        streamed = norton.decompose(
+            net, 2, objective="outputs", images=images, calibration=Calibration(batch_size=16, memory=8e5)
+        )
+    for one, other in zip(kept.state_dict().values(), streamed.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_little_memory_takes_blocks_of_channels(net):
+    images = calibration_images()
+    with pytest.warns(UserWarning, match=r"more memory than there is in 1 layer \(conv1\); block-diagonal instead"):
+        small = norton.decompose(
+            net, {"conv1": 1}, objective="outputs", images=images, calibration=Calibration(memory=1e5)
+        )
+    assert drift(net, small, images) < drift(net, norton.decompose(net, {"conv1": 1}), images)
+
+
+def test_a_walk_computes_what_the_network_computes(net):
+    images = calibration_images()
+    batches = list(images.split(25))
+    for keep in (True, False):
+        walk = Walk(net, batches, keep=keep)
+        assert list(walk.calls)[:3] == ["stem", "conv1", "bn1"]
+        assert walk.readers("conv1") == ["bn1"]
+        assert walk.readers("stem") == [None]
+        torch.testing.assert_close(torch.cat(list(walk.inputs("conv1"))), net.stem(images).relu())
+        torch.testing.assert_close(torch.cat(list(walk.outputs("conv1"))), net.conv1(net.stem(images).relu()))
+        torch.testing.assert_close(torch.cat(list(walk.outputs("fc"))), net(images))
+
+
+@pytest.mark.parametrize("arch", ["vgg_16_bn", "resnet_56", "densenet_40"])
+def test_the_declared_networks_can_be_walked(arch):
+    net = randomise_(norton.build(arch))
+    x = torch.randn(2, 3, 32, 32)
+    walk = Walk(net, [x])
+    last = [name for name in walk.calls if isinstance(net.get_submodule(name), nn.Linear)][-1]
+    torch.testing.assert_close(next(walk.outputs(last)), net(x).detach())
+
+
+class Twice(nn.Module):
+    """A layer that reads first nearly nothing, then what counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(4, 6, 3), nn.Conv2d(6, 3, 1)
+
+    def forward(self, x):
+        return self.last(self.conv(1e-3 * x[:, :1].expand(-1, 4, -1, -1)) + self.conv(x))
+
+
+def test_a_layer_called_twice_is_fitted_to_its_weight_and_that_is_said():
+    torch.manual_seed(0)
+    net = Twice().double()
+    with pytest.warns(Remark, match=r"called several times: 1 layer \(conv\); weights alone decide there"):
+        small = norton.decompose(net, 2, objective="outputs", images=noise(32, 4, 8, 8))
+    for one, other in zip(small.conv.parameters(), norton.decompose(net, 2).conv.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_norms_called_twice_stay_as_they_were(net):
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.norm = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.norm(self.two(self.norm(self.one(x))))
+
+    torch.manual_seed(0)
+    net = randomise_(Normed()).eval()
+    small = norton.decompose(net, 1, objective="outputs", images=calibration_images())
+    assert torch.equal(small.norm.running_mean, net.norm.running_mean)
+
+
+def test_modes_of_layers_stay(net):
+    net.train()
+    net.bn1.eval(), net.conv1.eval()
+    for objective in ("weights", "outputs"):
+        small = norton.decompose(net, 1, objective=objective, images=calibration_images())
+        assert {name for name, layer in small.named_children() if not layer.training} == {"bn1", "conv1"}
+        assert not small.conv1.feature.pointwise.training and small.stem.feature.pointwise.training
+
+
+def test_images_stay_as_they_were():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3)).eval()
+    images = calibration_images()
+    before = images.clone()
+    norton.decompose(net, 1, objective="outputs", images=images)
+    assert torch.equal(images, before)
+
+
+def test_arguments_by_name(net):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.conv(input=x)
+
+    torch.manual_seed(0)
+    net, images = Named().eval(), calibration_images()
+    small = norton.decompose(net, 1, objective="outputs", images=images)
+    assert drift(net, small, images) < drift(net, norton.decompose(net, 1), images)
+
+
+def test_layers_under_two_names_stay_one(net):
+    net.again = net.conv1
+    small = norton.decompose(net, 1, objective="outputs", images=calibration_images())
+    assert small.again is small.conv1
+
+
+def test_a_network_that_is_one_layer():
+    conv = nn.Conv2d(3, 4, 3)
+    small = norton.decompose(conv, 1, objective="outputs", images=calibration_images())
+    images = calibration_images()
+    assert drift(conv, small, images) < drift(conv, norton.decompose(conv, 1), images)
+
+
+def test_output_errors_are_those_of_layers_in_their_networks(net):
+    images = calibration_images()
+    small = norton.decompose(net, 1, objective="outputs", images=images)
+    found = output_errors(net, small, images, batch_size=25)
+    assert list(found) == ["stem", "conv1", "conv2"]
+    before, after = (one.conv1(one.stem(images).relu()).detach() for one in (net, small))
+    lost, before = (values - values.mean((0, 2, 3), keepdim=True) for values in (after - before, before))
+    assert found["conv1"] == pytest.approx((lost.square().sum() / before.square().sum()).item(), rel=1e-4)
+    assert all(error < output_errors(net, norton.decompose(net, 1), images)[name] for name, error in found.items())
+
+
+def test_saved_and_loaded_again(tmp_path):
+    net = randomise_(norton.build("resnet_56"))
+    images = torch.randn(24, 3, 32, 32)
+    small = norton.decompose(net, {"layer1.0.*": 2}, objective="outputs", images=images)
+    norton.save(small, tmp_path / "small.pt")
+    torch.testing.assert_close(norton.load(tmp_path / "small.pt")(images), small(images))
+
+
+# What can be wrong
+
+
+def test_without_images_weights_are_fitted_and_that_is_said(net):
+    with pytest.warns(UserWarning, match="without calibration images: fitted to the weights instead"):
+        small = norton.decompose(net, 2, objective="outputs")
+    for one, other in zip(small.parameters(), norton.decompose(net, 2).parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_few_images_are_said(net):
+    with pytest.warns(UserWarning, match="1 images have fewer patches than a filter has numbers in 2 layers"):
+        norton.decompose(net, 1, objective="outputs", images=calibration_images(1), skip=["stem"])
+
+
+def test_a_layer_that_no_image_reaches(net):
+    net.aside = nn.Conv2d(3, 4, 3)
+    with pytest.warns(UserWarning, match=r"no calibration image reaches 1 layer \(aside\); weights alone decide there"):
+        small = norton.decompose(net, 2, objective="outputs", images=calibration_images())
+    torch.testing.assert_close(small.aside.composed_weight(), norton.decompose(net, 2).aside.composed_weight())
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(2, 3, 9, 9), "3×9×9; the network takes 3×8×8"),
+        (torch.zeros(0, 3, 8, 8), r"expected \(N, C, H, W\), at least one"),
+        (torch.full((2, 3, 8, 8), torch.nan), "infinite or undefined"),
+        (torch.zeros(2, 3, 8, 8).double(), "calibration images are torch.float64, the network torch.float32"),
+        (torch.zeros(2, 3, 8, 8).byte(), "calibration images are torch.uint8, the network torch.float32"),
+    ],
+)
+def test_images_that_do_not_fit(net, images, message):
+    with pytest.raises(InputError, match=message):
+        norton.decompose(net, 1, objective="outputs", images=images)
+
+
+def test_images_that_a_network_without_a_size_does_not_take():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2)).eval()
+    for size in ((3, 9, 9), (4, 8, 8)):
+        with pytest.raises(
+            InputError, match=f"Sequential does not take calibration images of {'×'.join(map(str, size))}"
+        ):
+            norton.decompose(net, 1, objective="outputs", images=torch.zeros(2, *size))
+
+
+def test_coarse_networks_are_refused(net):
+    with pytest.raises(InputError, match=r"the network is torch.float16, too coarse to fit to outputs; take net.float"):
+        norton.decompose(net.half(), 1, objective="outputs", images=calibration_images().half())
+
+
+def test_infinite_activations_are_named(net):
+    net.bn1.running_mean[0] = torch.nan
+    with pytest.raises(InputError, match=r"conv2: what it reads .* is infinite or undefined"):
+        norton.decompose(net, 1, objective="outputs", images=calibration_images())
+
+
+def test_bad_settings(net):
+    with pytest.raises(InputError, match="objective is 'output'; choose one of weights, outputs"):
+        norton.decompose(net, 1, objective="output")
+    for setting in (
+        {"sequential": "no"},
+        {"ridge": 0},
+        {"sweeps": -1},
+        {"sweeps": 1.5},
+        {"batch_size": 0},
+        {"memory": -1},
+    ):
+        with pytest.raises(InputError, match=next(iter(setting))):
+            Calibration(**setting)

@@ -1,0 +1,53 @@
+"""Every config composes, and names what exists."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from norton.cli.program import CONFIGS
+from norton.decomposition import DECOMPOSITIONS
+from norton.models import NETWORKS
+from norton.pruning import CRITERIA
+
+CHOICES = [
+    (path.parent.name, path.stem) for path in sorted(CONFIGS.glob("*/*.yaml")) if path.parent.name != "experiment"
+]
+EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+
+
+def composed(*overrides, name="pipeline"):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose(name, [*overrides, "out=x"])
+
+
+@pytest.mark.parametrize("group, choice", CHOICES)
+def test_choice(group, choice):
+    detection = {"detector": "detector", "detection_data": "detection_data@data"}
+    detection["detection_training"] = "detection_training@training"
+    program = "detection_train" if group in detection else "ablation" if group == "way" else "pipeline"
+    cfg = composed(f"{detection.get(group, group)}={choice}", name=program)
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiment(experiment):
+    programs = {"scenes": "detection_train", "sweep": "ablation"}
+    program = programs.get(experiment.split("_")[0], "pipeline")
+    OmegaConf.to_container(composed(f"experiment={experiment}", name=program), resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "base"))
+def test_program(name):
+    assert "checkpoint" in composed(name=name)
+
+
+def test_every_method_has_its_config():
+    named = {(group, choice) for group, choice in CHOICES}
+    assert {("model", name) for name in NETWORKS} <= named
+    assert {("decomposition", name) for name in DECOMPOSITIONS} <= named
+    assert {("pruning", name) for name in CRITERIA} <= named
+
+
+@pytest.mark.parametrize("criterion", list(CRITERIA))
+def test_pruning_configs_name_their_criterion(criterion):
+    assert composed(f"pruning={criterion}").pruning.criterion == criterion
