@@ -1,7 +1,6 @@
 """Detectors for inference: the network under them deployed."""
 
 import copy
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import norton
-from norton.common.errors import InputError, Remark
+from norton.common.errors import InputError, warn
 
 
 @torch.no_grad()
@@ -24,7 +23,7 @@ def deploy_detector(net: nn.Module, images: Tensor | Sequence[Tensor], **options
     does.
     """
     if net.training:
-        warnings.warn("the detector is in training mode; deployed as for evaluation", Remark, stacklevel=2)
+        warn("the detector is in training mode; deployed as for evaluation")
     check_images(images)
     found = copy.deepcopy(net).eval()
     batch = found.transform(list(images))[0].tensors

@@ -10,7 +10,6 @@ ways to save compete (`norton.budget.pruning_curves`).
 
 import copy
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -24,7 +23,7 @@ from norton.budget.knapsack import cheapest, choose, fill
 from norton.budget.pruning_curves import RATES, Level, Look, Thinning, check_criterion, drawn, relative_error, thinnings
 from norton.calibration.metric import Metric
 from norton.calibration.outputs import Calibration, check_images, fit_to_outputs
-from norton.common.errors import InputError, Remark
+from norton.common.errors import InputError, warn
 from norton.decomposition import DECOMPOSITIONS, OBJECTIVES, check_options
 from norton.decomposition.cp import CPConv2d
 from norton.decomposition.layers import FilterWise
@@ -397,8 +396,7 @@ def measure(
         how = replace(how, sequential=False)
         fit_to_outputs(net, net, fits, images, how, progress=progress, doing="measure layers")
         return
-    remark = "a budget without calibration images: errors of weights stand for those of outputs"
-    warnings.warn(remark, Remark, stacklevel=4)
+    warn("a budget without calibration images: errors of weights stand for those of outputs")
     for name, fit in fits.items():
         fit(composed(net.get_submodule(name)), None)
 
@@ -470,11 +468,9 @@ class Problem:
                 f"budget: the costs of {type(bill.net).__name__}'s layers do not add up; name ranks instead"
             )
         if not self.uses_all(found):
-            warnings.warn(
+            warn(
                 f"{100 * cost / bill.total:.2f}% of the {KINDS[bill.what]} are kept of {100 * share:g}% asked for: the "
-                "steps between ranks are too coarse here for a choice that uses more and is not worse",
-                Remark,
-                stacklevel=4,
+                "steps between ranks are too coarse here for a choice that uses more and is not worse"
             )
         errors = {name: float(own[place]) for name, own, place in zip(ranks, self.errors, found.places, strict=True)}
         rates = {} if thinning is None else thinning.rates(thinning.none if level is None else level)

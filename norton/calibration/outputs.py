@@ -14,7 +14,6 @@ Pruning takes the same way, see `norton.calibration.compensation`: layers then h
 
 import copy
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from norton.calibration.input_moments import Moments, gather, output_rows, positions_of
 from norton.calibration.metric import Metric
 from norton.calibration.replay import Walk
-from norton.common.errors import InputError, Remark, first_line
+from norton.common.errors import InputError, first_line, warn
 from norton.graph.layers import as_dense, composed, in_form, is_decomposed, is_norm, set_form_
 from norton.graph.tracing import stated_size
 
@@ -109,11 +108,9 @@ def fit_to_outputs(
         dense = Walk(set_form_(copy.deepcopy(before), "fast").eval(), batches)
         dense.keep = _held_per_image(dense, before) * len(images) * (1 + how.sequential) <= memory / 2
         if not dense.keep:
-            warnings.warn(
+            warn(
                 f"what {len(images)} images are between layers takes more memory than there is; streamed instead: for "
-                "each layer those before it are computed again",
-                Remark,
-                stacklevel=2,
+                "each layer those before it are computed again"
             )
         walk = Walk(result, batches, keep=dense.keep) if how.sequential else dense
         passage = _Passage(dense, walk, how, memory, kept or {}, read or {})
@@ -242,7 +239,7 @@ class _Passage:
         if layers:
             some = ", ".join(layers[:3]) + (", ..." if len(layers) > 3 else "")
             count = f"{len(layers)} layer{'s' * (len(layers) > 1)}"
-            warnings.warn(text.format(f"{count} ({some})"), Remark, stacklevel=4)
+            warn(text.format(f"{count} ({some})"))
 
 
 def aim(weight: Tensor, moments: Moments, ridge: float, free: bool) -> tuple[Tensor, Metric]:

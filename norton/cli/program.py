@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from norton.common.errors import InputError, Remark
+from norton.common.errors import InputError, NortonWarning
 from norton.common.files import write_whole
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -164,4 +164,4 @@ def _quiet_libraries() -> None:
 
 def _one_line_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, line=None) -> str:
     """What this project remarks, without the place in its code; warnings of libraries with it."""
-    return f"{'note' if category is Remark else f'{filename}:{lineno}: {category.__name__}'}: {message}\n"
+    return f"{'note' if category is NortonWarning else f'{filename}:{lineno}: {category.__name__}'}: {message}\n"

@@ -1,4 +1,7 @@
-"""The error a user can act on: scripts print it as one line, the library raises it as a ValueError."""
+"""What a user can act on: the error that scripts print as one line, and the warning that they print as a note."""
+
+import inspect
+import warnings
 
 
 class InputError(ValueError):
@@ -14,5 +17,13 @@ def first_line(error: Exception | str) -> str:
     return lines[0][:160] if lines else type(error).__name__
 
 
-class Remark(UserWarning):
+class NortonWarning(UserWarning):
     """What a user should know of how a result came about, which is no error."""
+
+
+def warn(message: str) -> None:
+    """Warn with a `NortonWarning` that points to the line that called this package, however deep inside it arose."""
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("norton", "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, NortonWarning, stacklevel=level - 1 if frame is None else level)

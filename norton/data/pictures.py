@@ -1,7 +1,6 @@
 """Image files that a user names: a file, a folder, or a list."""
 
 import inspect
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import v2
 
-from norton.common.errors import InputError, Remark
+from norton.common.errors import InputError, warn
 from norton.data.splits import DATASETS
 
 # Not all that Pillow registers: films and documents are among them.
@@ -74,7 +73,7 @@ def read_pictures(folder: str | Path, input_size: Sequence[int], data: str, coun
     )
     files = image_files(str(folder))
     if count is not None and len(files) < count:
-        warnings.warn(f"{folder} holds {len(files)} images, of {count} asked for", Remark, stacklevel=2)
+        warn(f"{folder} holds {len(files)} images, of {count} asked for")
     count = min(count or len(files), len(files))
     chosen = [files[place * len(files) // count] for place in range(count)]  # which may be sorted by class
     return torch.stack([transform(read_picture(path)) for path in chosen])

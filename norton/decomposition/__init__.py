@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from norton.calibration.metric import Metric
 from norton.calibration.outputs import Calibration, fit_to_outputs, output_errors
-from norton.common.errors import InputError, Remark
+from norton.common.errors import InputError, warn
 from norton.common.registry import import_submodules
 from norton.decomposition.cp_als import cp_filters
 from norton.decomposition.methods import DECOMPOSITIONS, decomposable
@@ -72,9 +71,7 @@ def decompose(
     if objective == "outputs" and images is not None:
         return _for_outputs(net, rules, method, images, calibration or Calibration(), progress, options)
     if objective == "outputs":
-        warnings.warn(
-            "objective=outputs without calibration images: fitted to the weights instead", Remark, stacklevel=2
-        )
+        warn("objective=outputs without calibration images: fitted to the weights instead")
     small, ranks = copy.deepcopy(net), {}
     made = {}  # a layer shared under several names stays shared
     for name, asked in track(rules.items(), "decompose", disable=not progress, transient=True):

@@ -13,7 +13,6 @@ import json
 import operator
 import platform
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -27,7 +26,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torchvision.ops import FrozenBatchNorm2d
 
 import norton
-from norton.common.errors import InputError, Remark, first_line
+from norton.common.errors import InputError, first_line, warn
 from norton.common.files import write_json
 from norton.deployment.exact_forms import DENSE, FUSED, forms, scale_outputs_
 from norton.deployment.onednn import PackedConv2d, join_relus_, pack_
@@ -140,7 +139,7 @@ def deploy(
     of another network, input or machine.
     """
     if net.training:
-        warnings.warn("the network is in training mode; deployed as for evaluation", Remark, stacklevel=2)
+        warn("the network is in training mode; deployed as for evaluation")
     wanted = [(example, check_example(net, example))]
     noise = torch.randn_like(example)  # for what is wrong in a folded layer may not show in an example of zeros
     wanted.append((noise, check_example(net, noise)))
@@ -178,7 +177,7 @@ def deploy_alike(
 
     way: one of `WAYS`.  repeats: of what is tried in whole networks.  deploy: what does it, `deploy` by default; then
     networks of equal shapes share a choice while the process runs.  Where one of them cannot be deployed all stay as
-    they are, and a `Remark` says so, for what is timed in different ways does not compare.
+    they are, and a `NortonWarning` says so, for what is timed in different ways does not compare.
     """
     check_way(way)
     if way == "eager":
@@ -188,7 +187,7 @@ def deploy_alike(
         try:
             found[name] = one(copy.deepcopy(net).to(batch[0].device).eval(), batch, repeats=repeats)
         except InputError as error:
-            warnings.warn(f"networks are timed as they are, not deployed; {name}: {error}", Remark, stacklevel=2)
+            warn(f"networks are timed as they are, not deployed; {name}: {error}")
             return dict(nets)
     return found
 
@@ -411,7 +410,7 @@ class _Search:
             except Exception as error:  # whatever triton and the compiler below it raise on a GPU that we have not seen
                 if key[0] != FUSED:
                     raise
-                warnings.warn(f"{FUSED} is left out, it fails here: {first_line(error)}", Remark, stacklevel=2)
+                warn(f"{FUSED} is left out, it fails here: {first_line(error)}")
                 del calls[key]
         found = {key: min(timed(*call) for _ in range(2)) for key, call in calls.items()}
         near = [key for key in calls if found[key] <= _HOPELESS * min(found.values())]

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from norton.common.errors import InputError, Remark, first_line
+from norton.common.errors import InputError, first_line, warn
 from norton.common.files import write_whole
 
 TOLERANCE = 1e-4  # relative difference of outputs, in float32
@@ -204,7 +204,7 @@ def prepared(net: nn.Module, example: Tensor) -> nn.Module:
     if not (isinstance(example, Tensor) and example.ndim == 4 and len(example) and example.dtype == torch.float32):
         raise InputError(f"the example is {_described(example)}; give a batch of images (N, C, H, W) in float32")
     if net.training:
-        warnings.warn("the network is in training mode; it is exported as it evaluates", Remark, stacklevel=3)
+        warn("the network is in training mode; it is exported as it evaluates")
     net = getattr(net, "_orig_mod", net)  # what torch.compile was given
     net = copy.deepcopy(net).eval().cpu().requires_grad_(False)
     try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from norton.calibration.compensation import COMPENSATIONS, compensated
 from norton.calibration.outputs import Calibration, check_images
-from norton.common.errors import InputError, Remark
+from norton.common.errors import InputError, warn
 from norton.common.registry import import_submodules
 from norton.graph import wiring_of
 from norton.graph.plan import record_step
@@ -132,7 +132,7 @@ def prune(
     step = {"op": "prune", "keep": {wiring.name(axis): list(map(int, channels)) for axis, channels in keep.items()}}
     cut_(small, wiring, keep)  # as replaying the step does, without finding the wiring again
     if compensate and images is None:
-        warnings.warn(f"compensate={compensate} without calibration images: not compensated", Remark, stacklevel=2)
+        warn(f"compensate={compensate} without calibration images: not compensated")
     elif compensate:
         small = compensated(net, small, wiring, keep, images, calibration or Calibration(), progress=progress)
     record_step(small, step)

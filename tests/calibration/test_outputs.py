@@ -15,7 +15,7 @@ from norton.calibration.input_moments import Moments, gather, output_rows, patch
 from norton.calibration.metric import Metric
 from norton.calibration.outputs import aim, output_errors
 from norton.calibration.replay import Walk
-from norton.common.errors import Remark
+from norton.common.errors import NortonWarning
 from norton.decomposition import DECOMPOSITIONS, cp_filters
 from norton.decomposition.cp_outputs import refit
 from norton.decomposition.factors import Factors, balanced, reconstruct
@@ -420,7 +420,7 @@ class Twice(nn.Module):
 def test_a_layer_called_twice_is_fitted_to_its_weight_and_that_is_said():
     torch.manual_seed(0)
     net = Twice().double()
-    with pytest.warns(Remark, match=r"called several times: 1 layer \(conv\); weights alone decide there"):
+    with pytest.warns(NortonWarning, match=r"called several times: 1 layer \(conv\); weights alone decide there"):
         small = norton.decompose(net, 2, objective="outputs", images=noise(32, 4, 8, 8))
     for one, other in zip(small.conv.parameters(), norton.decompose(net, 2).conv.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from norton.common.errors import InputError, Remark
+from norton.common.errors import InputError, NortonWarning
 from norton.data.pictures import read_pictures
 
 SIZE = (3, 32, 32)
@@ -31,7 +31,7 @@ def test_they_are_taken_evenly_from_all_subfolders(folder):
 
 
 def test_fewer_than_asked_for_is_said(folder):
-    with pytest.warns(Remark, match="holds 10 images, of 200 asked for"):
+    with pytest.warns(NortonWarning, match="holds 10 images, of 200 asked for"):
         assert len(read_pictures(folder, SIZE, "clutter", 200)) == 10
 
 

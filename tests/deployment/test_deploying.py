@@ -15,7 +15,7 @@ from torch import nn
 import detection
 import norton
 from norton import Deployment, InputError, deploy
-from norton.common.errors import Remark
+from norton.common.errors import NortonWarning
 from norton.deployment import deploying
 from norton.deployment.deploying import assemble, decomposed_layers, deploy_alike, fold, identity
 from norton.deployment.exact_forms import DENSE, FUSED, SumOfTerms, forms
@@ -252,7 +252,7 @@ def test_a_kernel_that_fails_on_this_gpu_is_left_out(small, monkeypatch):
     with_broken = lambda name: lambda layer: {name: Broken()} | made(layer)  # noqa: E731
     net, x = norton.decompose(small, 2, starts=1, iterations=2), torch.randn(2, 3, 8, 8)
     monkeypatch.setattr(deploying, "forms", with_broken(FUSED))
-    with pytest.warns(Remark, match="fused is left out, it fails here: no such instruction$"):
+    with pytest.warns(NortonWarning, match="fused is left out, it fails here: no such instruction$"):
         close(deploy(net, x, repeats=1)(x), net(x))
     monkeypatch.setattr(deploying, "forms", with_broken("merged"))
     with pytest.raises(RuntimeError):  # which would be a mistake of ours
@@ -416,7 +416,7 @@ def test_compiled(small):
 def test_training_mode_is_said(small):
     small.train()
     x = torch.randn(2, 3, 8, 8)
-    with pytest.warns(Remark, match="training mode"):
+    with pytest.warns(NortonWarning, match="training mode"):
         deployed = deploy(small, x, repeats=1)
     assert small.training and not deployed.training
     close(deployed(x), small.eval()(x))
@@ -476,7 +476,7 @@ class Untraceable(nn.Module):
 
 def test_all_networks_stay_as_they_are_where_one_cannot_be_deployed(pair):
     pair["other"] = Untraceable()
-    with pytest.warns(Remark) as remarks:
+    with pytest.warns(NortonWarning) as remarks:
         assert deploy_alike(pair, torch.randn(2, 3, 8, 8)) == pair
     (remark,) = remarks
     assert "timed as they are, not deployed; other: " in str(remark.message)

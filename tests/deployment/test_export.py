@@ -16,7 +16,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from torch import nn
 
 import norton
-from norton.common.errors import Remark
+from norton.common.errors import NortonWarning
 from norton.deployment import export
 from norton.deployment.export import OnnxNet, run_alone, to_int8, to_onnx, to_program
 
@@ -319,7 +319,7 @@ def test_examples_that_do_not_fit(write, example, message, tmp_path):
 
 def test_training_mode_is_said_and_left(tmp_path):
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
-    with pytest.warns(Remark, match="training mode"):
+    with pytest.warns(NortonWarning, match="training mode"):
         path = to_program(net, torch.randn(2, 3, 8, 8), tmp_path / "a.pt2").path
     assert net.training and net[0].weight.requires_grad
     images = torch.randn(3, 3, 8, 8)

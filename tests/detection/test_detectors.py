@@ -18,7 +18,7 @@ from detection import (
     load_detector,
     save_detector,
 )
-from norton.common.errors import Remark
+from norton.common.errors import NortonWarning
 
 SMALLEST = (1, "[0.]+[0.1]*2+[0.4]*5+[0.75]*12")
 PUBLISHED_PARAMS = {
@@ -200,7 +200,7 @@ def test_a_detector_in_training_is_deployed_with_a_remark(small, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         deploy_detector(small, torch.zeros(1, 3, 8, 8))
-    with pytest.warns(Remark, match="the detector is in training mode"):
+    with pytest.warns(NortonWarning, match="the detector is in training mode"):
         deployed = deploy_detector(copy.deepcopy(small).train(), torch.zeros(1, 3, 8, 8))
     assert not deployed.training
 

@@ -1,0 +1,36 @@
+"""Checks of settings: a boolean, a whole number or a number in a range, which True and False are not."""
+
+import math
+from typing import Any, TypeGuard
+
+from norton.common.errors import InputError
+
+
+def is_whole_number(value: Any, least: int | None = None) -> TypeGuard[int]:
+    """Whether a value is a whole number, of at least `least` where that is given."""
+    return isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a value is a number, and finite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_boolean(name: str, value: Any) -> None:
+    """Raise InputError for a setting that is neither true nor false."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name} is {value!r}; it must be true or false")
+
+
+def check_whole_number(name: str, value: Any, least: int) -> None:
+    """Raise InputError for a setting that is no whole number of at least `least`."""
+    if not is_whole_number(value, least):
+        raise InputError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+
+
+def check_number(name: str, value: Any, *, above: float | None = None, least: float | None = None) -> None:
+    """Raise InputError for a setting that is no finite number, or not above one bound or at least the other."""
+    if is_number(value) and (above is None or value > above) and (least is None or value >= least):
+        return
+    allowed = "" if above is None and least is None else f" above {above}" if least is None else f" of at least {least}"
+    raise InputError(f"{name} is {value!r}; it must be a number{allowed}")
