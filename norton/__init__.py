@@ -4,6 +4,7 @@ from norton.budget.choice import choose_ranks
 from norton.checkpoints.coding import share_weights
 from norton.checkpoints.files import load, save
 from norton.common.errors import InputError
+from norton.common.version import __version__
 from norton.decomposition import Calibration, decompose, layer_nmse, nmse
 from norton.deployment.deploying import Deployment, deploy
 from norton.graph import wiring_of
@@ -13,11 +14,11 @@ from norton.models import build
 from norton.pruning import prune
 from norton.pruning.rates import format_rates, parse_rates
 
-__version__ = "0.1.0"
 __all__ = [
     "Calibration",
     "Deployment",
     "InputError",
+    "__version__",
     "build",
     "choose_ranks",
     "complexity",
