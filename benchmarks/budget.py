@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import norton
 from norton import Calibration
-from norton.budget.choice import measure
-from norton.budget.pruning_curves import thinnings
+from norton.budget.layer_errors import probe_layers
+from norton.budget.pruning_curves import pruning_curves_of
 from norton.cli.report import print_table
 
 WAYS = ("uniform ranks", "chosen ranks", "pruning", "joint")
@@ -74,13 +74,13 @@ def ways(net: nn.Module, images: Tensor, share: float, wanted: list[str]):
 def pruned_alone(net: nn.Module, images: Tensor, share: float) -> Spent:
     """The first rates within the budget, on the way on which `norton.choose_ranks` prunes jointly."""
     start, whole = time.perf_counter(), norton.complexity(net)
-    thinning = thinnings(net, PRUNING)
-    looks = {name: [thinning.look(name, FILTERS, 0)] for name in thinning.readers()}
-    measure(net, looks, images, Calibration(), progress=False)
-    path = thinning.path({name: cost.macs for name, cost in whole.by_layer.items()})
-    place = thinning.first_within(path, lambda small: norton.complexity(small).macs <= share * whole.macs)
+    curves = pruning_curves_of(net, PRUNING)
+    probes = {name: [curves.probe(name, FILTERS, 0)] for name in curves.readers()}
+    probe_layers(net, probes, images, Calibration(), progress=False)
+    path = curves.path({name: cost.macs for name, cost in whole.by_layer.items()})
+    place = curves.first_within(path, lambda small: norton.complexity(small).macs <= share * whole.macs)
     level = path[place][0]
-    return Spent({}, thinning.rates(level), thinning.error(level), time.perf_counter() - start)
+    return Spent({}, curves.rates(level), curves.error(level), time.perf_counter() - start)
 
 
 def compressed(net: nn.Module, images: Tensor, spent: Spent) -> nn.Module:

@@ -1,6 +1,6 @@
 """Norton: compress convolutional networks by hybrid tensor decomposition and structured pruning."""
 
-from norton.budget.choice import choose_ranks
+from norton.budget.choosing import choose_ranks
 from norton.checkpoints.coding import share_weights
 from norton.checkpoints.files import load, save
 from norton.common.errors import InputError

@@ -2,7 +2,7 @@
 
 What goes at a rate is decided by the criterion, on the network as it is.  The error is that of each reader's output,
 E‖W' x'‖² / E‖W x‖² with x' the channels that go, in the unit in which ranks are measured
-(`norton.budget.choice`).  It adds up over readers; so does, nearly, that of several axes that a layer reads.
+(`norton.budget.layer_errors`).  It adds up over readers; so does, nearly, that of several axes that a layer reads.
 """
 
 import copy
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from norton.budget.layer_errors import Probe, relative_error, sampled_filters
 from norton.calibration.metric import Metric
 from norton.common.errors import InputError
 from norton.graph import wiring_of
@@ -27,32 +28,16 @@ from norton.pruning.alignment import connected
 from norton.pruning.allocation import prunable
 
 RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-_NOTHING = 1e-5  # of the squares with a ridge: what may be left of nothing when the ridge is taken off
 
 # group → which of RATES
 Level = tuple[int, ...]
-Look = Callable[[Tensor, Metric | None], None]
-
-
-def relative_error(lost: Tensor, rows: Tensor, metric: Metric | None) -> float:
-    """The expected squared outputs of `lost` (n, D) relative to those of `rows` (n, D), flattened filters.
-
-    Without a metric, of their weights.  0 where there are no outputs to lose.
-    """
-    if metric is None:
-        whole, part = rows.square().sum().item(), lost.square().sum().item()
-        return part / whole if whole > 0 else 0.0
-    whole = metric.squares_without_ridge(rows).sum().item()
-    if whole <= _NOTHING * metric.squares(rows).sum().item():
-        return 0.0
-    return metric.squares_without_ridge(lost).sum().item() / whole
 
 
 @dataclass
-class Thinning:
+class PruningCurves:
     """The ways to prune a network.
 
-    groups: axes that are pruned at one rate, since shortcuts bind their channels.  keeps: for each rate, axis →
+    groups: axes that are pruned at one rate, since shortcuts bind their channels.  kept: for each rate, axis →
     channels kept, where not all are.  refit: readers are fitted anew to what they gave.  errors: reader → (groups,
     rates).
     """
@@ -60,16 +45,16 @@ class Thinning:
     net: nn.Module
     wiring: Wiring
     groups: list[list[int]]
-    keeps: list[dict[int, list[int]]]
+    kept: list[dict[int, list[int]]]
     refit: bool
     errors: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
-    def none(self) -> Level:
+    def unpruned(self) -> Level:
         return (0,) * len(self.groups)
 
     @property
-    def most(self) -> Level:
+    def most_pruned(self) -> Level:
         return (len(RATES) - 1,) * len(self.groups)
 
     def rates(self, level: Level) -> dict[str, float]:
@@ -83,7 +68,7 @@ class Thinning:
     def pruned(self, level: Level) -> nn.Module:
         keep = {}
         for group, rate in zip(self.groups, level, strict=True):
-            keep |= {axis: self.keeps[rate][axis] for axis in group if axis in self.keeps[rate]}
+            keep |= {axis: self.kept[rate][axis] for axis in group if axis in self.kept[rate]}
         small = copy.deepcopy(self.net)
         cut_(small, self.wiring, keep)
         return small
@@ -102,34 +87,34 @@ class Thinning:
             name for name, channels in self.wiring.reads if any(self.wiring.axis(span) in able for span in channels)
         ]
 
-    def look(self, name: str, filters: int | None, seed: int) -> Look:
+    def probe(self, name: str, filters: int | None, seed: int) -> Probe:
         """What measures the errors of a reader."""
         channels = dict(self.wiring.reads)[name]
         size = sum(self.wiring.width(axis) * repeat for axis, repeat in self.wiring.resolved(channels))
 
-        def look(weight: Tensor, metric: Metric | None) -> None:
+        def probe(weight: Tensor, metric: Metric | None) -> None:
             rows = weight.flatten(1)
-            rows = rows[drawn(len(rows), filters, seed).to(rows.device)]
+            rows = rows[sampled_filters(len(rows), filters, seed).to(rows.device)]
             self.errors[name] = np.zeros((len(self.groups), len(RATES)))
             for place, group in enumerate(self.groups):
-                for rate, keep in enumerate(self.keeps):
+                for rate, keep in enumerate(self.kept):
                     kept = positions(self.wiring, channels, {axis: keep[axis] for axis in group if axis in keep})
                     if len(kept) < size:
                         lost = torch.ones(size, dtype=torch.bool, device=rows.device)
                         lost[kept] = False
-                        error = without(rows, lost.repeat_interleave(rows.shape[1] // size), metric, self.refit)
+                        error = lost_rows(rows, lost.repeat_interleave(rows.shape[1] // size), metric, self.refit)
                         self.errors[name][place, rate] = relative_error(error, rows, metric)
             np.maximum.accumulate(self.errors[name], axis=1, out=self.errors[name])
 
-        return look
+        return probe
 
     def path(self, costs: Mapping[str, int]) -> list[tuple[Level, float]]:
-        """Levels from none to most, and the share of the costs that each leaves, about; each step the best value.
+        """Levels from unpruned to most pruned, with about the share of the costs that each leaves; best value first.
 
         costs: of each layer.  They are taken to shrink with the channels that a layer reads and with its filters.
         """
         cost = _CostModel(self, costs)
-        level, found = list(self.none), [(self.none, 1.0)]
+        level, found = list(self.unpruned), [(self.unpruned, 1.0)]
         table = sum(self.errors.values())
         while steps := [group for group, rate in enumerate(level) if rate + 1 < len(RATES)]:
             now, prices = cost(level), {}
@@ -140,7 +125,7 @@ class Thinning:
                 level[group] = rate
                 prices[group] = added / saved if saved > 0 else 0.0
             level[min(prices, key=prices.get)] += 1
-            found.append((tuple(level), cost(level) / cost(self.none)))
+            found.append((tuple(level), cost(level) / cost(self.unpruned)))
         return found
 
     def first_within(self, path: Sequence[tuple[Level, float]], within: Callable[[nn.Module], bool]) -> int | None:
@@ -152,14 +137,14 @@ class Thinning:
 class _CostModel:
     """(level) → about what the network costs."""
 
-    def __init__(self, thinning: Thinning, costs: Mapping[str, int]):
-        wiring = thinning.wiring
-        self.axes = [axis for group in thinning.groups for axis in group]
+    def __init__(self, curves: PruningCurves, costs: Mapping[str, int]):
+        wiring = curves.wiring
+        self.axes = [axis for group in curves.groups for axis in group]
         place = {axis: i for i, axis in enumerate(self.axes)}
-        self.group = np.repeat(np.arange(len(thinning.groups)), [len(group) for group in thinning.groups])
+        self.group = np.repeat(np.arange(len(curves.groups)), [len(group) for group in curves.groups])
         self.left = np.array(
             [
-                [len(keep[axis]) / wiring.width(axis) if axis in keep else 1.0 for keep in thinning.keeps]
+                [len(keep[axis]) / wiring.width(axis) if axis in keep else 1.0 for keep in curves.kept]
                 for axis in self.axes
             ]
         )
@@ -195,7 +180,7 @@ def check_criterion(settings: Mapping[str, Any]) -> None:
         )
 
 
-def thinnings(net: nn.Module, settings: Mapping[str, Any]) -> Thinning:
+def pruning_curves_of(net: nn.Module, settings: Mapping[str, Any]) -> PruningCurves:
     """How a network can be pruned by the settings of `norton.prune`.
 
     Raises InputError where nothing can be pruned, and for a criterion whose widths do not follow from rates.
@@ -212,11 +197,11 @@ def thinnings(net: nn.Module, settings: Mapping[str, Any]) -> Thinning:
     if not groups:
         raise InputError("a joint budget has nothing to prune here; norton.wiring_of(net).left_whole says why")
     names = [wiring.name(axis) for group in groups for axis in group]
-    keeps: list[dict[int, list[int]]] = [{}]
+    kept: list[dict[int, list[int]]] = [{}]
     for rate in RATES[1:]:
         step = plan_of(prune(net, dict.fromkeys(names, rate), **settings))[-1]
-        keeps.append({wiring.axis_of(name): kept for name, kept in step["keep"].items()})
-    return Thinning(net, wiring, sorted(groups), keeps, refit)
+        kept.append({wiring.axis_of(name): kept for name, kept in step["keep"].items()})
+    return PruningCurves(net, wiring, sorted(groups), kept, refit)
 
 
 def _readers(wiring: Wiring, axis: int) -> list[str]:
@@ -227,7 +212,7 @@ def _measurable(net: nn.Module, name: str) -> bool:
     return isinstance(as_dense(net.get_submodule(name)), nn.Conv2d | nn.Linear)
 
 
-def without(rows: Tensor, lost: Tensor, metric: Metric | None, refit: bool) -> Tensor:
+def lost_rows(rows: Tensor, lost: Tensor, metric: Metric | None, refit: bool) -> Tensor:
     """(n, D): what flattened filters lose when the inputs `lost` (D,) go; refit: when least squares make up for it."""
     error = rows * lost
     if refit and metric is not None and len(metric.blocks) == 1 and not lost.all():
@@ -236,11 +221,3 @@ def without(rows: Tensor, lost: Tensor, metric: Metric | None, refit: bool) -> T
         pull = (error @ whole)[:, kept].double()
         error[:, kept] = -Metric([whole[kept][:, kept].double()]).solve(pull).to(error)
     return error
-
-
-def drawn(count: int, most: int | None, seed: int) -> Tensor:
-    """Which of so many filters are looked at."""
-    if most is None or count <= most:
-        return torch.arange(count)
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(count, generator=generator)[:most].sort().values

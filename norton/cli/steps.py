@@ -12,7 +12,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
 import norton
-from norton.budget import choice as budgets
+from norton.budget.choice import Choice
+from norton.budget.choosing import check_feasible
+from norton.budget.costs import QUANTITIES, asked_share
 from norton.calibration.batchnorm import reestimate_batchnorm_
 from norton.checkpoints import verification
 from norton.checkpoints.files import read, rebuild
@@ -129,7 +131,7 @@ def check_settings(cfg: DictConfig) -> None:
 
 def has_budget(cfg: DictConfig) -> bool:
     """Whether ranks are to be chosen for a budget."""
-    return any(OmegaConf.select(cfg, f"budget.{what}") is not None for what in budgets.KINDS)
+    return any(OmegaConf.select(cfg, f"budget.{what}") is not None for what in QUANTITIES)
 
 
 def is_joint(cfg: DictConfig) -> bool:
@@ -148,7 +150,7 @@ def check_budget(cfg: DictConfig) -> None:
         if joint:
             raise InputError("budget.joint without a budget; give the share to keep, e.g. choice.macs=0.4")
         return
-    what, _ = budgets.asked(cfg.budget.macs, cfg.budget.params)
+    what, _ = asked_share(cfg.budget.macs, cfg.budget.params)
     if cfg.rank is not None:
         raise InputError(f"both rank and budget.{what} are given, which chooses the ranks; leave one out")
     if joint and cfg.compress_rate is not None:
@@ -188,7 +190,7 @@ def check_fit(net: nn.Module, cfg: DictConfig, step: str) -> None:
     """Raise InputError where ranks or rates do not fit the network, before anything is written."""
     require(cfg, step)
     if step == "decompose" and cfg.rank is None:
-        budgets.check_budget(net, **budget_options(cfg))
+        check_feasible(net, **budget_options(cfg))
     elif step == "decompose" and not leaves_dense(cfg):
         layer_rules(net, plain(cfg.rank), plain(cfg.decomposition.skip), cfg.decomposition.method)
     if step == "prune":
@@ -210,13 +212,13 @@ def leaves_dense(cfg: DictConfig) -> bool:
 
 def spend_budget(
     net: nn.Module, cfg: DictConfig, data=None, *, path: Path | None = None, progress: bool = True
-) -> tuple[DictConfig, budgets.Choice]:
+) -> tuple[DictConfig, Choice]:
     """The config with the ranks, and rates, that its budget buys for a network; and the choice.
 
     path: a file that keeps it, from which it is taken where it lies there.
     """
     if path is not None and path.exists():
-        choice = budgets.choice_of(json.loads(path.read_text()))
+        choice = Choice.from_dict(json.loads(path.read_text()))
     else:
         d, options = cfg.decomposition, budget_options(cfg)
         if cfg.budget.joint:
@@ -244,8 +246,8 @@ def setting_text(cfg: DictConfig) -> str:
     """What is asked of ranks in a few words, e.g. `rank 3`, `40% of MACs`."""
     if not has_budget(cfg):
         return f"rank {plain(cfg.rank)}"
-    what, share = budgets.asked(cfg.budget.macs, cfg.budget.params)
-    return f"{100 * share:g}% of {budgets.KINDS[what]}" + ", jointly" * is_joint(cfg)
+    what, share = asked_share(cfg.budget.macs, cfg.budget.params)
+    return f"{100 * share:g}% of {QUANTITIES[what]}" + ", jointly" * is_joint(cfg)
 
 
 def rates_text(cfg: DictConfig) -> str:

@@ -15,8 +15,8 @@ from torch import nn
 
 import norton
 from norton import Calibration, InputError, choose_ranks
-from norton.budget.choice import choice_of
-from norton.budget.pruning_curves import thinnings, without
+from norton.budget.choice import Choice
+from norton.budget.pruning_curves import lost_rows, pruning_curves_of
 from norton.calibration.metric import Metric
 from norton.checkpoints.files import read
 from norton.graph.plan import OPERATIONS, plan_of
@@ -259,15 +259,15 @@ def test_joint_is_exact_and_no_worse(narrow, share):
 def test_joint_is_no_worse_than_pruning_alone(narrow, part):
     """Budgets that are what a step of pruning leaves, on its way."""
     pruning = {"criterion": "l2", "min_filters": 2}
-    thinning = thinnings(narrow, pruning)
-    for name in thinning.readers():
-        thinning.look(name, None, 0)(narrow.get_submodule(name).weight.detach(), None)
+    curves = pruning_curves_of(narrow, pruning)
+    for name in curves.readers():
+        curves.probe(name, None, 0)(narrow.get_submodule(name).weight.detach(), None)
     whole = norton.complexity(narrow)
-    path = thinning.path({name: cost.macs for name, cost in whole.by_layer.items()})
+    path = curves.path({name: cost.macs for name, cost in whole.by_layer.items()})
     level = path[round(part * len(path))][0]
-    share = norton.complexity(thinning.pruned(level)).macs / whole.macs
+    share = norton.complexity(curves.pruned(level)).macs / whole.macs
     joint = choose_ranks(narrow, macs=share, joint=True, pruning=pruning, starts=1, iterations=3, objective="weights")
-    assert joint.error <= thinning.error(level) * (1 + 1e-9)
+    assert joint.error <= curves.error(level) * (1 + 1e-9)
 
 
 def test_images_tell_the_size_where_the_network_does_not():
@@ -310,31 +310,33 @@ def test_compensation_is_least_squares():
     metric = Metric([x.T @ x / len(x)])
     best = torch.linalg.lstsq(x[:, ~lost], x @ rows.T).solution.T
     literal = (x @ rows.T - x[:, ~lost] @ best.T).square().mean(0)
-    assert torch.allclose(metric.squares(without(rows, lost, metric, refit=True)), literal)
+    assert torch.allclose(metric.squares(lost_rows(rows, lost, metric, refit=True)), literal)
     assert torch.allclose(
-        metric.squares(without(rows, lost, metric, refit=False)), (x[:, lost] @ rows[:, lost].T).square().mean(0)
+        metric.squares(lost_rows(rows, lost, metric, refit=False)), (x[:, lost] @ rows[:, lost].T).square().mean(0)
     )
 
 
-def test_thinning_is_what_prune_does():
+def test_pruning_curves_cut_what_prune_does():
     """Where shortcuts bind streams too: any mixture of rates has the shapes and filters of `norton.prune`."""
     net = randomise_(norton.build("resnet_56"))
-    thinning = thinnings(net, {"criterion": "l1", "min_filters": 4})
+    curves = pruning_curves_of(net, {"criterion": "l1", "min_filters": 4})
     rng = np.random.default_rng(0)
-    for level in (thinning.most, tuple(map(int, rng.integers(0, 9, len(thinning.groups))))):
-        small = norton.prune(net, thinning.rates(level), criterion="l1", min_filters=4)
-        own = thinning.pruned(level)
+    for level in (curves.most_pruned, tuple(map(int, rng.integers(0, 9, len(curves.groups))))):
+        small = norton.prune(net, curves.rates(level), criterion="l1", min_filters=4)
+        own = curves.pruned(level)
         assert all(
             torch.equal(a, b) for a, b in zip(own.state_dict().values(), small.state_dict().values(), strict=True)
         )
     costs = {name: cost.macs for name, cost in norton.complexity(net).by_layer.items()}
-    thinning.errors = {"fc": rng.random((len(thinning.groups), 9)).cumsum(1)}
-    path = thinning.path(costs)
+    curves.errors = {"fc": rng.random((len(curves.groups), 9)).cumsum(1)}
+    path = curves.path(costs)
     left = [share for _, share in path]
-    assert path[0] == (thinning.none, 1.0) and path[-1][0] == thinning.most and left == sorted(left, reverse=True)
+    assert (
+        path[0] == (curves.unpruned, 1.0) and path[-1][0] == curves.most_pruned and left == sorted(left, reverse=True)
+    )
     for place in (len(path) // 3, len(path) - 1):  # the model is near the truth
         level, share = path[place]
-        assert norton.complexity(thinning.pruned(level)).macs / norton.complexity(net).macs == pytest.approx(
+        assert norton.complexity(curves.pruned(level)).macs / norton.complexity(net).macs == pytest.approx(
             share, abs=0.03
         )
 
@@ -391,7 +393,7 @@ def test_decompose(tmp_path, monkeypatch, capsys):
     net, content = norton.load(tmp_path / "out" / "model.pt"), read(tmp_path / "out" / "model.pt")
     dense = norton.complexity(norton.build("vgg_16_bn", 0, [0.95] * 13)).macs
     assert 0.396 <= norton.complexity(net).macs / dense <= 0.4
-    choice = choice_of(json.loads((tmp_path / "out" / "metrics.json").read_text())["choice"])
+    choice = Choice.from_dict(json.loads((tmp_path / "out" / "metrics.json").read_text())["choice"])
     assert choice.share == norton.complexity(net).macs / dense
     assert {name: rank for name, rank in choice.ranks.items() if rank} == plan_of(net)[-1]["ranks"]
     assert content["lineage"][-1]["rank"] == choice.ranks
@@ -409,7 +411,7 @@ def test_joint_pipeline_goes_on(tmp_path, monkeypatch, capsys):
     )
     code, _, err = run_here(command, monkeypatch, capsys)
     assert code == 0, err
-    choice = choice_of(json.loads((tmp_path / "out" / "budget.json").read_text()))
+    choice = Choice.from_dict(json.loads((tmp_path / "out" / "budget.json").read_text()))
     dense = norton.complexity(norton.build("vgg_16_bn", 0, [0.95] * 13)).macs
     final = norton.complexity(norton.load(tmp_path / "out" / "2_prune.pt")).macs
     assert final / dense == choice.share and 0.297 <= choice.share <= 0.3

@@ -1,0 +1,132 @@
+"""Ranks from a budget: a share of MACs or parameters to keep, spent where it lowers the errors of layers' outputs most.
+
+The error (`norton.budget.layer_errors`) is measured for each layer by itself, at each of its ranks
+(`norton.budget.rank_curves`); the choice is the one with the least sum over layers that the budget allows
+(`norton.budget.search`).
+
+With `joint`, filters are prunable too.  What a layer no longer reads adds to its error, in the same unit, so that both
+ways to save compete (`norton.budget.pruning_curves`).
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from norton.budget.choice import Choice
+from norton.budget.costs import Costs, asked_share, highest_uniform_rank
+from norton.budget.knapsack import cheapest
+from norton.budget.layer_errors import Probe, probe_layers
+from norton.budget.pruning_curves import RATES, PruningCurves, check_criterion, pruning_curves_of
+from norton.budget.rank_curves import RankCurve, ranks_to_try
+from norton.budget.search import RankProblem, best_split
+from norton.calibration.outputs import Calibration, check_images
+from norton.common.errors import InputError
+from norton.decomposition import DECOMPOSITIONS, OBJECTIVES, check_options
+from norton.graph.tracing import stated_size
+
+
+@torch.no_grad()
+def choose_ranks(
+    net: nn.Module,
+    images: Tensor | None = None,
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    method: str = "cp",
+    skip: Iterable[str] | None = None,
+    joint: bool = False,
+    pruning: Mapping[str, Any] | None = None,
+    objective: str = "outputs",
+    calibration: Calibration | None = None,
+    filters: int | None = 64,
+    seed: int = 0,
+    progress: bool = False,
+    **options,
+) -> Choice:
+    """Choose the ranks of a network's layers, and with `joint` its pruning rates, for a budget.
+
+    macs, params: the share to keep of what `norton.complexity` counts for `net`; one of the two, between 0 and 1.
+    images: (N, C, H, W), unlabelled; where None, errors of weights stand for those of outputs, with a warning.  They
+    also tell the size of images, where the network states none.
+    method, skip, objective, calibration, seed, options: of the `norton.decompose` that is to follow.  With the
+    objective `outputs`, errors are those after at most one sweep, of `cp` from one start.
+
+    filters: so many of a layer, drawn by the seed, are looked at where the method decomposes filter by filter; None:
+    all.  Of a layer's ranks those are tried that cost less than the layer, or 16 of them evenly spread.  That takes the
+    time of gathering covariances once, and of fitting so many filters of each layer at each rank.
+
+    joint: filters go as by `norton.prune(net, rates, **pruning)`, at rates that are multiples of 0.1.  Several ways to
+    share the budget between pruning and ranks are tried, ranks alone and pruning alone too, and the best is taken.
+
+    The errors never add up to more than at the highest uniform rank within the budget.  Where the least sum leaves over
+    1% of the budget, one that does not is taken if it is at most 5% larger, and where there is none a warning says so.
+    Raises InputError for a share outside (0, 1), none or two of them, one below the least possible, and what
+    `norton.decompose` and `norton.prune` refuse.
+    """
+    what, share = asked_share(macs, params)
+    calibration = calibration or Calibration()
+    if objective not in OBJECTIVES:
+        raise InputError(f"objective is {objective!r}; choose one of {', '.join(OBJECTIVES)}")
+    if filters is not None and (isinstance(filters, bool) or not isinstance(filters, int) or filters < 1):
+        raise InputError(f"filters is {filters!r}; it must be a whole number of at least 1, or None for all")
+    check_options(DECOMPOSITIONS[method].from_conv, options, method)
+    if images is not None:
+        check_images(net, images)
+    costs = Costs(net, what, method, skip, stated_size(net) or (None if images is None else images.shape[1:]))
+    prunable = pruning_curves_of(net, pruning or {}) if joint else None
+    budget = checked_budget(costs, share, prunable)
+
+    uniform = highest_uniform_rank(costs, budget)
+    candidates = costs.cheaper_ranks({name: ranks_to_try(net, name, method, uniform) for name in costs.layers})
+    sweeps = min(1, calibration.sweeps) if objective == "outputs" else None
+    if sweeps is not None and method == "cp":
+        options["starts"] = 1  # more take twice the time altogether, and the fit to outputs makes up for most of it
+    curves = {
+        name: RankCurve(net.get_submodule(name), name, ranks, method, sweeps, filters, options | {"seed": seed})
+        for name, ranks in candidates.items()
+    }
+    probes: dict[str, list[Probe]] = {name: [curve.probe] for name, curve in curves.items() if curve.ranks}
+    for name in prunable.readers() if prunable else []:
+        probes.setdefault(name, []).append(prunable.probe(name, filters, seed))
+    probe_layers(net, probes, images, calibration, progress)
+    problem = RankProblem(costs, curves, budget)
+    found = problem.solve(net, [] if uniform is None else [problem.uniform(uniform)])
+    if prunable:
+        found = best_split(problem, found, prunable, share)
+    return problem.choice(found, share, uniform, prunable)
+
+
+def check_feasible(
+    net: nn.Module,
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    method: str = "cp",
+    skip: Iterable[str] | None = None,
+    joint: bool = False,
+    pruning: Mapping[str, Any] | None = None,
+) -> None:
+    """Raise InputError for what `choose_ranks` would refuse before it reads weights or images."""
+    what, share = asked_share(macs, params)
+    costs, pruning = Costs(net, what, method, skip, stated_size(net)), dict(pruning or {})
+    if joint:
+        check_criterion(pruning)
+    checked_budget(costs, share, pruning_curves_of(net, pruning | {"criterion": "l2"}) if joint else None)
+
+
+def checked_budget(costs: Costs, share: float, prunable: PruningCurves | None) -> int:
+    """The budget in whole MACs or parameters.  Raises InputError where nothing that can be chosen is within it."""
+    budget = math.floor(share * costs.total * (1 + 1e-12))
+    net = prunable.pruned(prunable.most_pruned) if prunable else costs.net
+    rest, by_layer = costs.by_rank(net, {name: [rank] for name, rank in costs.uniform_ranks(1).items()})
+    least = rest + cheapest(list(by_layer.values()))
+    if least > budget:
+        how = "at rank 1" + (f" and rates of {RATES[-1]}" if prunable else "")
+        raise InputError(
+            f"budget: {costs.what}={share:g} is below the least possible: {type(costs.net).__name__} keeps "
+            f"{math.ceil(1e4 * least / costs.total) / 1e4:g} {how}; ask for more, or decompose more layers (skip)"
+        )
+    return budget

@@ -1,0 +1,63 @@
+"""The output error of a layer at each of its ranks."""
+
+import copy
+
+import numpy as np
+from torch import Tensor, nn
+
+from norton.budget.layer_errors import relative_error, sampled_filters
+from norton.calibration.metric import Metric
+from norton.decomposition import DECOMPOSITIONS
+from norton.decomposition.cp import CPConv2d
+from norton.decomposition.layers import FilterWise
+from norton.decomposition.ranks import Rank, ranks_of, resolve
+from norton.graph.slicing import cut_outputs_
+
+MOST_RANKS = 16  # of a layer that are tried, where it has more
+
+
+def ranks_to_try(net: nn.Module, name: str, method: str, uniform: int | None) -> list[Rank]:
+    """Ranks of a layer from all 1 on, at most `MOST_RANKS` and what the uniform rank is for it."""
+    layer = net.get_submodule(name)
+    found = ranks_of(layer, method)
+    if len(found) > MOST_RANKS:
+        bare, shaped = copy.deepcopy(layer).to("meta"), DECOMPOSITIONS[method].shaped_like
+        found = [rank for rank in found if _parameters(shaped(bare, rank)) < _parameters(bare)]
+        found = [found[place] for place in np.unique(np.linspace(0, len(found) - 1, MOST_RANKS).round().astype(int))]
+    own = None if uniform is None else resolve(name, layer, uniform, method)
+    return found if own is None or own in found else sorted([*found, own], key=np.sum)
+
+
+def _parameters(layer: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in layer.parameters())
+
+
+class RankCurve:
+    """A layer's relative output error at each of its ranks.
+
+    sweeps: of the fit to outputs; None: fitted to weights alone.  filters: so many are looked at where each is
+    decomposed by itself.  options: of the method.
+    """
+
+    def __init__(self, layer, name, ranks, method, sweeps, filters, options):
+        self.layer, self.name, self.ranks, self.sweeps, self.options = layer, name, ranks, sweeps, options
+        self.decomposition = DECOMPOSITIONS[method]
+        self.filters = filters if issubclass(self.decomposition, CPConv2d | FilterWise) else None
+        self.errors = np.zeros(1)  # left dense, then at each rank
+
+    def probe(self, weight: Tensor, metric: Metric | None) -> None:
+        chosen = sampled_filters(len(weight), self.filters, self.options["seed"]).to(weight.device)
+        dense, weight = copy.deepcopy(self.layer), weight[chosen]
+        if len(chosen) < len(dense.weight):
+            cut_outputs_(dense, chosen)
+        found: list[float] = []
+        for rank in self.ranks:
+            small = self.decomposition.from_conv(dense, rank, name=self.name, **self.options)
+            if self.sweeps is not None and metric is not None:
+                small.fit_outputs_(weight, metric, self.sweeps)
+            lost = (weight - small.composed_weight().detach()).flatten(1)
+            # A higher rank can do whatever a lower one does.
+            before = zip(found, self.ranks, strict=False)
+            below = [error for error, other in before if np.all(np.less_equal(other, rank))]
+            found.append(min([relative_error(lost, weight.flatten(1), metric), *below]))
+        self.errors = np.array([0.0, *found])
