@@ -3,18 +3,13 @@
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from experiments.sweeps import points, sweeper
+from experiments.sweeps import measurement
 from norton.cli import program
 
 
 @program.script("ablation", is_sweep=True, resumes=True)
-def job(cfg: DictConfig) -> None:
-    points.run(cfg, list(HydraConfig.get().overrides.task))
-
-
-def run() -> None:
-    sweeper.register()
-    job()
+def run(cfg: DictConfig) -> None:
+    measurement.run(cfg, list(HydraConfig.get().overrides.task))
 
 
 if __name__ == "__main__":

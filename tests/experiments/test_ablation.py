@@ -15,8 +15,9 @@ from hydra import compose, initialize_config_dir
 from sweeps import TINY, records, results
 
 import norton
-from experiments.sweeps import points, sweeper
-from experiments.sweeps.points import Sweep
+from experiments.sweeps import grid, measurement, sweeper
+from experiments.sweeps.folder import Sweep
+from experiments.sweeps.identity import fingerprint, meaning
 from norton.cli.program import CONFIGS, quote
 from norton.common import files
 from norton.common.errors import InputError
@@ -55,9 +56,7 @@ def config(*overrides):
 
 
 def meant(*overrides):
-    return points.identity(
-        points.meaning(config("model=resnet_56", "rank=2", "compress_rate=[0.]+[0.2]*29", *overrides))
-    )
+    return fingerprint(meaning(config("model=resnet_56", "rank=2", "compress_rate=[0.]+[0.2]*29", *overrides)))
 
 
 # What a point is
@@ -137,7 +136,7 @@ def test_shared_work_is_done_once(finished):
 def test_a_record_holds_what_a_reader_needs(finished):
     for point, record in records(finished).items():
         assert record["status"] == "done" and record["point"] == point
-        assert points.identity(record["meaning"]) == point
+        assert fingerprint(record["meaning"]) == point
         found = record["result"]
         assert found["macs"] < found["dense"]["macs"]
         assert (finished / "points" / found["checkpoint"]).exists()
@@ -167,14 +166,14 @@ def test_a_truncated_result_runs_again(finished, sweep):
 
 
 def test_a_point_that_fails_is_recorded_and_tried_again(tmp_path, sweep, monkeypatch):
-    measure = points.measure
+    measure = measurement.measure
 
     def stumbles(cfg, *rest):
         if cfg.rank == 1:
             raise RuntimeError("out of luck")
         return measure(cfg, *rest)
 
-    monkeypatch.setattr(points, "measure", stumbles)
+    monkeypatch.setattr(measurement, "measure", stumbles)
     code, out, err = sweep(tmp_path / "a")
     assert code == 1 and "2 of 4 points done, 2 failed" in out and "RuntimeError: out of luck" in err
     assert Counter(record["status"] for record in records(tmp_path / "a").values()) == {"done": 2, "failed": 2}
@@ -190,7 +189,7 @@ def test_a_point_that_another_process_runs_is_left_to_it(tmp_path, sweep):
     point = next(iter(records(folder)))
     (folder / "points" / f"{point}.json").unlink()
     held = f"""
-from pathlib import Path; from experiments.sweeps.points import Sweep
+from pathlib import Path; from experiments.sweeps.folder import Sweep
 with Sweep(Path({str(folder)!r})).lock({point!r}): print("held", flush=True); input()"""
     command = [sys.executable, "-c", held]
     with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
@@ -205,7 +204,7 @@ import os, random, signal, sys, time
 sys.argv = ["ablation"]
 import lightning, torch, torchmetrics.classification
 from experiments import ablation
-from experiments.sweeps import points
+from experiments.sweeps import measurement
 from norton.cli import program
 from norton.common import files
 
@@ -264,13 +263,13 @@ def test_launchers_find_the_same(launcher, finished, tmp_path, monkeypatch, caps
 
 DIES = """
 import os, signal
-from experiments.sweeps import points
-measure = points.measure
+from experiments.sweeps import measurement
+measure = measurement.measure
 def dies(cfg, *rest):
     if cfg.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)  # as the system does where memory runs out
     return measure(cfg, *rest)
-points.measure = dies
+measurement.measure = dies
 """
 
 
@@ -323,7 +322,7 @@ def test_an_error_text_may_look_like_markup(tmp_path, sweep, monkeypatch):
     def stumbles(*_):
         raise ValueError("no such thing [/tmp/x] [red]")
 
-    monkeypatch.setattr(points, "measure", stumbles)
+    monkeypatch.setattr(measurement, "measure", stumbles)
     code, out, _ = sweep(tmp_path / "a", "rank=1 compress_rate=[0.]*13")
     assert code == 1 and "ValueError: no such thing [/tmp/x] [red]" in out
 
@@ -422,7 +421,7 @@ def test_a_folder_with_something_else_is_refused(tmp_path, sweep):
 
 
 def test_two_sweeps_with_one_name_that_start_together(tmp_path):
-    sweep, plan = Sweep(tmp_path / "a"), lambda point: [sweeper.Planned(point, point, [], {}, "")]
+    sweep, plan = Sweep(tmp_path / "a"), lambda point: [grid.Planned(point, point, [], {}, "")]
     sweeper.open_sweep(sweep, plan("one"), [], False, "a")
     sweeper.open_sweep(sweep, plan("one"), [], False, "a")
     with pytest.raises(InputError, match="holds another sweep"):
@@ -448,5 +447,5 @@ def test_a_full_disk_ends_the_sweep(tmp_path, sweep, monkeypatch):
 
 
 def test_points_that_begin_alike_take_turns():
-    planned = [sweeper.Planned(f"{a}{b}", "", [], {}, a) for a in "xyz" for b in "123"]
-    assert [one.point for one in sweeper.take_turns(planned)] == ["x1", "y1", "z1", "x2", "y2", "z2", "x3", "y3", "z3"]
+    planned = [grid.Planned(f"{a}{b}", "", [], {}, a) for a in "xyz" for b in "123"]
+    assert [one.point for one in grid.take_turns(planned)] == ["x1", "y1", "z1", "x2", "y2", "z2", "x3", "y3", "z3"]

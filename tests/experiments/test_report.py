@@ -9,8 +9,8 @@ import subprocess
 import pytest
 from commands import run_here, written
 
-from experiments import report
-from experiments.sweeps.points import FORMAT
+from experiments.sweeps.folder import FORMAT
+from experiments.sweeps.report import charts
 
 DENSE = {"top1": 95.0, "top5": 100.0, "loss": 0.1, "macs": 1000, "params": 100}
 
@@ -88,6 +88,13 @@ def test_page_is_self_contained_and_escapes(reported):
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=.?(https?:)?//", page)
     assert "<b>no luck</b>" not in page and "&lt;b&gt;no luck" in page
     assert page.count("<details>") == 14 and "python -m point 13" in page
+    assert len(page) < 2_500_000  # plotly alone is 4.8 MB
+
+
+def test_the_page_has_one_legend(reported):
+    page = (reported[0] / "report.html").read_text()
+    assert re.findall('data-word="(.*?)"', page) == ["rank 1", "rank 2", "pabs", "l2", "dense"]
+    assert '"showlegend": true' not in page
 
 
 @pytest.mark.skipif(not (shutil.which("chromium") or shutil.which("google-chrome")), reason="needs Chromium")
@@ -114,13 +121,28 @@ def test_page_in_a_browser(reported):
 
 def test_front():
     points = [(3, 90), (1, 70), (2, 95), (2, 60), (4, 95), (5, 96)]
-    assert report.front(points) == [(1, 70), (2, 95), (5, 96)]
+    assert charts.front(points) == [(1, 70), (2, 95), (5, 96)]
 
 
 def test_front_by_its_definition():
     points = [((7 * i) % 13, (5 * i) % 11) for i in range(40)]
     best = [p for p in points if not any(q[0] <= p[0] and q[1] >= p[1] and q != p for q in points)]
-    assert report.front(points) == sorted(set(best))
+    assert charts.front(points) == sorted(set(best))
+
+
+def test_points_that_the_dense_network_beats_are_not_on_the_front():
+    row = {"dense": DENSE, "arch": "resnet_56", "data": "clutter"}
+    costs = {"params": 50, "latency_percent": None, "said": {}}
+    means = [
+        {"macs": 500, "top1": 90.0} | costs,
+        {"macs": 1200, "top1": 94.0} | costs,
+        {"macs": 999, "top1": 89} | costs,
+    ]
+    macs, params = charts.panels(means, [row])
+    assert macs.front == [(0.0005, 90.0), (0.001, 95.0)]
+    assert params.front == [(0.00005, 94.0), (0.0001, 95.0)]
+    slow = [mean | {"latency_percent": percent} for mean, percent in zip(means, (150, 110, 90), strict=True)]
+    assert charts.panels(slow, [row])[2].front == [(90, 89), (100, 95.0)]
 
 
 def mean(top1, removed, **said):
@@ -129,27 +151,27 @@ def mean(top1, removed, **said):
 
 def test_budgets():
     means = [mean(90, 64.2), mean(91, 65.9), mean(92, 66.1), mean(93, 40.0)]
-    assert {budget: [m["top1"] for m in found] for budget, found in report.budget_slices(means, None, 1).items()} == {
+    assert {budget: [m["top1"] for m in found] for budget, found in charts.budget_slices(means, None, 1).items()} == {
         65: [91, 90]
     }
-    assert [m["top1"] for m in report.budget_slices(means, [65], 1.5)[65]] == [92, 91, 90]
-    assert report.budget_slices(means, [40], 1) == {40: [means[3]]}
+    assert [m["top1"] for m in charts.budget_slices(means, [65], 1.5)[65]] == [92, 91, 90]
+    assert charts.budget_slices(means, [40], 1) == {40: [means[3]]}
 
 
 def test_a_map_leaves_missing_points_open():
     cells = [(1, "[0.]*3"), (2, "[0.]*3"), (1, "[0.]+[0.5]*2")]
     means = [mean(80 + number, 0, rank=rank, rates=rates) for number, (rank, rates) in enumerate(cells)]
     expected = ([1, 2], ["[0.]*3", "[0.]+[0.5]*2"], [[80, 81], [82, None]])
-    assert report.heat_maps(means[::-1]) == {None: expected}
+    assert charts.heat_maps(means[::-1]) == {None: expected}
 
 
 def test_the_paper_is_the_background_on_its_own_data_alone():
     dense = {"params": 853018}
     on = [{"arch": "resnet_56", "data": "cifar10", "dense": dense}]
-    found = {method: rest for method, *rest in report.published(on)}
+    found = {method: rest for method, *rest in charts.published(on)}
     assert found["HRank-1"][0] == 93.52
-    assert report.published([on[0] | {"data": "clutter"}]) == []
-    assert report.published([on[0] | {"dense": {"params": 1}}]) == []
+    assert charts.published([on[0] | {"data": "clutter"}]) == []
+    assert charts.published([on[0] | {"dense": {"params": 1}}]) == []
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 import norton
-from experiments.sweeps import points
+from experiments.sweeps.identity import meaning
 from norton.cli import steps
 from norton.cli.program import CONFIGS, quote
 from norton.data.datamodule import ClassificationData
@@ -414,7 +414,7 @@ def test_who_can_teach(plan, lineage, opened, can):
 def meant(*overrides):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         words = ["model=resnet_56", "rank=2", "compress_rate=[0.]*30", "training=clutter", *overrides]
-        return points.meaning(compose("ablation", [quote(word) for word in words]))
+        return meaning(compose("ablation", [quote(word) for word in words]))
 
 
 def test_points_without_a_teacher_stay_what_they_were(tmp_path):

@@ -1,0 +1,210 @@
+"""What the charts of a sweep show, as plain data, for pictures and the page alike."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from experiments import paper_tables
+from experiments.sweeps.report.data import Row, dense_networks, mean_rate
+from norton.cli.report import COLOURS
+
+COSTS = {
+    "macs": ("MACs (millions)", 1e6),
+    "params": ("parameters (millions)", 1e6),
+    "latency_percent": ("latency (% of the dense network's)", 1),
+}
+PUBLISHED = {"macs": 2, "params": 3}  # where `published` has them
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A marker as matplotlib and plotly call it, and as text."""
+
+    matplotlib: str
+    plotly: str
+    text: str
+
+
+SYMBOLS = [
+    Symbol("o", "circle", "●"),
+    Symbol("s", "square", "■"),
+    Symbol("D", "diamond", "◆"),
+    Symbol("P", "cross", "✚"),
+    Symbol("X", "x", "✖"),
+    Symbol("^", "triangle-up", "▲"),
+    Symbol("*", "star", "★"),
+    Symbol("h", "hexagon", "⬢"),
+]
+DENSE = Symbol("*", "star", "★")
+
+
+@dataclass(frozen=True)
+class Series:
+    """Configurations that are drawn alike; words: the entries of the legend that they belong to."""
+
+    words: tuple[str, ...]
+    colour: str
+    symbol: Symbol
+    means: list[Row]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Accuracy against one cost, in the unit of `label`; lists of (cost, top-1 %)."""
+
+    cost: str
+    label: str
+    unit: float
+    series: list[Series]
+    front: list[tuple[float, float]]
+    denses: list[tuple[float, float]]
+    paper: list[tuple[float, float, str]]  # with the method's name
+
+    def x(self, mean: Row) -> float:
+        return mean[self.cost] / self.unit
+
+
+def panels(means: Sequence[Row], rows: Sequence[Row]) -> list[Panel]:
+    """Accuracy against each cost that was measured.  The dense networks are points of the front like all others."""
+    found = []
+    for cost, (label, unit) in COSTS.items():
+        measured = [mean for mean in means if mean[cost] is not None]
+        if not measured:
+            continue
+        denses = [(dense[cost] / unit, dense["top1"]) for dense in dense_networks(rows)]
+        best = front([*((mean[cost] / unit, mean["top1"]) for mean in measured), *denses])
+        at = PUBLISHED.get(cost)
+        paper = [(row[at] / unit, row[1], row[0]) for row in published(rows) if at and row[at]]
+        found.append(Panel(cost, label, unit, all_series(measured, means), best, denses, paper))
+    return found
+
+
+def all_series(measured: Sequence[Row], means: Sequence[Row]) -> list[Series]:
+    """The configurations by colour and symbol; means: all, which decide on those."""
+    colours, symbols, several = colours_of(means), symbols_of(means), len(symbols_of(means)) > 1
+    groups: dict[tuple, list[Row]] = {}
+    for mean in measured:
+        groups.setdefault((colour_key(mean), symbol_key(mean)), []).append(mean)
+    return [
+        Series((*[colour] * bool(colour), *[symbol] * several), colours[colour], symbols[symbol], mine)
+        for (colour, symbol), mine in groups.items()
+    ]
+
+
+def legend(means: Sequence[Row]) -> dict[str, tuple[str, Symbol]]:
+    """Word → colour and symbol: what colours tell apart, then, in grey, what symbols do, then the dense network."""
+    symbols = symbols_of(means)
+    words = {word: (colour, SYMBOLS[0]) for word, colour in colours_of(means).items() if word}
+    if len(symbols) > 1:
+        words |= {word: ("#555555", symbol) for word, symbol in symbols.items() if word}
+    return words | {"dense": ("#000000", DENSE)}
+
+
+def colours_of(means: Sequence[Row]) -> dict[str | None, str]:
+    keys = dict.fromkeys(colour_key(mean) for mean in means)
+    return {key: COLOURS[number % len(COLOURS)] for number, key in enumerate(keys)}
+
+
+def symbols_of(means: Sequence[Row]) -> dict[str, Symbol]:
+    keys = dict.fromkeys(symbol_key(mean) for mean in means)
+    return {key: SYMBOLS[number % len(SYMBOLS)] for number, key in enumerate(keys)}
+
+
+def colour_key(mean: Row) -> str | None:
+    """What colours tell apart: ways to spend a budget, else ranks, else rates."""
+    said = mean["said"]
+    if "way" in said:
+        return str(said["way"])
+    return f"rank {said['rank']}" if "rank" in said else said.get("rates")
+
+
+def symbol_key(mean: Row) -> str:
+    """What symbols tell apart: criteria, and whatever else was swept beside ranks and rates."""
+    said = {key: value for key, value in mean["said"].items() if key not in ("way", "rank", "rates")}
+    return ", ".join(
+        str(value) if key == "criterion" else f"{key.split('.')[-1]} {value}" for key, value in said.items()
+    )
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The Pareto front: the points (cost, accuracy) than which none costs no more and is better, by rising cost."""
+    best: list[tuple[float, float]] = []
+    for cost, value in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or value > best[-1][1]:
+            best.append((cost, value))
+    return best
+
+
+class HeatMap(NamedTuple):
+    """Accuracy over rank and rates, None where it was not measured: top1[rates][rank]."""
+
+    ranks: list
+    rates: list[str]
+    top1: list[list[float | None]]
+
+
+def heat_maps(means: Sequence[Row]) -> dict[str | None, HeatMap]:
+    """Criterion → map, with the best where something else was swept too."""
+    maps = {}
+    for criterion in dict.fromkeys(mean["said"].get("criterion") for mean in means):
+        mine = [m for m in means if m["said"].get("criterion") == criterion and {"rank", "rates"} <= m["said"].keys()]
+        ranks = sorted({m["said"]["rank"] for m in mine}, key=lambda rank: (isinstance(rank, str), rank))
+        rates = sorted({m["said"]["rates"] for m in mine}, key=lambda rates: (mean_rate(rates), rates))
+        best: dict[tuple, float] = {}
+        for m in mine:
+            key = m["said"]["rates"], m["said"]["rank"]
+            best[key] = max(m["top1"], best.get(key, 0.0))
+        # A few points that lie scattered are no map.
+        if len(ranks) < 2 or len(rates) < 2 or 2 * len(best) <= len(ranks) * len(rates):
+            continue
+        maps[criterion] = HeatMap(ranks, rates, [[best.get((rate, rank)) for rank in ranks] for rate in rates])
+    return maps
+
+
+def heat_title(criterion: str | None) -> str:
+    return f"{criterion}: top-1 %" if criterion else "top-1 %"
+
+
+def budget_slices(means: Sequence[Row], budgets: Sequence[float] | None, tolerance: float) -> dict[float, list[Row]]:
+    """Percentage of MACs removed → the configurations within the tolerance of it, the best first.
+
+    budgets: those to show; None: every multiple of 5 that at least two configurations spend differently.
+    """
+    wanted = range(5, 100, 5) if budgets is None else budgets
+    slices = {}
+    for budget in wanted:
+        inside = [mean for mean in means if abs(mean["macs_removed_percent"] - budget) <= tolerance]
+        if len(inside) > 1 or (inside and budgets is not None):
+            slices[budget] = sorted(inside, key=lambda mean: -mean["top1"])
+    return slices
+
+
+def budget_title(budget: float, tolerance: float) -> str:
+    return f"{budget:g} ± {tolerance:g} % fewer MACs"
+
+
+def accuracy_range(means: Sequence[Row]) -> tuple[float, float]:
+    """An axis on which differences show."""
+    least, most = min(m["top1"] - m["spread"] for m in means), max(m["top1"] + m["spread"] for m in means)
+    room = max(1.0, (most - least) * 0.25)
+    return max(0.0, least - room), most + room
+
+
+def published(rows: Sequence[Row]) -> list[tuple[str, float, float | None, float | None]]:
+    """The paper's points for this network on this data: (method, top-1, MACs, parameters); none for other data."""
+    if len({(row["arch"], row["data"]) for row in rows}) > 1 or len(dense_networks(rows)) > 1:
+        return []
+    dense = rows[0]["dense"]
+    if paper_tables.count(rows[0]["arch"], 0, None).params != dense["params"]:
+        return []  # a narrower network than the published one
+    found = []
+    for line in paper_tables.read("classification.csv"):
+        if (line["arch"], line["dataset"]) == (rows[0]["arch"], rows[0]["data"]) and line["top1_percent"]:
+            found.append((line["method"], float(line["top1_percent"]), _count(line["macs"]), _count(line["params"])))
+    return found
+
+
+def _count(text: str) -> float | None:
+    match = re.fullmatch(r"([\d.]+)([KMG])", text or "")
+    return float(match[1]) * {"K": 1e3, "M": 1e6, "G": 1e9}[match[2]] if match else None
