@@ -20,7 +20,7 @@ check: setup
 setup: .venv/.installed
 
 # The stamp is written last, so a stopped installation is repeated.
-.venv/.installed: setup.cfg pyproject.toml
+.venv/.installed: setup.cfg setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'

@@ -21,7 +21,10 @@ from omegaconf.errors import OmegaConfBaseException
 from norton.common.errors import InputError, NortonWarning
 from norton.common.files import write_whole
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONFIGS = next(
+    path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.exists()
+)  # installed, or not
 EXIT_BAD_INPUT = 2
 BAD_INPUT = (InputError, OSError, HydraException, OmegaConfBaseException)
 _TRACEBACK_WANTED = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -62,7 +65,6 @@ def script(
         @functools.wraps(run)
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra would print errors itself, in many lines
-            sys.path.insert(0, str(CONFIGS.parent))
             try:
                 sys.argv[1:] = [quote(argument) for argument in translate(sys.argv[1:])]
                 hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()

@@ -1,0 +1,31 @@
+from . import budget as budget
+from . import calibration as calibration
+from . import checkpoints as checkpoints
+from . import data as data
+from . import decomposition as decomposition
+from . import deployment as deployment
+from . import graph as graph
+from . import measure as measure
+from . import models as models
+from . import pruning as pruning
+from . import training as training
+from .budget.choosing import choose_ranks as choose_ranks
+from .checkpoints.coding import share_weights as share_weights
+from .checkpoints.files import load as load
+from .checkpoints.files import save as save
+from .common.errors import InputError as InputError
+from .decomposition import Calibration as Calibration
+from .decomposition import decompose as decompose
+from .decomposition import layer_nmse as layer_nmse
+from .decomposition import nmse as nmse
+from .deployment.deploying import Deployment as Deployment
+from .deployment.deploying import deploy as deploy
+from .graph import wiring_of as wiring_of
+from .graph.layers import set_form_ as set_form_
+from .measure.counting import complexity as complexity
+from .models import build as build
+from .pruning import prune as prune
+from .pruning.rates import format_rates as format_rates
+from .pruning.rates import parse_rates as parse_rates
+
+__version__: str

@@ -1,0 +1,4 @@
+from norton.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,8 @@
+"""What setup.cfg cannot say: `configs/` lies beside the code and is installed inside it, as `norton.configs`."""
+
+from setuptools import find_packages, setup
+
+setup(
+    packages=[*find_packages(include=["norton*", "experiments*", "detection*"]), "norton.configs"],
+    package_dir={"norton.configs": "configs"},
+)
