@@ -10,7 +10,7 @@ from norton.checkpoints import verification
 from norton.cli import program, report, steps
 from norton.cli.published_flags import translate
 from norton.common.files import write_json
-from norton.deployment.deploying import deploy_alike
+from norton.deployment.comparing import deploy_alike
 from norton.measure.latency import latencies
 
 

@@ -24,8 +24,9 @@ from torch import nn
 
 import norton
 from norton.cli import report
-from norton.deployment import deploying
 from norton.deployment.deploying import compiled
+from norton.deployment.folding import fold
+from norton.deployment.record import device_name
 from norton.measure.latency import latencies
 
 RATES_50 = "[0.]+[0.1]*2+[0.4]*5+[0.75]*12"
@@ -63,7 +64,7 @@ def main() -> int:
     logging.disable(logging.INFO)
     warnings.simplefilter("ignore")
     device = torch.device(args.device)
-    print(f"{deploying.machine(device)}, batch {args.batch}, {args.dtype}, torch {torch.__version__}")
+    print(f"{device_name(device)}, batch {args.batch}, {args.dtype}, torch {torch.__version__}")
     rows, slow = [], 0
     for arch, rank, rates, aim in points(args):
         row, ratio, like = measure(arch, rank, rates, args, device)
@@ -101,7 +102,7 @@ def measure(arch: str, rank: int, rates: str | None, args, device: torch.device)
     deployed = norton.deploy(small, x)
     seconds = time.perf_counter() - start
     nets: dict[str, nn.Module] = {"eager": small, "deployed": deployed, "dense, deployed": dense_deployed}
-    nets |= {"contiguous": deploying.fold(dense), "channels-last": deploying.fold(dense).to(**CHANNELS_LAST)}
+    nets |= {"contiguous": fold(dense), "channels-last": fold(dense).to(**CHANNELS_LAST)}
     if args.compile:
         nets |= {
             name: compiled(nets[name], x) for name in ("contiguous", "channels-last", "dense, deployed", "deployed")

@@ -23,7 +23,7 @@ from detection.frames import Frame, frame_rate, frames, is_video, write_video
 from detection.scenes import write_scenes
 from norton.cli import program, report, steps
 from norton.common.files import write_json, write_whole
-from norton.deployment.deploying import check_way, deploy_alike
+from norton.deployment.comparing import check_latency_mode, deploy_alike
 from norton.graph.layers import FORMS, set_form_
 from norton.measure.latency import latencies
 
@@ -57,7 +57,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def check_settings(cfg: DictConfig) -> None:
-    check_way(cfg.latency)
+    check_latency_mode(cfg.latency)
     if cfg.checkpoint is None:
         raise norton.InputError("no checkpoint: give checkpoint=FILE, a detector, and compressed=FILE beside it")
     for name in ("timed_images", "repeats", "limit"):

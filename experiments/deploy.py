@@ -16,9 +16,12 @@ from torch.nn import functional as F
 import norton
 from norton.cli import program, report, steps
 from norton.common.files import write_json, write_whole
-from norton.deployment.deploying import assemble, compiled, fold, machine
+from norton.deployment.assembling import assemble
+from norton.deployment.deploying import compiled
 from norton.deployment.exact_forms import DENSE
 from norton.deployment.export import OnnxNet, relative, run_alone, to_int8, to_onnx, to_program
+from norton.deployment.folding import fold
+from norton.deployment.record import device_name
 from norton.graph.plan import plan_of
 from norton.measure.latency import latencies, peak_memory
 from norton.models import NETWORKS
@@ -363,7 +366,7 @@ def told(data) -> dict[str, Any]:
     versions = {"norton": norton.__version__, "torch": str(torch.__version__), "onnxruntime": onnxruntime.__version__}
     # Threads that wait actively take the cores from those of the row that is timed next.
     waiting = os.environ.get("OMP_WAIT_POLICY")
-    return {"data": data and data.name, "machine": machine(CPU), "wait_policy": waiting, "versions": versions}
+    return {"data": data and data.name, "machine": device_name(CPU), "wait_policy": waiting, "versions": versions}
 
 
 # What people see

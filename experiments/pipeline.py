@@ -10,7 +10,7 @@ import norton
 from norton.checkpoints.files import read
 from norton.cli import program, report, steps
 from norton.common.files import write_json
-from norton.deployment.deploying import deploy_alike
+from norton.deployment.comparing import deploy_alike
 from norton.graph.plan import plan_of
 from norton.measure.latency import latencies
 from norton.training import leave_devices

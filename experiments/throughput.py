@@ -15,7 +15,7 @@ import norton
 from norton.checkpoints.files import holds_detector, read
 from norton.cli import program, report, steps
 from norton.common.files import write_json
-from norton.deployment.deploying import check_way, deploy_alike
+from norton.deployment.comparing import check_latency_mode, deploy_alike
 from norton.measure.latency import latencies, peak_memory
 from norton.models import NETWORKS
 from norton.models.foreign import is_path
@@ -59,7 +59,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def check_settings(cfg: DictConfig) -> None:
-    check_way(cfg.latency)
+    check_latency_mode(cfg.latency)
     steps.whole(cfg, "repeats", 1)
     steps.whole(cfg, "seed", 0)
     for name, least in (("proposals", 1), ("detections", 0)):
@@ -167,7 +167,7 @@ def pictures(detectors: bool, size: int, count: int, seed: int) -> Tensor:
 def measure(nets: Mapping[str, nn.Module], batch: Tensor, repeats: int, way: str = "deployed") -> list[dict[str, Any]]:
     """A record per network: time, memory and MACs of a batch, and speed-up and MACs ratio to the first network.
 
-    way: how networks are timed, see `norton.deployment.deploying.deploy_alike`.
+    way: how networks are timed, see `norton.deployment.comparing.deploy_alike`.
     """
     costs = {name: cost_of(net, batch) for name, net in nets.items()}
     ready = deployed(nets, batch, way)

@@ -18,8 +18,8 @@ from .decomposition import Calibration as Calibration
 from .decomposition import decompose as decompose
 from .decomposition import layer_nmse as layer_nmse
 from .decomposition import nmse as nmse
-from .deployment.deploying import Deployment as Deployment
 from .deployment.deploying import deploy as deploy
+from .deployment.record import Deployment as Deployment
 from .graph import wiring_of as wiring_of
 from .graph.layers import set_form_ as set_form_
 from .measure.counting import complexity as complexity

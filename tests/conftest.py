@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from norton.deployment import deploying
+from norton.deployment import search
 
 # On a busy machine two threads wait for each other longer than they compute, on tensors this small.
 torch.set_num_threads(int(os.environ.get("NORTON_TEST_THREADS", "1")))
@@ -38,8 +38,7 @@ def randomise_(net: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch):
     """Whatever is chosen in deploying has to be right; how well it was timed does not matter in tests."""
-    monkeypatch.setattr(deploying, "_SECONDS", 0)
-    monkeypatch.setattr(deploying, "_TRIALS", 1)
+    monkeypatch.setattr(search, "DEFAULT_BUDGET", search.SearchBudget(layer_seconds=0, trials=1))
 
 
 @pytest.fixture

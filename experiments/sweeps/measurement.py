@@ -22,7 +22,7 @@ from experiments.sweeps.shared import dense_measures, first_compressed, first_st
 from experiments.sweeps.stages import USED, accuracy, compressed, fine_tuned, kept_data
 from norton.cli import report, steps
 from norton.common.files import write_json
-from norton.deployment.deploying import deploy_alike
+from norton.deployment.comparing import deploy_alike
 from norton.measure.counting import percent_removed
 from norton.measure.latency import latencies
 

@@ -25,7 +25,7 @@ from norton.cli.report import millions
 from norton.common.errors import InputError
 from norton.common.files import write_json
 from norton.decomposition.ranks import layer_rules
-from norton.deployment.deploying import check_way
+from norton.deployment.comparing import check_latency_mode
 from norton.graph import wiring_of
 from norton.graph.layers import is_decomposed, width
 from norton.graph.plan import plan_of
@@ -120,7 +120,7 @@ def check_settings(cfg: DictConfig) -> None:
         if OmegaConf.select(cfg, name) is not None:
             whole(cfg, name, least)
     if "latency" in cfg:
-        check_way(cfg.latency)
+        check_latency_mode(cfg.latency)
     if OmegaConf.select(cfg, "calibration") is not None:
         calibration(cfg)
     for name in ("pretraining", "training"):

@@ -69,7 +69,7 @@ def runs_in_triton(weight: Tensor) -> bool:
 
 
 @torch.no_grad()
-def forms(layer: nn.Module) -> dict[str, nn.Module]:
+def exact_forms(layer: nn.Module) -> dict[str, nn.Module]:
     """Form → a layer that computes the same as `layer`, without gradients; `dense` last, and alone if not decomposed.
 
     - `factored`: the parts one after the other.

@@ -16,10 +16,14 @@ import detection
 import norton
 from norton import Deployment, InputError, deploy
 from norton.common.errors import NortonWarning
-from norton.deployment import deploying
-from norton.deployment.deploying import assemble, decomposed_layers, deploy_alike, fold, identity
-from norton.deployment.exact_forms import DENSE, FUSED, SumOfTerms, forms
+from norton.deployment import comparing, deploying, folding, search
+from norton.deployment.assembling import assemble, decomposed_layers
+from norton.deployment.comparing import deploy_alike
+from norton.deployment.exact_forms import DENSE, FUSED, SumOfTerms, exact_forms
+from norton.deployment.folding import fold
 from norton.deployment.onednn import PackedConv2d
+from norton.deployment.record import conditions
+from norton.deployment.search import FormSearch, SearchBudget
 from norton.graph.layers import as_dense, is_decomposed
 from norton.measure.latency import Latency, latencies
 
@@ -104,7 +108,7 @@ def test_the_five_networks(name, rank):
     x = torch.randn(1, *((3, 64, 64) if name == "resnet_50" else net.input_size))
     folded = fold(net)
     layers = decomposed_layers(folded)
-    mixed = {layer: list(forms(layers[layer]))[place % 3] for place, layer in enumerate(layers)}
+    mixed = {layer: list(exact_forms(layers[layer]))[place % 3] for place, layer in enumerate(layers)}
     for channels_last in (True, False):
         close(assemble(folded, mixed, channels_last)(x), net(x))
     if name != "densenet_40":  # which has its norms before its convolutions
@@ -151,7 +155,7 @@ def test_detectors(detector):
     folded = fold(detector.backbone)
     entering = torch.zeros(2, 3, 64, 96).double()  # resized, and filled up to multiples of 32
     factored = dict.fromkeys(list(decomposed_layers(folded))[1::2], "factored")
-    choice = Deployment(factored, True, {}, {}, **identity(folded, entering))
+    choice = Deployment(factored, True, {}, {}, **conditions(folded, entering))
     deployed = detection.deploy_detector(detector, images, choice=choice)
     assert deployed.deployment == choice
     assert not norms(deployed.backbone) and norms(detector.backbone)
@@ -189,14 +193,13 @@ def test_a_single_layer(small):
 
 @pytest.fixture
 def times(monkeypatch):
-    """Let layers and networks take the milliseconds that it is told."""
+    """Deploys where layers and networks take the milliseconds that it is told."""
 
     def tell(layers, network):
         alone = {(form, channels_last): ms for form, ms in layers.items() for channels_last in (True, False)}
-        monkeypatch.setattr(deploying, "_TRIALS", 8)
-        monkeypatch.setattr(deploying._Search, "_time_forms", lambda *_: alone)
+        monkeypatch.setattr(FormSearch, "time_forms", lambda *_: alone)
         monkeypatch.setattr(
-            deploying,
+            search,
             "latencies",
             lambda nets, *_, repeats: {name: Latency(0, DENSE, (network(net), 0)) for name, net in nets.items()},
         )
@@ -213,11 +216,11 @@ def test_the_whole_network_decides(small, times):
     net, x = norton.decompose(small, 2, starts=1, iterations=2), torch.randn(2, 3, 8, 8)
     alone = {"depthwise": 1.0, "grouped": 1.5, DENSE: 5.0}
     times(alone, convolutions)
-    slow = deploy(net, x).deployment
+    slow = deploy(net, x, search=SearchBudget()).deployment
     assert set(slow.forms.values()) == {DENSE} and slow.networks["chosen"] == slow.networks["dense"] == 3
     assert "no form of the decomposed layers beats their dense one here" in slow.sentence()
     times(alone, lambda deployed: 10 - convolutions(deployed))
-    fast = deploy(net, x).deployment
+    fast = deploy(net, x, search=SearchBudget()).deployment
     assert set(fast.forms.values()) == {"depthwise"} and fast.networks["chosen"] == 4 < fast.networks["dense"]
 
 
@@ -232,14 +235,18 @@ def test_neighbours_are_tried(small, times, milliseconds, form):
         return first + costs[type(deployed.second)] + costs[type(deployed.shared)]
 
     times({"depthwise": 1.0, "grouped": milliseconds, DENSE: 5.0}, network)
-    assert deploy(net, x).deployment.forms == {"first": "depthwise", "second": form, "shared": form}
+    assert deploy(net, x, search=SearchBudget()).deployment.forms == {
+        "first": "depthwise",
+        "second": form,
+        "shared": form,
+    }
 
 
 def test_one_form_for_all_is_tried(small, times):
     """Layers that were disturbed while they were timed do not hide what is fastest in the whole network."""
     net, x = norton.decompose(small, 2, starts=1, iterations=2), torch.randn(2, 3, 8, 8)
     times({"depthwise": 9.0, "grouped": 5.0, DENSE: 1.0}, lambda deployed: 10 - convolutions(deployed))
-    chosen = deploy(net, x).deployment
+    chosen = deploy(net, x, search=SearchBudget()).deployment
     assert set(chosen.forms.values()) == {"depthwise"} and chosen.networks["chosen"] == 4
 
 
@@ -248,13 +255,13 @@ def test_a_kernel_that_fails_on_this_gpu_is_left_out(small, monkeypatch):
         def forward(self, x):
             raise RuntimeError("no such instruction\nand a long trace")
 
-    made = deploying.forms
+    made = search.exact_forms
     with_broken = lambda name: lambda layer: {name: Broken()} | made(layer)  # noqa: E731
     net, x = norton.decompose(small, 2, starts=1, iterations=2), torch.randn(2, 3, 8, 8)
-    monkeypatch.setattr(deploying, "forms", with_broken(FUSED))
+    monkeypatch.setattr(search, "exact_forms", with_broken(FUSED))
     with pytest.warns(NortonWarning, match="fused is left out, it fails here: no such instruction$"):
         close(deploy(net, x, repeats=1)(x), net(x))
-    monkeypatch.setattr(deploying, "forms", with_broken("merged"))
+    monkeypatch.setattr(search, "exact_forms", with_broken("merged"))
     with pytest.raises(RuntimeError):  # which would be a mistake of ours
         deploy(net, x, repeats=1)
 
@@ -264,7 +271,7 @@ def test_a_choice_is_kept_and_applied_again(small, tmp_path, monkeypatch):
     made = deploy(net, x, repeats=1)
     choice = made.deployment
     assert Deployment.load(choice.save(tmp_path / "choice.json")) == choice
-    monkeypatch.setattr(deploying, "_Search", None)  # nothing is measured
+    monkeypatch.setattr(deploying, "FormSearch", None)  # nothing is measured
     again = deploy(net, x, choice=tmp_path / "choice.json")
     assert torch.equal(again(x), made(x)) and again.deployment == choice
     forced = replace(choice, forms=dict.fromkeys(choice.forms, "factored"))
@@ -423,7 +430,7 @@ def test_training_mode_is_said(small):
 
 
 def test_wrong_outputs_are_not_returned(small, monkeypatch):
-    monkeypatch.setattr(deploying, "_affine", lambda norm: (norm.running_var, norm.running_mean))
+    monkeypatch.setattr(folding, "affine_of", lambda norm: (norm.running_var, norm.running_mean))
     with pytest.raises(InputError, match="outputs differ by"):
         deploy(small, torch.randn(2, 3, 8, 8), repeats=1)
 
@@ -433,7 +440,7 @@ def test_wrong_outputs_are_not_returned(small, monkeypatch):
 
 @pytest.fixture
 def pair(small, monkeypatch):
-    monkeypatch.setattr(deploying, "_choices", {})
+    monkeypatch.setattr(comparing, "shared_choices", {})
     return {"dense": small, "small": norton.decompose(small, 2, starts=1, iterations=2)}
 
 
@@ -455,8 +462,7 @@ def test_networks_are_deployed_alike_and_say_how(pair):
 
 def test_networks_of_equal_shapes_share_a_choice(pair, monkeypatch):
     x, searched = torch.randn(2, 3, 8, 8), []
-    search = deploying._Search
-    monkeypatch.setattr(deploying, "_Search", lambda *given: searched.append(1) or search(*given))
+    monkeypatch.setattr(deploying, "FormSearch", lambda *given: searched.append(1) or FormSearch(*given))
     first = deploy_alike(pair, x)
     assert len(searched) == 2
     other = randomise_(Small(), seed=1)

@@ -8,7 +8,7 @@ from torch import nn
 
 import norton
 from norton.decomposition import DECOMPOSITIONS
-from norton.deployment.exact_forms import DENSE, forms, merge_kernels, scale_outputs_
+from norton.deployment.exact_forms import DENSE, exact_forms, merge_kernels, scale_outputs_
 from norton.graph.layers import as_dense
 
 GEOMETRIES = [
@@ -54,7 +54,7 @@ def test_every_form_computes_the_same(method, rank, geometry):
     x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
     wanted = as_dense(layer)(x)
     torch.testing.assert_close(layer(x), wanted)
-    for form in forms(layer).values():
+    for form in exact_forms(layer).values():
         for layout in (torch.contiguous_format, torch.channels_last):
             found = form.to(memory_format=layout)(x.contiguous(memory_format=layout))
             torch.testing.assert_close(found, wanted)
@@ -64,29 +64,33 @@ def test_every_form_computes_the_same(method, rank, geometry):
 def test_dtypes(dtype):
     layer, x = decomposed("cp", 2, dtype, padding=1), torch.randn(2, 4, 8, 8, dtype=dtype)
     wanted = as_dense(layer)(x)
-    for form in forms(layer).values():
+    for form in exact_forms(layer).values():
         assert form(x).dtype == dtype
         torch.testing.assert_close(form(x), wanted, rtol=0.05, atol=0.05 * wanted.abs().max().item())
 
 
 @pytest.mark.parametrize("method", SPATIAL)
 def test_forms_that_there_are(method):
-    found = forms(decomposed(method, ranks_for(method)[-1]))
+    found = exact_forms(decomposed(method, ranks_for(method)[-1]))
     assert set(found) == FORMS[method] and list(found)[-1] == DENSE
-    assert set(forms(decomposed("cp", 1))) == {"factored", "depthwise", DENSE}  # a single term has nothing to group
+    assert set(exact_forms(decomposed("cp", 1))) == {
+        "factored",
+        "depthwise",
+        DENSE,
+    }  # a single term has nothing to group
     assert not any(parameter.requires_grad for form in found.values() for parameter in form.parameters())
 
 
 def test_a_layer_that_is_not_decomposed_has_one_form():
     linear = nn.Linear(3, 4)
-    [(name, form)] = forms(linear).items()
+    [(name, form)] = exact_forms(linear).items()
     assert name == DENSE and form is not linear and linear.weight.requires_grad
 
 
 def test_linear():
     layer = norton.decompose(nn.Sequential(nn.Linear(6, 5)).double(), 2, method="svd")[0]
     x = torch.randn(3, 6, dtype=torch.float64)
-    for form in forms(layer).values():
+    for form in exact_forms(layer).values():
         torch.testing.assert_close(form(x), layer(x))
 
 

@@ -18,7 +18,9 @@ from torch import nn
 import norton
 from norton.common.errors import NortonWarning
 from norton.deployment import export
+from norton.deployment.assembling import assemble
 from norton.deployment.export import OnnxNet, run_alone, to_int8, to_onnx, to_program
+from norton.deployment.folding import fold
 
 
 class Small(nn.Module):
@@ -85,7 +87,7 @@ def test_outputs_at_any_batch_size(batch, files, small, images):
 def test_published_networks(arch, tmp_path):
     """Also as a program and in integers; what the quantiser lacks is a pooling and the sum over terms."""
     size = 64 if arch == "resnet_50" else 32
-    net = norton.deployment.deploying.fold(randomise_(norton.build(arch, 2)))
+    net = fold(randomise_(norton.build(arch, 2)))
     images = torch.randn(4, 3, size, size)
     to_program(net, images, tmp_path / "net.pt2")
     path = to_onnx(net, images, tmp_path / "net.onnx").path
@@ -96,7 +98,7 @@ def test_published_networks(arch, tmp_path):
 
 def test_channels_last_is_left_to_torch(small, files, images):
     """A choice of memory format must not leave arithmetic on positions in ONNX."""
-    laid = norton.deployment.deploying.assemble(norton.deployment.deploying.fold(small), {}, channels_last=True)
+    laid = assemble(fold(small), {}, channels_last=True)
     path = files["onnx"].path.with_name("laid.onnx")
     to_onnx(laid, images, path)
     operators = {node.op_type for node in onnx.load(path).graph.node}

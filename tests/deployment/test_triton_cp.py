@@ -20,8 +20,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import norton
 from norton.decomposition import DECOMPOSITIONS
 from norton.deployment import exact_forms
-from norton.deployment.deploying import assemble, decomposed_layers, fold
+from norton.deployment.assembling import assemble, decomposed_layers
 from norton.deployment.exact_forms import FusedCP
+from norton.deployment.folding import fold
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 

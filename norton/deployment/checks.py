@@ -1,0 +1,86 @@
+"""What is checked before and after a network is deployed: the example, the trace, the choice and the outputs."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from norton.common.errors import InputError, first_line
+from norton.deployment.assembling import decomposed_layers
+from norton.deployment.exact_forms import exact_forms
+from norton.deployment.record import Deployment
+from norton.graph.tracing import on_meta
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # of outputs, relative; 5% in half precision
+
+
+def check_example(net: nn.Module, example: Tensor) -> Any:
+    """What a network gives for an example in evaluation mode; raises InputError for one that it does not take."""
+    if not isinstance(example, Tensor) or not example.is_floating_point() or not example.numel():
+        what = f"{example.dtype} {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
+        raise InputError(f"example is {what}; give a batch of images (N, C, H, W) as a floating-point tensor")
+    if (one := next(net.parameters(), None)) is not None and (one.dtype, one.device) != (example.dtype, example.device):
+        raise InputError(
+            f"the example is {example.dtype} on {example.device}, the network {one.dtype} on {one.device}; "
+            "give both the same with .to()"
+        )
+    on_meta(net)  # which says why, if it cannot be copied
+    net = copy.deepcopy(net).eval()
+    try:
+        return net(example)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        raise InputError(
+            f"{type(net).__name__} does not take an example of shape {tuple(example.shape)}: {first_line(error)}"
+        ) from None
+
+
+def check_outputs(found: Any, wanted: Any, dtype: torch.dtype) -> None:
+    """Raise InputError where outputs differ by more than rounding."""
+    tolerance = TOLERANCE.get(dtype, 0.05)
+    for own, other in zip(tensors(found), tensors(wanted), strict=True):
+        finite = other.isfinite()
+        if not torch.equal(own[~finite].nan_to_num(), other[~finite].nan_to_num()):
+            raise InputError("the deployed network's outputs differ where the network's are not finite")
+        own, other = own[finite].double(), other[finite].double()
+        scale = other.abs().max().item() if other.numel() else 0.0
+        error = (own - other).abs().max().item() if other.numel() else 0.0
+        if not error <= tolerance * max(scale, torch.finfo(dtype).tiny):
+            raise InputError(
+                f"the deployed network's outputs differ by {error:.2g}, relative to {scale:.2g}, which is above "
+                f"{tolerance:g}: its weights have values out of proportion (deploy in float64 to see whether), or its "
+                "forward pass does what tracing does not see"
+            )
+
+
+def tensors(outputs: Any) -> list[Tensor]:
+    """The tensors of what a network returns, in order."""
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    values = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, list | tuple) else []
+    return [tensor for value in values for tensor in tensors(value)]
+
+
+def check_traced(folded: fx.GraphModule, example: Tensor) -> None:
+    """Raise InputError where the recorded forward pass does not run as the network does."""
+    try:
+        folded(example)
+    except Exception as error:  # whatever its operations raise
+        raise InputError(
+            f"the forward pass that torch.fx recorded does not run ({first_line(error)}); it may hang on arguments "
+            "with defaults: give them their values in a small module around the network"
+        ) from error
+
+
+def check_choice(choice: Deployment, known: Mapping[str, str], folded: fx.GraphModule) -> None:
+    """Raise InputError for a choice that was made for something else, or by hand for layers or forms there are not."""
+    for name, now in known.items():
+        if (then := getattr(choice, name)) != now:
+            raise InputError(f"the saved choice is of another {name}: {then}, here {now}; measure anew (choice=None)")
+    layers = decomposed_layers(folded)
+    for name, form in choice.forms.items():
+        if name not in layers:
+            raise InputError(f"the choice has a form for {name}, which is no decomposed layer of the network")
+        if form not in (known := exact_forms(layers[name])):
+            raise InputError(f"the choice has {name} as {form!r}; it can be {', '.join(known)}")

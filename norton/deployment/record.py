@@ -1,0 +1,127 @@
+"""What was chosen for a deployed network, on what measurements, and what network and machine that is true of."""
+
+import hashlib
+import json
+import platform
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, get_origin
+
+import torch
+from torch import Tensor, fx
+
+from norton.common.errors import InputError
+from norton.common.files import write_json
+from norton.common.version import __version__
+from norton.deployment.exact_forms import DENSE
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What was chosen for a network, with the times it came from.
+
+    forms: decomposed layer → form.  channels_last: the memory format.  layers: decomposed layer → `form, format` →
+    milliseconds, alone, the least of several.  networks: what was tried → milliseconds of the whole network, the lower
+    quartile, `chosen` and `dense` last; all in turns.  network, example, machine, torch, norton: what that is true of.
+    """
+
+    forms: dict[str, str]
+    channels_last: bool
+    layers: dict[str, dict[str, float]]
+    networks: dict[str, float]
+    network: str
+    example: str
+    machine: str
+    torch: str
+    norton: str
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as JSON."""
+        return write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Deployment":
+        """Read what `save` wrote.  Raises InputError for any other file."""
+        try:
+            found = cls(**json.loads(Path(path).read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path} is no saved deployment ({error}); Deployment.save writes them") from None
+        for field in fields(cls):
+            if not isinstance(getattr(found, field.name), get_origin(field.type) or field.type):
+                raise InputError(f"{path} is no saved deployment ({field.name}); Deployment.save writes them")
+        return found
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row per decomposed layer."""
+        layout = format_name(self.channels_last)
+        return [
+            {
+                "layer": name,
+                "form": form,
+                "ms": _shown(self.layers[name].get(f"{form}, {layout}")),
+                "dense, ms": _shown(self.layers[name].get(f"{DENSE}, {layout}")),
+                "tried": ", ".join(f"{key} {_shown(ms)}" for key, ms in self.layers[name].items()),
+            }
+            for name, form in self.forms.items()
+        ]
+
+    def counts(self) -> dict[str, int]:
+        """Form → how many layers take it."""
+        return {form: list(self.forms.values()).count(form) for form in dict.fromkeys(self.forms.values())}
+
+    def summary(self) -> str:
+        """The choice in a few words: `depthwise, channels-last`, or `9 depthwise + 4 dense, contiguous`."""
+        counts = self.counts()
+        mixed = " + ".join(f"{count} {form}" for form, count in sorted(counts.items(), key=lambda one: -one[1]))
+        return f"{mixed if len(counts) > 1 else next(iter(counts), DENSE)}, {format_name(self.channels_last)}"
+
+    def sentence(self) -> str:
+        """The choice in a line."""
+        counts = self.counts()
+        said = ", ".join(f"{count} layers {form}" for form, count in counts.items()) or "no decomposed layer"
+        text = f"{said}; {format_name(self.channels_last)}; {self.networks['chosen']:.2f} ms"
+        if any(form != DENSE for form in counts):
+            return f"{text}, {self.networks['dense']:.2f} ms with all layers dense"
+        return text + ("; no form of the decomposed layers beats their dense one here" if counts else "")
+
+
+def conditions(folded: fx.GraphModule, example: Tensor) -> dict[str, str]:
+    """What a choice is true of."""
+    return {
+        "network": fingerprint(folded),
+        "example": f"{'×'.join(map(str, example.shape))} {str(example.dtype).removeprefix('torch.')}",
+        "machine": device_name(example.device),
+        "torch": torch.__version__,
+        "norton": __version__,
+    }
+
+
+def fingerprint(folded: fx.GraphModule) -> str:
+    """What tells networks of other shapes apart, whatever their weights."""
+    shapes = {name: (tuple(value.shape), str(value.dtype)) for name, value in folded.state_dict().items()}
+    layers = {name: str(layer) for name, layer in folded.named_modules() if name}
+    text = repr((sorted(shapes.items()), sorted(layers.items()), str(folded.graph)))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def device_name(device: torch.device) -> str:
+    """What times depend on: the device, and on a CPU the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu_name()}, {torch.get_num_threads()} threads"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def format_name(channels_last: bool) -> str:
+    return "channels-last" if channels_last else "contiguous"
+
+
+def _shown(milliseconds: float | None) -> str:
+    return "-" if milliseconds is None else f"{milliseconds:.3g}"
