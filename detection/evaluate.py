@@ -10,7 +10,7 @@ from norton.cli import program, steps
 
 
 @program.script("detection_evaluate")
-def run(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> None:
     if cfg.checkpoint is None:
         raise norton.InputError("no checkpoint: give checkpoint=FILE, a detector")
     steps.check_settings(cfg)
@@ -32,4 +32,4 @@ def run(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run()
+    main()

@@ -18,7 +18,7 @@ from norton.training import leave_devices
 
 
 @program.script("detection_train", resumes=True)
-def run(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> None:
     steps.whole(cfg, "seed", 0)
     recipe = open_recipe(cfg)
     data = open_data(cfg, KINDS.get(cfg.detector.kind, "boxes"))
@@ -86,4 +86,4 @@ def open_detector(cfg: DictConfig, data) -> nn.Module:
 
 
 if __name__ == "__main__":
-    run()
+    main()

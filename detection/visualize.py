@@ -32,7 +32,7 @@ SCENES = 8  # of the test images, where no others are given
 
 
 @program.script("detection_visualize")
-def run(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> None:
     check_settings(cfg)
     device = steps.device(cfg.device)
     nets = {name: net.to(device) for name, net in open_detectors(cfg).items()}
@@ -187,4 +187,4 @@ def table(measured: Mapping[str, Mapping]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    run()
+    main()

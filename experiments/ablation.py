@@ -8,9 +8,9 @@ from norton.cli import program
 
 
 @program.script("ablation", is_sweep=True, resumes=True)
-def run(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> None:
     measurement.run(cfg, list(HydraConfig.get().overrides.task))
 
 
 if __name__ == "__main__":
-    run()
+    main()

@@ -41,7 +41,7 @@ class Given:
 
 
 @program.script("deploy")
-def run(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> None:
     check_settings(cfg)
     nets, about = open_networks(cfg)
     data, notes = open_data(cfg, nets, about)
@@ -448,4 +448,4 @@ def picture(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
 
 
 if __name__ == "__main__":
-    run()
+    main()

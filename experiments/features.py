@@ -65,7 +65,7 @@ class Likeness:
 
 
 @program.script("features")
-def run(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> None:
     check(cfg)
     dense, origin = steps.open_network(cfg)
     steps.choose_data(cfg, origin["metrics"].get("data", getattr(dense, "dataset", None)))
@@ -346,4 +346,4 @@ def shorten(name: str, most: int = 22) -> str:
 
 
 if __name__ == "__main__":
-    run()
+    main()

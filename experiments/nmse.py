@@ -19,7 +19,7 @@ from norton.measure.counting import percent_removed
 
 
 @program.script("nmse")
-def run(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> None:
     check(cfg)
     net, origin = steps.open_network(cfg)
     steps.choose_data(cfg, origin["metrics"].get("data", getattr(net, "dataset", None)))
@@ -219,4 +219,4 @@ def picture(path: Path, results: Mapping[str, dict], top1: float | None, title: 
 
 
 if __name__ == "__main__":
-    run()
+    main()

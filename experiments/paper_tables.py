@@ -45,7 +45,7 @@ def untrained(run: Run) -> bool:
 
 
 @program.script("paper_tables")
-def run(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> None:
     if cfg.table != "all" and cfg.table not in TABLES:
         raise norton.InputError(f"unknown table {cfg.table!r}; choose one of all, {', '.join(TABLES)}")
     runs = find_runs(Path(cfg.runs))
@@ -327,4 +327,4 @@ def as_csv(rows: list[Row]) -> str:
 
 
 if __name__ == "__main__":
-    run()
+    main()

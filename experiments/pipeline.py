@@ -20,7 +20,7 @@ LABELS = {"train": "dense", "decompose": "decomposed", "prune": "pruned", "finet
 
 
 @program.script("pipeline", resumes=True)
-def run(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> None:
     check_steps(cfg)
     steps.check_settings(cfg)
     data = steps.open_data(cfg)
@@ -180,4 +180,4 @@ def label(step: str, taken: dict) -> str:
 
 
 if __name__ == "__main__":
-    run()
+    main()

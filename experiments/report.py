@@ -18,7 +18,7 @@ from norton.common.files import write_whole
 
 
 @program.script("report")
-def run(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> None:
     check(cfg)
     sweep = Sweep(Path(str(cfg.sweep)))
     index = read_index(sweep)
@@ -84,4 +84,4 @@ def _number(value: Any, low: float, high: float) -> bool:
 
 
 if __name__ == "__main__":
-    run()
+    main()

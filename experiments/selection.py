@@ -30,7 +30,7 @@ class Point(NamedTuple):
 
 
 @program.script("selection", resumes=True)
-def run(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> None:
     check(cfg)
     data = steps.open_data(cfg)
     dense, origin = steps.open_network(cfg)
@@ -155,4 +155,4 @@ def panels(results: dict[Point, dict], cfg: DictConfig) -> dict:
 
 
 if __name__ == "__main__":
-    run()
+    main()

@@ -40,7 +40,7 @@ class Trial(NamedTuple):
 
 
 @program.script("sensitivity", resumes=True)
-def run(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> None:
     check(cfg)
     net, origin = steps.open_network(cfg)
     steps.choose_data(cfg, origin["metrics"].get("data", getattr(net, "dataset", None)))
@@ -252,4 +252,4 @@ def heat_map(figure, axis, found: Mapping[str, Any], kind: str, measure: str) ->
 
 
 if __name__ == "__main__":
-    run()
+    main()

@@ -20,7 +20,7 @@ BITS = [8, 6, 5, 4, 3, 2]
 
 
 @program.script("storage")
-def run(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> None:
     asked = check(cfg)
     net, origin = steps.open_network(cfg)
     for bits in asked.values():  # bad ones show here, before anything is computed
@@ -163,4 +163,4 @@ def picture(path: Path, files: Mapping[str, dict], plain: int, title: str) -> No
 
 
 if __name__ == "__main__":
-    run()
+    main()

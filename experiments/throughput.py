@@ -24,7 +24,7 @@ DETECTIONS = 10  # what an image of everyday things holds
 
 
 @program.script("throughput")
-def run(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> None:
     program.check_folder(cfg)
     check_settings(cfg)
     device = steps.device(cfg.device)
@@ -278,4 +278,4 @@ def picture(path: Path, points: Sequence[Mapping[str, Any]], title: str) -> None
 
 
 if __name__ == "__main__":
-    run()
+    main()

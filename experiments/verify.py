@@ -15,7 +15,7 @@ WORDS = {HOLDS: "holds", FAILS: "does not hold", CANNOT_BE_JUDGED: "cannot be ju
 
 
 @program.script("verify")
-def run(cfg: DictConfig) -> int:
+def main(cfg: DictConfig) -> int:
     steps.check_settings(cfg)
     registry = Path(cfg.registry)
     entries = verification.read_registry(registry)
@@ -66,4 +66,4 @@ def row(name: str, entry: dict[str, Any], found: dict[str, Any] | None) -> dict[
 
 
 if __name__ == "__main__":
-    run()
+    main()

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from rich.progress import track
 
 import norton
-from experiments.sweeps.identity import IN_LABEL, check, fingerprint, meaning, short_label
+from experiments.sweeps.identity import IN_LABEL, check, fingerprint, meaning, short_label, stated
 from norton.cli import program
 
 QUOTES = "'\""
@@ -51,19 +51,27 @@ def expand(loader: ConfigLoader, overrides: Sequence[str]) -> tuple[list[list[st
 def plan_points(
     grid: Sequence[Sequence[str]], swept: Sequence[str], compose: Callable[[Sequence[str]], DictConfig]
 ) -> Iterator[Planned]:
-    """Every point of a grid.  Raises InputError for settings that cannot be run, and for a point that repeats."""
-    seen: dict[str, Sequence[str]] = {}
+    """Every point of a grid; those that differ only in settings that nothing uses are one, the first of them.
+
+    Raises InputError for settings that cannot be run, and for a point that repeats.
+    """
+    stated_by: dict[str, Sequence[str]] = {}
+    planned = set()
     for job in track(grid, "plan", transient=True, disable=len(grid) < 20):
         cfg = compose(job)
         check(cfg)
-        said = meaning(cfg)
-        point = fingerprint(said)
-        if point in seen:
+        settings = fingerprint(stated(cfg))
+        if settings in stated_by:
             raise norton.InputError(
-                f"two points of the grid are the same: {_words(job, swept)} and {_words(seen[point], swept)}; "
+                f"two points of the grid are the same: {_words(job, swept)} and {_words(stated_by[settings], swept)}; "
                 "leave one out"
             )
-        seen[point] = job
+        stated_by[settings] = job
+        said = meaning(cfg)
+        point = fingerprint(said)
+        if point in planned:
+            continue
+        planned.add(point)
         values = dict(_split(override) for override in job)
         shares = fingerprint({key: said.get(key) for key in ("rank", "decomposition", "model", "checkpoint")})
         chosen = {key: values[key] for key in swept}

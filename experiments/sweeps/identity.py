@@ -33,8 +33,8 @@ NO_MEANING_WITHOUT_DISTILLATION = ("distill", "temperature", "distill_weight", "
 NO_MEANING_OF_TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar")
 
 
-def meaning(cfg: DictConfig) -> dict[str, Any]:
-    """The settings that decide a point's result, as plain data; a checkpoint counts by its content."""
+def stated(cfg: DictConfig) -> dict[str, Any]:
+    """The settings that could decide a result, as plain data; a checkpoint counts by its content, rates as numbers."""
     said = {key: steps.plain(value) for key, value in cfg.items() if key not in NO_MEANING}
     said["data"] = {key: value for key, value in said["data"].items() if key not in NO_MEANING_OF_DATA}
     said["trainer"] = {key: value for key, value in said["trainer"].items() if key not in NO_MEANING_OF_TRAINER}
@@ -42,6 +42,12 @@ def meaning(cfg: DictConfig) -> dict[str, Any]:
         said["checkpoint"] = digest(str(cfg.checkpoint))
     if cfg.compress_rate is not None:
         said["compress_rate"] = read_rates(said["compress_rate"])
+    return said
+
+
+def meaning(cfg: DictConfig) -> dict[str, Any]:
+    """The settings that decide a point's result: of those stated, the ones that something uses."""
+    said = stated(cfg)
     if not steps.has_budget(cfg):
         del said["budget"]
     for group in steps.RECIPES.values():
@@ -49,10 +55,12 @@ def meaning(cfg: DictConfig) -> dict[str, Any]:
             said[group] = {k: v for k, v in said[group].items() if k not in NO_MEANING_WITHOUT_DISTILLATION}
         elif said[group].get("teacher") is not None:
             said[group]["teacher"] = digest(said[group]["teacher"])
-    if said["latency"] == "eager" or cfg.latency_batch is None:
-        del said["latency"]  # as in sweeps from before there was a choice
+    if cfg.latency_batch is None:
+        del said["latency"], said["repeats"]
     if said["training"].get("epochs") == 0:
         said["training"] = {"epochs": 0}
+    if removes_nothing(said):
+        del said["pruning"]
     about = {
         "train": ("pretraining",),
         "decompose": ("decomposition", "rank"),
@@ -61,10 +69,16 @@ def meaning(cfg: DictConfig) -> dict[str, Any]:
     }
     if cfg.checkpoint is not None and "train" not in said["steps"]:
         del said["pretraining_seed"]  # else it decides the random weights to start from
-    for step, keys in about.items():
-        if step not in said["steps"]:
-            said = {key: value for key, value in said.items() if key not in keys}
-    return said
+    unused = {key for step, keys in about.items() if step not in said["steps"] for key in keys}
+    return {key: value for key, value in said.items() if key not in unused}
+
+
+def removes_nothing(said: Mapping[str, Any]) -> bool:
+    """Whether all rates are 0, so that no criterion decides anything; rounding may still remove filters."""
+    rates = said["compress_rate"]
+    each = rates.values() if isinstance(rates, Mapping) else rates if isinstance(rates, list) else [rates]
+    named = said["pruning"]["criterion"] == "index"  # its filters go whatever the rates
+    return rates is not None and not any(each) and not named and said["pruning"]["round_to"] == 1
 
 
 def fingerprint(about: Mapping[str, Any]) -> str:

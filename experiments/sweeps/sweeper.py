@@ -44,6 +44,8 @@ def sweep_grid(
     sweep = sweep_of(config)
     open_sweep(sweep, plan, arguments, bool(config.extend), str(config.name))
     missing = take_turns(find_missing(sweep, plan))
+    if same := len(grid) - len(plan):
+        print(f"{len(grid)} combinations, {same} of which differ from others only in settings that nothing uses")
     print(f"{len(plan)} points, {len(plan) - len(missing)} of them done; {sweep.folder}/")
     if missing:
         with shown_progress(sweep, missing):

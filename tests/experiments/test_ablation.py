@@ -109,7 +109,15 @@ def test_a_point_becomes_another(override):
 
 
 def test_how_latency_is_measured_means_nothing_where_it_is_not():
-    assert meant("latency_batch=null", "latency=eager") == meant("latency_batch=null")
+    assert meant("latency_batch=null", "latency=eager", "repeats=9") == meant("latency_batch=null")
+
+
+@pytest.mark.parametrize("rates", ["[0.]*30", "0", "{layer1.*: 0.0}"])
+def test_how_filters_are_chosen_means_nothing_where_all_stay(rates):
+    same = f"compress_rate={rates}"
+    assert meant(same, "pruning=l2", "pruning.min_filters=2") == meant(same)
+    assert meant(same, "pruning.round_to=4") != meant(same)  # removes filters all the same
+    assert meant(same) != meant("compress_rate=[0.]+[0.1]*29")
 
 
 def test_a_checkpoint_counts_by_its_content(tmp_path):
@@ -227,7 +235,7 @@ def attempt(out, kill_at_write=None, kill_after=None):
     files.os.fsync = counted
     sys.argv = ["ablation", *WORDS, f"out={{out}}"]
     try:
-        ablation.run()
+        ablation.main()
     except SystemExit as done:
         os._exit(done.code or 0)
     os._exit(0)
@@ -325,6 +333,16 @@ def test_an_error_text_may_look_like_markup(tmp_path, sweep, monkeypatch):
     monkeypatch.setattr(measurement, "measure", stumbles)
     code, out, _ = sweep(tmp_path / "a", "rank=1 compress_rate=[0.]*13")
     assert code == 1 and "ValueError: no such thing [/tmp/x] [red]" in out
+
+
+def test_points_that_differ_in_nothing_used_run_once(tmp_path, sweep):
+    grid = "rank=1 compress_rate=[0.]*13,[0.3]*13 pruning=pabs,l2"
+    code, out, _ = sweep(tmp_path / "a", grid)
+    assert code == 0 and "4 combinations, 1 of which differ" in out and "3 points, 0 of them done" in out
+    criteria = Counter(record["config"]["pruning"]["criterion"] for record in records(tmp_path / "a").values())
+    assert criteria == {"pabs": 2, "l2": 1}
+    code, out, _ = sweep(tmp_path / "a", grid)
+    assert code == 0 and "3 points, 3 of them done" in out
 
 
 def test_a_part_of_a_finished_sweep(tmp_path, sweep):

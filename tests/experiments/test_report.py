@@ -165,6 +165,17 @@ def test_a_map_leaves_missing_points_open():
     assert charts.heat_maps(means[::-1]) == {None: expected}
 
 
+def test_what_is_not_pruned_is_part_of_every_map():
+    points = [(rank, "[0.]*3", "pabs") for rank in (1, 2)]
+    points += [(rank, "[0.5]*3", criterion) for criterion in ("pabs", "l2") for rank in (1, 2)]
+    means = [
+        mean(80 + number, 0, rank=rank, rates=rates, criterion=criterion)
+        for number, (rank, rates, criterion) in enumerate(points)
+    ]
+    maps = charts.heat_maps(means)
+    assert maps["pabs"].top1 == [[80, 81], [82, 83]] and maps["l2"].top1 == [[80, 81], [84, 85]]
+
+
 def test_the_paper_is_the_background_on_its_own_data_alone():
     dense = {"params": 853018}
     on = [{"arch": "resnet_56", "data": "cifar10", "dense": dense}]

@@ -145,16 +145,22 @@ class HeatMap(NamedTuple):
 
 
 def heat_maps(means: Sequence[Row]) -> dict[str | None, HeatMap]:
-    """Criterion → map, with the best where something else was swept too."""
+    """Criterion → map, with the best where something else was swept too.
+
+    Where nothing is pruned no criterion decides: what was measured once is part of every map.
+    """
     maps = {}
+    unpruned = [m for m in means if "rank" in m["said"] and mean_rate(m["said"].get("rates", "")) == 0]
     for criterion in dict.fromkeys(mean["said"].get("criterion") for mean in means):
         mine = [m for m in means if m["said"].get("criterion") == criterion and {"rank", "rates"} <= m["said"].keys()]
-        ranks = sorted({m["said"]["rank"] for m in mine}, key=lambda rank: (isinstance(rank, str), rank))
-        rates = sorted({m["said"]["rates"] for m in mine}, key=lambda rates: (mean_rate(rates), rates))
         best: dict[tuple, float] = {}
         for m in mine:
             key = m["said"]["rates"], m["said"]["rank"]
             best[key] = max(m["top1"], best.get(key, 0.0))
+        for m in unpruned:
+            best.setdefault((m["said"]["rates"], m["said"]["rank"]), m["top1"])
+        ranks = sorted({rank for _, rank in best}, key=lambda rank: (isinstance(rank, str), rank))
+        rates = sorted({rates for rates, _ in best}, key=lambda rates: (mean_rate(rates), rates))
         # A few points that lie scattered are no map.
         if len(ranks) < 2 or len(rates) < 2 or 2 * len(best) <= len(ranks) * len(rates):
             continue
