@@ -25,7 +25,7 @@ from norton.budget.search import RankProblem, best_split
 from norton.calibration.outputs import Calibration, check_images
 from norton.common.errors import InputError
 from norton.decomposition import DECOMPOSITIONS, OBJECTIVES, check_options
-from norton.graph.tracing import stated_size
+from norton.graph.input_sizes import stated_size
 
 
 @torch.no_grad()

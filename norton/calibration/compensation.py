@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from norton.calibration.metric import Metric
 from norton.calibration.outputs import Calibration, Fit, fit_to_outputs
 from norton.graph.layers import is_decomposed, is_norm
+from norton.graph.meta import on_meta
+from norton.graph.parameters import sharing_layers
+from norton.graph.recording import trace
 from norton.graph.slicing import kept_channels
-from norton.graph.tracing import on_meta, sharing, trace
 from norton.graph.wiring import Wiring
 
 COMPENSATIONS = ("outputs",)
@@ -65,7 +67,7 @@ def layers_to_fit(small: nn.Module, inputs: Mapping[str, Sequence[int]], how: Ca
     # on clutter without 70% of the filters inside of its blocks, nothing trained, 256 images: top-1 is 94.9% with them
     # and 92.0% without, the relative squared error of the logits 0.030 and 0.089; top-1 was 96.3% before.
     calls = Counter(node.target for node in trace(on_meta(small).eval()).nodes if node.op == "call_module")
-    shared = sharing(small)
+    shared = sharing_layers(small)
     able = [name for name, layer in small.named_modules() if calls[name] < 2 and name not in shared and _fits(layer)]
     less = [name for name in inputs if name in able]
     unreached = [name for name in less if name not in calls]

@@ -28,8 +28,8 @@ from norton.calibration.input_moments import Moments, gather, output_rows, posit
 from norton.calibration.metric import Metric
 from norton.calibration.replay import Walk
 from norton.common.errors import InputError, first_line, warn
+from norton.graph.input_sizes import stated_size
 from norton.graph.layers import as_dense, composed, in_form, is_decomposed, is_norm, set_form_
-from norton.graph.tracing import stated_size
 
 # So many of a layer's patches are looked at per number of a filter, drawn evenly from all images, but not less than:
 _PATCHES_PER_NUMBER, _PATCHES_AT_LEAST = 64, 50_000

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx, nn
 
-from norton.graph.tracing import trace
+from norton.graph.recording import trace
 
 
 class Walk:

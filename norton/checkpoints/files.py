@@ -17,9 +17,9 @@ from norton.checkpoints import coding
 from norton.common.errors import InputError, first_line
 from norton.common.files import write_whole
 from norton.graph import wiring_of
+from norton.graph.input_sizes import stated_size
 from norton.graph.layers import is_decomposed
 from norton.graph.plan import apply_plan_, plan_of
-from norton.graph.tracing import stated_size
 from norton.models import NETWORKS, build, dense_network
 from norton.models.foreign import check_told, is_path, tell
 

@@ -11,7 +11,7 @@ from norton.common.errors import InputError, first_line
 from norton.deployment.assembling import decomposed_layers
 from norton.deployment.exact_forms import exact_forms
 from norton.deployment.record import Deployment
-from norton.graph.tracing import on_meta
+from norton.graph.meta import on_meta
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # of outputs, relative; 5% in half precision
 

@@ -13,7 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from norton.deployment.exact_forms import scale_outputs_
 from norton.deployment.onednn import PackedConv2d
 from norton.graph.layers import is_decomposed
-from norton.graph.tracing import trace
+from norton.graph.recording import trace
 
 
 @torch.no_grad()

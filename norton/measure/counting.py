@@ -11,8 +11,8 @@ from torch import nn
 
 from norton.common.errors import InputError
 from norton.common.registry import Registry
+from norton.graph.input_sizes import stated_size
 from norton.graph.layers import is_decomposed, set_form_
-from norton.graph.tracing import stated_size
 
 CONVENTIONS = Registry("counting convention")  # name → thop's custom_ops: layer type → hook
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from norton.common.errors import InputError
-from norton.graph.tracing import run_on_meta
+from norton.graph.meta import run_on_meta
 
 OPEN = "torchvision.models."  # constructors that anybody may name
 _TOLD: set[str] = set()  # the others that were named in this process, rather than read in a file

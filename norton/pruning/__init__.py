@@ -15,9 +15,9 @@ from norton.calibration.outputs import Calibration, check_images
 from norton.common.errors import InputError, warn
 from norton.common.registry import import_submodules
 from norton.graph import wiring_of
+from norton.graph.input_sizes import Example
 from norton.graph.plan import record_step
 from norton.graph.slicing import cut_
-from norton.graph.tracing import Example
 from norton.graph.wiring import Wiring
 from norton.pruning.alignment import aligned_keep, connected
 from norton.pruning.allocation import Allocation, fitting_keep, prunable, read_rates

@@ -11,8 +11,9 @@ from conftest import ARCHITECTURES
 from torch import nn
 
 import norton
+from norton.graph.meta import on_meta
 from norton.graph.plan import apply_plan_
-from norton.graph.tracing import on_meta, trace_wiring
+from norton.graph.tracing import trace_wiring
 from norton.graph.wiring import positions
 from norton.pruning.allocation import Allocation
 

@@ -1,0 +1,114 @@
+"""What is known of a network's channels while its recorded forward pass is followed, node by node.
+
+`norton.graph.tracing` visits the nodes, and the rules of `norton.graph.rules` say what each operation does with
+channels; both do it in terms of a `ChannelTracer`.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from torch import fx, nn
+
+from norton.graph.nodes import first_argument, place_of
+from norton.graph.parameters import free_tensors, sharing_layers
+from norton.graph.wiring import Channels, Wiring
+
+
+class LocatedChannels(NamedTuple):
+    """Channels along dimension `dim` of a tensor.  shifted: by a crop-or-pad shortcut."""
+
+    channels: Channels
+    dim: int
+    shifted: bool = False
+
+
+class ChannelTracer:
+    """Where the channels of one network are in what its nodes compute, and the wiring that follows from it.
+
+    located: node → its channels; None where it has none, or none that can be followed.
+    counts: node that is a number or a shape → the channels whose number it depends on.
+    shapes: node that is a shape → whose, and of which dimensions.
+    kept_whole: layer, or parameter outside of layers → why all of its channels stay.
+    """
+
+    def __init__(self, net: nn.Module):
+        self.net, self.wiring = net, Wiring(net)
+        self.located: dict[fx.Node, LocatedChannels | None] = {}
+        self.counts: dict[fx.Node, Channels] = {}
+        self.shapes: dict[fx.Node, tuple[LocatedChannels, range]] = {}
+        self.kept_whole = {
+            name: f"{name}: it shares a parameter with another layer" for name in sorted(sharing_layers(net))
+        }
+        self.free_tensors = free_tensors(net)
+        self._scales: set[tuple[fx.Node, fx.Node]] = set()  # (free tensor, what takes it channel by channel)
+
+    # What is known of a node
+
+    def input(self, node: fx.Node) -> LocatedChannels | None:
+        """The channels of a node's first argument."""
+        first = first_argument(node)
+        return self.located.get(first) if isinstance(first, fx.Node) else None
+
+    def arguments(self, node: fx.Node) -> list[LocatedChannels]:
+        """The channels of all arguments of a node that have some."""
+        return [x for arg in node.all_input_nodes if (x := self.located[arg]) is not None]
+
+    def layer(self, node: fx.Node) -> nn.Module:
+        """The layer that a node calls."""
+        return self.net.get_submodule(str(node.target))
+
+    # What a rule says
+
+    def unknown(self, node: fx.Node, reason: str = "tracing does not follow it") -> None:
+        """An operation after which channels cannot be told apart, or could not be removed."""
+        self.freeze_arguments(node, reason)
+        if node.op == "call_module":  # which may also be called where it can be followed
+            self.keep_whole(str(node.target), f"{place_of(node)}: {reason}")
+
+    def freeze_arguments(self, node: fx.Node, reason: str) -> None:
+        """Keep all channels that a node takes, and those whose number it takes."""
+        for x in self.arguments(node):
+            self.wiring.freeze(x.channels, f"{place_of(node)}: {reason}")
+        self.freeze_counts(node, node.all_input_nodes)
+
+    def freeze_counts(self, node: fx.Node, counts: Iterable[fx.Node]) -> None:
+        """Keep all channels whose number a node takes by one of these arguments."""
+        for count in counts:
+            self.wiring.freeze(
+                self.counts.get(count, ()), f"{place_of(node)}: it computes with the number of its channels"
+            )
+
+    def declare(self, node: fx.Node, x: LocatedChannels, declaration: Callable, *arguments: Any) -> LocatedChannels:
+        """x after what a method of the wiring says of it, or frozen with all that meets there where that refuses."""
+        try:
+            declaration(*arguments)
+        except ValueError as error:
+            self.unknown(node, str(error))
+            self.wiring.freeze(x.channels, f"{place_of(node)}: {error}")
+            if isinstance(arguments[0], str):  # what the layer or parameter met before stays whole, too
+                self.keep_whole(arguments[0], f"{place_of(node)}: {error}")
+        return x
+
+    def declare_scale(self, node: fx.Node, x: LocatedChannels, tensor: fx.Node, dim: int) -> LocatedChannels:
+        """x after it met a free tensor that has an entry per channel along `dim`."""
+        self._scales.add((tensor, node))
+        return self.declare(node, x, self.wiring.parameter, str(tensor.target), x.channels, dim)
+
+    def keep_whole(self, name: str, reason: str) -> None:
+        """Keep all that a layer or a parameter outside of layers meets, anywhere; the first reason counts."""
+        self.kept_whole.setdefault(name, reason)
+
+    # What follows from all nodes
+
+    def check_free_tensors(self, graph: fx.Graph) -> None:
+        """Keep free tensors whole that a graph also reads in another way than channel by channel."""
+        for node in graph.nodes:
+            others = [user for user in node.users if (node, user) not in self._scales]
+            if node.op == "get_attr" and self.located[node] is None and others:
+                self.keep_whole(str(node.target), f"{place_of(others[0])}: it reads {node.target} in another way")
+
+    def finished(self) -> Wiring:
+        """The wiring, with what must stay whole wherever it was met."""
+        for name, reason in self.kept_whole.items():
+            self.wiring.freeze_layer(name, reason)
+        return self.wiring

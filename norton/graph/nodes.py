@@ -1,0 +1,45 @@
+"""What the nodes of a recorded forward pass hold: their names, their places, arguments and values."""
+
+from typing import Any
+
+from torch import Tensor, fx
+
+VALUE = "value"  # where `norton.graph.meta` leaves what a node computes, among its notes (`node.meta`)
+
+
+def name_of(node: fx.Node) -> str:
+    """The name of the function, method or attribute of a node."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
+def place_of(node: fx.Node) -> str:
+    """What a node does and in which layer, for people."""
+    if node.op == "call_module":
+        return str(node.target)
+    stack = node.meta.get("nn_module_stack")
+    path = next(reversed(stack.values()))[0] if stack else ""
+    return f"{name_of(node) or node.target} in {path or 'the forward pass'}"
+
+
+def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    """An argument, by position or by name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def first_argument(node: fx.Node) -> Any:
+    """The first argument, by position, as `input`, or else the first that has a name."""
+    return argument(node, 0, "input", next(iter(node.kwargs.values()), None))
+
+
+def value_of(node: fx.Node) -> Any:
+    """What a node computes, on the meta device."""
+    return node.meta[VALUE]
+
+
+def holds_tensor(value: Any) -> bool:
+    """Whether a value is a tensor, or has one in its lists, tuples and dictionaries."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return any(map(holds_tensor, value))
+    return isinstance(value, Tensor)

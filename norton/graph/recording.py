@@ -1,0 +1,57 @@
+"""Recording the operations of a network's forward pass, with torch.fx."""
+
+import os
+import traceback
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from norton.common.errors import InputError, first_line
+from norton.graph.layers import is_decomposed
+
+HOW_TO_DECLARE = "or give the network a method wiring() that declares its channel axes, see norton/models/resnet.py"
+
+
+class _Tracer(fx.Tracer):
+    """fx's tracer, with decomposed and packed layers as leaves; `where`: the module in which it failed."""
+
+    where: str | None = None
+    proxy_buffer_attributes = True  # what is computed of a buffer is recorded, rather than a constant
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return is_decomposed(module) or getattr(module, "traced_whole", False) or super().is_leaf_module(module, name)
+
+    def call_module(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().call_module(module, *args, **kwargs)
+        except Exception:
+            self.where = self.where or self.path_of_module(module)
+            raise
+
+
+def trace(net: nn.Module) -> fx.Graph:
+    """The operations of a network's forward pass, in the mode that it is in, with decomposed layers as one each.
+
+    Raises InputError, naming the place, for a network that torch.fx cannot trace.
+    """
+    if isinstance(net, nn.Conv2d | nn.Linear) or is_decomposed(net):
+        raise InputError(f"the network is one {type(net).__name__}, whose channels are its input and output")
+    tracer = _Tracer()
+    try:
+        return tracer.trace(net)
+    except Exception as error:  # whatever the network's own code raises when it meets a symbolic tensor
+        place = line_of(error) or "its forward pass"
+        layer = f"layer {tracer.where}, " if tracer.where else ""
+        mode = "" if net.training else " in evaluation mode"
+        raise InputError(
+            f"{type(net).__name__} cannot be traced{mode}: {layer}{place}: {first_line(error)}; make its forward pass "
+            f"free of decisions about values and assignments into tensors, {HOW_TO_DECLARE}"
+        ) from None
+
+
+def line_of(error: Exception) -> str:
+    """Where in the network's code an error arose, for people: the innermost line that is not torch's or this room's."""
+    elsewhere = tuple(os.path.join(os.path.dirname(file), "") for file in (torch.__file__, __file__))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(elsewhere)]
+    return f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""

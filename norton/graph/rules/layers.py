@@ -1,0 +1,36 @@
+"""Layers with parameters: those that write filters, and those that have an entry per channel."""
+
+from torch import fx, nn
+
+from norton.graph.channels import ChannelTracer, LocatedChannels
+from norton.graph.layers import NORM_LAYERS
+from norton.graph.nodes import first_argument, value_of
+from norton.graph.rules.table import rule
+
+
+@rule(layers=[nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear], joins=True, takes_shifted=True)
+def write(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels:
+    """The filters of a convolution or linear layer, decomposed or not; it reads what it is called with."""
+    x, value, name = tracer.input(node), value_of(first_argument(node)), str(node.target)
+    dim = value.dim() - 1 if hasattr(tracer.layer(node), "out_features") else 1
+    if x is not None and (x.shifted or x.dim != dim):
+        tracer.freeze_arguments(node, "it reads them in another dimension")
+        x = None
+    read = x.channels if x else tracer.wiring.input(value.shape[dim])
+    try:
+        tracer.wiring.layer(name, read)
+    except ValueError as error:
+        tracer.unknown(node, str(error))
+    return LocatedChannels(tracer.wiring.written(name), dim)
+
+
+@rule(layers=[*NORM_LAYERS, nn.GroupNorm, nn.PReLU])
+def scale_channels(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+    """A layer with an entry per channel; a GroupNorm also ties the channels of each group."""
+    x, layer = tracer.input(node), tracer.layer(node)
+    if x is None or x.dim != 1:
+        return tracer.unknown(node)
+    if isinstance(layer, nn.PReLU) and layer.num_parameters == 1:
+        return x
+    declaration = tracer.wiring.group_norm if isinstance(layer, nn.GroupNorm) else tracer.wiring.norm
+    return tracer.declare(node, x, declaration, str(node.target), x.channels)

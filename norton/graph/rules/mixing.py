@@ -1,0 +1,41 @@
+"""Operations that compute one number of many: reductions, softmax, normalisation over channels."""
+
+from torch import fx, nn
+
+from norton.graph.channels import ChannelTracer, LocatedChannels
+from norton.graph.nodes import argument, first_argument, value_of
+from norton.graph.rules.table import rule
+
+
+@rule("mean sum amax amin")
+def reduce(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+    """Channels stay apart where only other dimensions go."""
+    x, value, dims = tracer.input(node), value_of(first_argument(node)), argument(node, 1, "dim")
+    if x is None or dims is None or isinstance(dims, fx.Node):
+        return tracer.unknown(node, "it mixes all channels")
+    gone = {dim % value.dim() for dim in ([dims] if isinstance(dims, int) else dims)}
+    if x.dim in gone:
+        return tracer.unknown(node, "it mixes all channels")
+    kept = value_of(node).dim() == value.dim()
+    return x if kept else LocatedChannels(x.channels, x.dim - sum(dim < x.dim for dim in gone))
+
+
+@rule("softmax log_softmax")
+def softmax(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+    """Channels stay apart along another dimension."""
+    x, dim = tracer.input(node), argument(node, 1, "dim")
+    if x and isinstance(dim, int) and dim % value_of(first_argument(node)).dim() != x.dim:
+        return x
+    return tracer.unknown(node, "it mixes all channels")
+
+
+@rule("layer_norm", layers=[nn.LayerNorm])
+def layer_norm(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+    """Channels stay apart where they are not among the last dimensions, over which it normalises."""
+    x = tracer.input(node)
+    layer = tracer.layer(node) if node.op == "call_module" else None
+    normalised = layer.normalized_shape if isinstance(layer, nn.LayerNorm) else argument(node, 1, "normalized_shape")
+    if x is None or x.dim < value_of(first_argument(node)).dim() - len(fx.node.map_arg(normalised, value_of)):
+        return x
+    tracer.unknown(node, "it normalises over all channels, so that removing one changes the others")
+    return x
