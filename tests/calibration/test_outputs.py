@@ -1,214 +1,20 @@
-"""Decomposing for outputs: moments, the alternating solver, the sequential form, each against a literal oracle."""
+"""Decomposing for outputs: the network's own, layer by layer or in the order of the forward pass."""
 
 import copy
-import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import randomise_
+from helpers.metrics import noise
+from helpers.networks import randomise_
 from torch import nn
 
 import norton
 from norton import Calibration, InputError
-from norton.calibration.input_moments import Moments, gather, output_rows, patches
-from norton.calibration.metric import Metric
+from norton.calibration.input_moments import Moments
 from norton.calibration.outputs import aim, output_errors
 from norton.calibration.replay import Walk
 from norton.common.errors import NortonWarning
-from norton.decomposition import DECOMPOSITIONS, cp_filters
-from norton.decomposition.cp_outputs import refit
-from norton.decomposition.factors import Factors, balanced, reconstruct
-from norton.graph.layers import as_dense
-
-GEOMETRIES = [
-    {"kernel_size": 3, "padding": 1},
-    {"kernel_size": (3, 5), "stride": (2, 1), "padding": (1, 2)},
-    {"kernel_size": 3, "dilation": 2, "padding": "same"},
-    {"kernel_size": 2, "padding": "same", "padding_mode": "circular"},
-    {"kernel_size": 3, "padding": 1, "padding_mode": "reflect", "stride": 2},
-    {"kernel_size": 1},
-    {"kernel_size": 3, "padding": "valid"},
-]
-
-
-def noise(*shape: int, seed: int = 0, dtype=torch.float64) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def some_metric(size: int, seed: int = 3, ridge: float = 0.01) -> Metric:
-    """Far from a multiple of the unit matrix, and with a mean: as activations after a ReLU are."""
-    x = (noise(3 * size, size, seed=seed) @ noise(size, size, seed=seed + 1)).relu()
-    return Metric([x.T @ x / len(x)]).ridged(ridge)
-
-
-def errors(factors: Factors, target: torch.Tensor, metric: Metric) -> torch.Tensor:
-    rows = (target - reconstruct(factors)).flatten(1)
-    return torch.einsum("oi,ij,oj->o", rows, torch.block_diag(*metric.blocks), rows)
-
-
-# Moments
-
-
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_patches_times_filters_are_the_outputs(geometry):
-    layer = nn.Conv2d(3, 4, **geometry, bias=False).double()
-    x = noise(2, 3, 9, 8)
-    rows = patches(layer, x) @ layer.weight.flatten(1).T
-    torch.testing.assert_close(rows, output_rows(layer, layer(x)))
-    chosen = torch.tensor([0, 3, 7])
-    torch.testing.assert_close(
-        patches(layer, x, chosen) @ layer.weight.flatten(1).T, output_rows(layer, layer(x), chosen)
-    )
-
-
-def test_moments_are_those_of_all_patches():
-    layer = nn.Conv2d(3, 4, 3, padding=1).double()
-    batches = [noise(2, 3, 5, 6, seed=1) + 1, noise(3, 3, 5, 6, seed=2)]
-    found = gather(layer, iter(batches), (F.conv2d(x, layer.weight, padding=1) for x in batches))
-    rows = F.unfold(torch.cat(batches), 3, padding=1).mT.flatten(0, 1)
-    y = rows @ layer.weight.flatten(1).T
-    torch.testing.assert_close(found.second[0], sum(torch.outer(x, x) for x in rows) / len(rows))
-    torch.testing.assert_close(found.mean, rows.mean(0))
-    torch.testing.assert_close(found.cross, y.T @ rows / len(rows))
-    torch.testing.assert_close(found.output_mean, y.mean(0))
-    centred = found.centred()
-    torch.testing.assert_close(centred.second[0], torch.cov(rows.T, correction=0))
-    torch.testing.assert_close(centred.cross, (y - y.mean(0)).T @ (rows - rows.mean(0)) / len(rows))
-    assert found.rows == len(rows)
-
-
-def test_blocks_are_those_of_the_whole_matrix():
-    layer = nn.Conv2d(5, 2, 3).double()
-    x = noise(4, 5, 6, 6)
-    whole, parts = gather(layer, [x]).centred(), gather(layer, [x], blocks=2).centred()
-    assert [len(block) for block in parts.second] == [27, 18]  # whole channels
-    torch.testing.assert_close(parts.second[0], whole.second[0][:27, :27])
-    torch.testing.assert_close(parts.second[1], whole.second[0][27:, 27:])
-
-
-def test_drawn_positions_are_of_the_map_and_estimate_the_moments():
-    layer = nn.Conv2d(2, 2, 3, padding=1).double()
-    batches = [noise(50, 2, 8, 8, seed=seed).relu() for seed in range(4)]
-    whole, drawn = gather(layer, batches), gather(layer, batches, positions=16)
-    assert (whole.rows, drawn.rows) == (200 * 64, 200 * 16)
-    assert 0 < (whole.second[0] - drawn.second[0]).norm() < 0.1 * whole.second[0].norm()
-    assert torch.equal(drawn.second[0], gather(layer, batches, positions=16).second[0])
-
-
-def test_linear_layers_have_moments_too():
-    layer, x = nn.Linear(6, 3).double(), noise(4, 5, 6)
-    found = gather(layer, [x], [x @ layer.weight.T])
-    torch.testing.assert_close(found.second[0], x.flatten(0, 1).T @ x.flatten(0, 1) / 20)
-    torch.testing.assert_close(found.cross, layer.weight @ found.second[0])
-
-
-# The solver
-
-
-@pytest.mark.parametrize("rank", [1, 2, 3])
-def test_heads_are_those_of_least_squares(rank):
-    target = noise(5, 4, 3, 3)
-    metric, start = some_metric(36), cp_filters(target, rank)
-    found = errors(refit(start, target, metric, sweeps=0, tolerance=1e-12), target, metric)
-    root = torch.linalg.cholesky(metric.blocks[0]).T
-    for o in range(len(target)):
-        kernels = [torch.outer(start.body[:, r, o], start.tail[:, r, o]).flatten()[:, None] for r in range(rank)]
-        design = torch.cat([torch.kron(torch.eye(4, dtype=torch.float64), kernel) for kernel in kernels], dim=1)
-        best = torch.linalg.lstsq(root @ design, (root @ target[o].flatten())[:, None]).solution
-        least = (root @ (target[o].flatten() - (design @ best)[:, 0])).square().sum()
-        torch.testing.assert_close(found[o], least, rtol=1e-4, atol=0)
-
-
-def test_many_sweeps_end_where_a_generic_optimiser_ends():
-    target, metric = noise(4, 3, 3, 3), some_metric(27)
-    found = refit(cp_filters(target, 1), target, metric, sweeps=300, tolerance=1e-12)
-    least = by_descent(found, target, metric)
-    torch.testing.assert_close(errors(found, target, metric), errors(least, target, metric), rtol=1e-4, atol=0)
-
-
-def test_a_sweep_leaves_an_optimum_where_it_is():
-    target, metric = noise(4, 3, 3, 3), some_metric(27)  # at rank 2 alternation alone takes long to get there
-    least = by_descent(cp_filters(target, 2), target, metric)
-    again = errors(refit(least, target, metric, sweeps=3), target, metric)
-    torch.testing.assert_close(again.sum(), errors(least, target, metric).sum(), rtol=1e-4, atol=0)
-
-
-def by_descent(start: Factors, target: torch.Tensor, metric: Metric) -> Factors:
-    free = [factor.clone().requires_grad_() for factor in start]
-    options = {"max_iter": 3000, "tolerance_grad": 1e-11, "tolerance_change": 1e-14}
-    optimiser = torch.optim.LBFGS(free, line_search_fn="strong_wolfe", **options)
-
-    def closure():
-        optimiser.zero_grad()
-        loss = errors(Factors(*free), target, metric).sum()
-        loss.backward()
-        return loss
-
-    optimiser.step(closure)
-    return Factors(*(factor.detach() for factor in free))
-
-
-def test_each_sweep_lowers_the_error_and_the_metric_matters():
-    target = noise(6, 5, 3, 3)
-    metric, start = some_metric(45), cp_filters(target, 2)
-    found = [errors(start, target, metric)]
-    found += [errors(refit(start, target, metric, sweeps=sweeps), target, metric) for sweeps in range(4)]
-    for earlier, later in itertools.pairwise(found):
-        assert (later <= earlier * (1 + 1e-9)).all()
-    assert found[1].sum() < 0.9 * found[0].sum()
-    assert found[3].sum() < 0.97 * found[1].sum()
-
-
-def test_no_filter_gets_worse_than_its_start():
-    target = noise(3, 4, 3, 3)
-    best = refit(cp_filters(target, 2), target, some_metric(36), sweeps=50)
-    again = refit(best, target, some_metric(36), sweeps=1)
-    assert (errors(again, target, some_metric(36)) <= errors(best, target, some_metric(36)) * (1 + 1e-9)).all()
-    exact = cp_filters(target, 9)
-    torch.testing.assert_close(reconstruct(refit(exact, target, some_metric(36))), target)
-
-
-def test_in_the_unit_metric_the_weight_fit_stays():
-    target = noise(4, 6, 3, 3)
-    start = cp_filters(target, 2, tolerance=1e-9, iterations=3000)
-    unit = Metric([torch.eye(54, dtype=torch.float64)])
-    found = errors(refit(start, target, unit, sweeps=3), target, unit)
-    torch.testing.assert_close(found, errors(start, target, unit), rtol=1e-3, atol=0)
-
-
-def test_blocks_of_a_metric_are_a_matrix_with_zeros_beside_them():
-    target, whole = noise(4, 5, 3, 3), some_metric(45)
-    blocks = Metric([whole.blocks[0][:27, :27], whole.blocks[0][27:, 27:]])
-    dense = Metric([torch.block_diag(*blocks.blocks)])
-    rows = target.flatten(1)
-    for one, other in ((blocks.times, dense.times), (blocks.solve, dense.solve), (blocks.squares, dense.squares)):
-        torch.testing.assert_close(one(rows), other(rows))
-    start = cp_filters(target, 2)
-    pair = [errors(refit(start, target, metric), target, dense).sum() for metric in (blocks, dense)]
-    torch.testing.assert_close(*pair, rtol=1e-3, atol=0)
-
-
-def test_filters_of_zeros_and_inputs_of_zeros_do_no_harm():
-    target = noise(3, 4, 3, 3)
-    target[1] = 0
-    x = noise(100, 36)
-    x[:, 9:18] = 0  # a dead channel
-    metric = Metric([x.T @ x / 100]).ridged(0.01)
-    found = reconstruct(refit(cp_filters(target, 2), target, metric))
-    assert found.isfinite().all()
-    assert not found[1].any()
-    silent = Metric([torch.zeros(36, 36, dtype=torch.float64)]).ridged(0.01)
-    assert reconstruct(refit(cp_filters(target, 2), target, silent)).isfinite().all()
-
-
-def test_balanced_factors_are_the_same_filters():
-    factors = Factors(noise(4, 2, 3), noise(3, 2, 3, seed=1), noise(3, 2, 3, seed=2))
-    found = balanced(factors)
-    torch.testing.assert_close(reconstruct(found), reconstruct(factors))
-    norms = [factor.norm(dim=0) for factor in found]
-    torch.testing.assert_close(norms[0], norms[1])
-    assert (norms[0][0] >= norms[0][1]).all()
 
 
 def test_aim_is_ridge_regression_on_the_dense_outputs():
@@ -222,42 +28,6 @@ def test_aim_is_ridge_regression_on_the_dense_outputs():
         right = torch.cat([b, (80 * level).sqrt() * weight.T])
         torch.testing.assert_close(found.T, torch.linalg.lstsq(rows, right).solution)
         torch.testing.assert_close(metric.blocks[0], a.T @ a / 80 + level * torch.eye(12, dtype=torch.float64))
-
-
-@pytest.mark.parametrize("padding", [1, "same"])
-@pytest.mark.parametrize("method", sorted(DECOMPOSITIONS))
-def test_every_method_comes_nearer_in_the_metric(method, padding):
-    conv = nn.Conv2d(6, 5, 1 if method == "svd" else 3, padding=0 if method == "svd" else padding).double()
-    conv.weight.data = noise(*conv.weight.shape)
-    decomposition = DECOMPOSITIONS[method]
-    ranks = [min(2, full) for full in decomposition.full_rank(conv)]
-    layer = decomposition.from_conv(conv, ranks if len(ranks) > 1 else ranks[0], name="conv")
-    metric = some_metric(conv.weight[0].numel())
-
-    def error() -> float:
-        return metric.squares((conv.weight - layer.composed_weight()).detach().flatten(1)).sum().item()
-
-    before = error()
-    layer.requires_grad_(False)
-    layer.fit_outputs_(conv.weight.detach(), metric, 2)
-    assert error() < 0.99 * before
-    assert not any(parameter.requires_grad for parameter in layer.parameters())
-    dense = as_dense(layer)
-    torch.testing.assert_close(dense(noise(2, 6, 5, 5)), layer(noise(2, 6, 5, 5)))
-
-
-def test_svd_is_the_best_of_its_rank():
-    weight, metric = noise(5, 8), some_metric(8)
-    linear = nn.Linear(8, 5).double()
-    linear.weight.data = weight
-    layer = DECOMPOSITIONS["svd"].from_conv(linear, 2)
-    layer.fit_outputs_(weight, metric, 1)
-    found = metric.squares(weight - layer.composed_weight().detach()).sum()
-    root = torch.linalg.cholesky(metric.blocks[0])
-    torch.testing.assert_close(found, torch.linalg.svdvals(weight @ root)[2:].square().sum())
-
-
-# The network
 
 
 class Small(nn.Module):

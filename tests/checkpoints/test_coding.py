@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import randomise_
+from helpers.networks import randomise_
 from torch import nn
 
 import norton

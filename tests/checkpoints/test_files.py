@@ -6,7 +6,8 @@ import sys
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, randomise_
+from helpers.networks import randomise_
+from helpers.repository import ARCHITECTURES
 from torch import nn
 
 import norton

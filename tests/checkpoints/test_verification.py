@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY
+from helpers.repository import REPOSITORY
 
 import norton
 from norton.checkpoints.files import read

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from commands import succeeds, written
+from helpers.commands import succeeds, written
 from PIL import Image
 
 import norton

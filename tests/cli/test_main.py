@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
+from helpers.repository import REPOSITORY
 
 import norton
 from norton.cli import main as command

@@ -1,10 +1,10 @@
-import hashlib
 from pathlib import Path
 
 import lightning
 import pytest
 import torch
 import yaml
+from helpers.batches import Recorder, epoch_of
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from norton.common.errors import InputError
@@ -12,12 +12,6 @@ from norton.data import load_data
 from norton.data.datamodule import ClassificationData, EpochSampler
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "data"
-
-
-def epoch_of(loader, epoch):
-    loader.sampler.set_epoch(epoch)
-    images, labels = zip(*loader, strict=True)
-    return torch.cat(images), torch.cat(labels)
 
 
 def make(seed=0, **options):
@@ -92,27 +86,6 @@ def test_calibration_images():
 def test_bad_batch_size():
     with pytest.raises(InputError, match="batch_size 0"):
         ClassificationData("mnist5k", 0)
-
-
-class Recorder(lightning.LightningModule):
-    """Notes a digest of every batch it is given, by epoch."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.seen = []
-
-    def training_step(self, batch, _):
-        images, labels = batch
-        raw = images.numpy().tobytes() + labels.numpy().tobytes()
-        self.seen.append((self.current_epoch, hashlib.sha256(raw).hexdigest()))
-        return self.weight * images.mean()
-
-    def validation_step(self, batch, _):
-        pass
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 0.1)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

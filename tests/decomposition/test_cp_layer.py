@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from geometries import GEOMETRIES
+from helpers.geometries import GEOMETRIES
 from torch import nn
 
 import norton

@@ -7,7 +7,7 @@ import pytest
 import tensorly
 import torch
 import torch.nn.functional as F
-from geometries import GEOMETRIES
+from helpers.geometries import GEOMETRIES
 from torch import nn
 
 import norton

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from commands import run_here
+from helpers.commands import run_here
 from PIL import Image
 
 import norton

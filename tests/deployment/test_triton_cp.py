@@ -13,7 +13,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import REPOSITORY
+from helpers.repository import REPOSITORY
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -4,7 +4,7 @@ import json
 import shlex
 
 import pytest
-from commands import run_here, written
+from helpers.commands import run_here, written
 
 from detection import load_detector
 

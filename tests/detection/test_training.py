@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from commands import succeeds
+from helpers.commands import succeeds
 from PIL import Image
 
 import norton

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from commands import run_here, written
+from helpers.commands import run_here, written
 from PIL import Image
 
 import norton

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from commands import run_here, written
-from conftest import randomise_
+from helpers.commands import run_here, written
+from helpers.networks import randomise_
 from omegaconf import OmegaConf
 from torch import nn
 

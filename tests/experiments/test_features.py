@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import REPOSITORY, randomise_
+from helpers.networks import randomise_
+from helpers.repository import REPOSITORY
 from PIL import Image
 
 import norton

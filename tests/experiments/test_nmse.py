@@ -9,7 +9,8 @@ from statistics import fmean
 
 import pytest
 import torch
-from conftest import REPOSITORY, randomise_
+from helpers.networks import randomise_
+from helpers.repository import REPOSITORY
 
 import norton
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
+from helpers.repository import REPOSITORY
 from hydra import compose, initialize_config_dir
 
 import norton

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 
 import pytest
-from commands import run_here, written
+from helpers.commands import run_here, written
 
 from experiments.sweeps.folder import FORMAT
 from experiments.sweeps.report import charts

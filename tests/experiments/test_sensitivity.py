@@ -5,8 +5,8 @@ import json
 
 import pytest
 import torch
-from commands import run_here, written
-from conftest import REPOSITORY
+from helpers.commands import run_here, written
+from helpers.repository import REPOSITORY
 from omegaconf import OmegaConf
 
 import norton

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import run_here, written
-from conftest import REPOSITORY, randomise_
+from helpers.commands import run_here, written
+from helpers.networks import randomise_
+from helpers.repository import REPOSITORY
 
 import norton
 from norton.checkpoints.files import read

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from commands import run_here, written
+from helpers.commands import run_here, written
 from omegaconf import OmegaConf
 
 import norton

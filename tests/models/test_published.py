@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, REPOSITORY
+from helpers.repository import ARCHITECTURES, REPOSITORY
 
 import norton
 from experiments.paper.fill import fill, image

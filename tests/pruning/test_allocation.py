@@ -5,8 +5,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, randomise_
-from test_slicing import mask_where_read, masks, outputs
+from helpers.masking import mask_where_read, masks, outputs
+from helpers.networks import randomise_
+from helpers.repository import ARCHITECTURES
 
 import norton
 from norton.pruning import describe

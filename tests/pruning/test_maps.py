@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from conftest import randomise_
+from helpers.networks import randomise_
 from torch import nn
 
 import norton

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 import torch
-from commands import succeeds
-from conftest import REPOSITORY
+from helpers.commands import succeeds
+from helpers.repository import REPOSITORY
 
 import norton
 from norton.data.datamodule import ClassificationData

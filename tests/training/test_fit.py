@@ -9,28 +9,11 @@ import time
 
 import pytest
 import torch
+from helpers.training import QUIET, digits, same, tiny
 from torch import nn
 
 import norton
-from norton.data.datamodule import ClassificationData
-from norton.decomposition.cp import CPConv2d
 from norton.training import Classifier, Recipe, evaluate, fit
-
-QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
-
-
-def tiny():
-    torch.manual_seed(0)
-    layers = [CPConv2d(3, 8, (3, 3), 2, stride=(2, 2)), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 10))
-
-
-def digits():
-    return ClassificationData("mnist5k", batch_size=100)
-
-
-def same(a, b):
-    return all(torch.equal(a[key], b[key]) for key in a)
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +86,10 @@ def test_warm_up_then_cosine(tmp_path):
 
 
 SCRIPT = """
-import sys; sys.path.insert(0, sys.argv[2])
+import sys
 import torch
 torch.set_num_threads(1)
-from test_fit import tiny, digits, QUIET
+from helpers.training import QUIET, digits, tiny
 from norton.training import Recipe, fit
 net = fit(tiny(), digits(), Recipe(epochs=6, learning_rate=0.2, warmup_epochs=1), folder=sys.argv[1], **QUIET)
 torch.save(net.state_dict(), sys.argv[1] + "/done.pt")
@@ -115,7 +98,7 @@ torch.save(net.state_dict(), sys.argv[1] + "/done.pt")
 
 def train(folder):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), os.path.dirname(__file__)], env=environment)
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], env=environment)
 
 
 def test_killed_and_resumed_training_gives_the_same_weights(tmp_path):

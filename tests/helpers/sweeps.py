@@ -8,6 +8,7 @@ TINY = (
     "decomposition.options.starts=1 decomposition.options.iterations=5 "
     "+trainer.limit_train_batches=2 +trainer.limit_val_batches=1 +trainer.limit_test_batches=2"
 )
+GRID = "rank=1,2 compress_rate=[0.]*13,[0.3]*13"
 
 
 def records(folder):

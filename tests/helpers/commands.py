@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 
-from conftest import REPOSITORY
+from helpers.repository import REPOSITORY
 
 
 def run(command, **environment):
@@ -39,6 +39,13 @@ def run_here(command, monkeypatch, capsys):
     finally:
         logging.disable(logging.NOTSET)
     return code, *capsys.readouterr()
+
+
+class Silent:
+    """In the place of `capsys`, for fixtures that outlive a test."""
+
+    def readouterr(self):
+        return "", ""
 
 
 def run_in(folder, command, code=0):

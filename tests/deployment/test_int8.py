@@ -1,0 +1,88 @@
+"""Networks in 8-bit integers."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx.numpy_helper import to_array
+from torch import nn
+
+import norton
+from norton.deployment.export import OnnxNet, to_int8, to_onnx
+
+
+def dequantised(model):
+    """Layer's weight name → (integers, scales, zero points) of the weights of an INT8 file."""
+    constants = {tensor.name: to_array(tensor) for tensor in model.graph.initializer}
+    return {
+        node.input[0].removesuffix("_quantized"): [constants[name] for name in node.input]
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants
+    }
+
+
+def test_weights_are_rounded_per_channel(files):
+    weights = {t.name: to_array(t) for t in onnx.load(files["onnx"].path).graph.initializer}
+    found = dequantised(onnx.load(files["int8"].path))
+    for name in ("stem.weight", "grouped.weight"):
+        integers, scales, zeros = found[name]
+        per_channel = (-1, 1, 1, 1)
+        assert integers.dtype == np.int8 and not zeros.any()
+        expected = np.abs(weights[name]).reshape(len(weights[name]), -1).max(1) * 2 / 255
+        np.testing.assert_allclose(scales, expected, rtol=0.01)
+        error = np.abs(integers * scales.reshape(per_channel) - weights[name])
+        assert (error <= 0.51 * scales.reshape(per_channel)).all()
+
+
+def test_activations_have_the_range_of_all_images(files, images, tmp_path):
+    """The largest pixel in the last batch alone."""
+    bright = images.clone()
+    bright[-1, 0, 0, 0], bright[0, 0, 0, 0] = 51, -10
+    path = to_int8(files["onnx"].path, bright, tmp_path / "bright.onnx", batch_size=3).path
+    model = onnx.load(path)
+    constants = {tensor.name: to_array(tensor) for tensor in model.graph.initializer}
+    (first,) = (node for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "images")
+    assert constants[first.input[1]] == pytest.approx(61 / 255, rel=1e-3)
+    assert constants[first.input[2]] == round(10 / (61 / 255))
+
+
+def test_integers_come_near_the_network(files, deployed, images):
+    found, expected = OnnxNet(files["int8"].path)(images), deployed(images)
+    error = ((found - expected).norm() / expected.norm()).item()
+    assert 1e-4 < error < 0.1  # rounded, and no more than that
+    assert files["int8"].in_float == {"pool": "ReduceMean"}
+
+
+def test_what_the_quantiser_lacks_stays_in_float_and_is_named(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.Softplus()), nn.Conv2d(4, 4, 3)).eval()
+    images = torch.randn(2, 3, 8, 8)
+    path = to_onnx(net, images, tmp_path / "a.onnx").path
+    assert to_int8(path, images, tmp_path / "b.onnx").in_float == {"1.0": "Softplus"}
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda images: images[:0], r"calibration are float32 of \(0, 3, 20, 20\); give a few hundred"),
+    (lambda images: list(images), "calibration are a list"),
+    (lambda images: images[0], r"calibration are float32 of \(3, 20, 20\)"),
+    (lambda images: images.where(images < 2, float("nan")), "values that are not finite"),
+    (lambda images: 3e38 * images.sign(), "what it computes on these images is too large"),
+])  # fmt: skip
+def test_images_that_calibrate_nothing(change, message, files, images, tmp_path):
+    with pytest.raises(norton.InputError, match=message):
+        to_int8(files["onnx"].path, change(images), tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_outputs_in_integers_that_are_not_finite(tmp_path):
+    images = 3e38 * torch.rand(2, 3, 8, 8)
+    path = to_onnx(nn.Conv2d(3, 4, 3).eval(), images, tmp_path / "a.onnx").path
+    with pytest.raises(norton.InputError, match="is too large for float32"):
+        to_int8(path, images, tmp_path / "b.onnx")
+    assert not (tmp_path / "b.onnx").exists()
+
+
+@pytest.mark.parametrize("size", [0, -1, True, 2.0])
+def test_batches_of_no_images(size, files, images, tmp_path):
+    with pytest.raises(norton.InputError, match=f"batch_size is {size}; it must be a whole number of at least 1"):
+        to_int8(files["onnx"].path, images, tmp_path / "a.onnx", batch_size=size)
+    assert not list(tmp_path.iterdir())
