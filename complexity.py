@@ -7,8 +7,10 @@ from torch import nn
 
 import norton
 from norton.checkpoints.files import holds_detector, read
-from norton.cli import program, report, steps
+from norton.cli import opening, pictures, program, tables
 from norton.cli.published_flags import ABOUT_DATA, translate
+from norton.cli.rows import dense_cost, macs_panel
+from norton.cli.settings import plain
 from norton.common.files import write_json
 from norton.measure.counting import Complexity, LayerCost, percent_removed
 from norton.models import NETWORKS
@@ -23,14 +25,14 @@ def run(cfg: DictConfig) -> None:
         count_detector(cfg)
         return
     if cfg.checkpoint is not None:
-        net, _ = steps.open_network(cfg, told=True)
+        net, _ = opening.open_network(cfg, told=True)
     elif arch is not None:
-        net = steps.build_model(cfg, steps.plain(cfg.rank) or 0, steps.plain(cfg.compress_rate))
+        net = opening.build_model(cfg, plain(cfg.rank) or 0, plain(cfg.compress_rate))
     else:
         raise norton.InputError("no network: give model=NAME, or checkpoint=FILE")
     size = tuple(cfg.input_size) if cfg.input_size else None
     cost = norton.complexity(net, size, convention=cfg.convention)
-    dense = steps.dense_cost(net, cfg.convention, size)
+    dense = dense_cost(net, cfg.convention, size)
 
     folder = program.open_folder(cfg)
     removed = {
@@ -39,13 +41,11 @@ def run(cfg: DictConfig) -> None:
     }
     rows = layer_rows(net, cost, dense)
     write_json(folder / "metrics.json", {"arch": net.arch, **cost.as_dict(), **removed, "dense": dense.as_dict()})
-    report.write_table(folder / "table.md", rows)
-    report.layer_picture(
-        folder / "picture.png", steps.macs_panel(net, cost), f"{type(net).__name__}: {cost.macs:,} MACs"
-    )
+    tables.write_table(folder / "table.md", rows)
+    pictures.layer_picture(folder / "picture.png", macs_panel(net, cost), f"{type(net).__name__}: {cost.macs:,} MACs")
 
     if cfg.by_layer:
-        report.print_table(rows, type(net).__name__)
+        tables.print_table(rows, type(net).__name__)
     print(f"MACs    {cost.macs}  ({removed['macs_removed_percent']:.2f}% removed, convention {cost.convention})")
     print(f"params  {cost.params}  ({removed['params_removed_percent']:.2f}% removed)")
     if cost.params != cost.params_printed:
@@ -66,7 +66,7 @@ def count_detector(cfg: DictConfig) -> None:
         if told != {"model": net.arch, "rank": None, "compress_rate": None}:
             raise norton.InputError(f"{cfg.checkpoint} is a {net.arch}, which has its ranks; give neither with it")
     else:
-        backbone = norton.build("resnet_50", steps.plain(cfg.rank) or 0, steps.plain(cfg.compress_rate))
+        backbone = norton.build("resnet_50", plain(cfg.rank) or 0, plain(cfg.compress_rate))
         net = detection.build_detector(cfg.model.arch, backbone, cfg.model.num_classes)
     whole = detection.build_detector(**{**net.recipe, "backbone": norton.build("resnet_50")})
     cost, dense = (detection.detector_complexity(n, **options) for n in (net, whole))
@@ -81,10 +81,10 @@ def count_detector(cfg: DictConfig) -> None:
     }
     rows.append({"part": "total", "MACs": f"{cost.macs:,}", "removed %": removed["macs_removed_percent"]})
     write_json(folder / "metrics.json", {"arch": net.arch, **cost.as_dict(), **removed, "dense": dense.as_dict()})
-    report.write_table(folder / "table.md", rows)
-    report.layer_picture(folder / "picture.png", {"MACs": cost.by_part}, f"{net.arch}: {cost.macs:,} MACs")
+    tables.write_table(folder / "table.md", rows)
+    pictures.layer_picture(folder / "picture.png", {"MACs": cost.by_part}, f"{net.arch}: {cost.macs:,} MACs")
     at = f"{cost.size[0]}×{cost.size[1]}, {cost.proposals} proposals, {cost.detections} detections"
-    report.print_table(rows, f"{net.arch} at {at}")
+    tables.print_table(rows, f"{net.arch} at {at}")
     print(f"MACs    {cost.macs}  ({removed['macs_removed_percent']:.2f}% removed, convention {cost.convention})")
     print(f"params  {cost.params}  ({removed['params_removed_percent']:.2f}% removed)")
     print(f"written to {folder}/: config.yaml, metrics.json, table.md, picture.png")

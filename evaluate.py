@@ -7,8 +7,11 @@ from omegaconf import DictConfig
 
 import norton
 from norton.checkpoints import verification
-from norton.cli import program, report, steps
+from norton.cli import pictures, program, tables
 from norton.cli.published_flags import translate
+from norton.cli.rows import cost_row, dense_cost, macs_panel
+from norton.cli.settings import check_settings
+from norton.cli.verification import Verification, verify
 from norton.common.files import write_json
 from norton.deployment.comparing import deploy_alike
 from norton.measure.latency import latencies
@@ -18,8 +21,8 @@ from norton.measure.latency import latencies
 def run(cfg: DictConfig) -> int:
     if cfg.checkpoint is None:
         raise norton.InputError("no checkpoint: give checkpoint=FILE")
-    steps.check_settings(cfg)
-    found = steps.verify(cfg, verification.listed(cfg.checkpoint))
+    check_settings(cfg)
+    found = verify(cfg, verification.listed(cfg.checkpoint))
     if found.accuracy is None and found.verdict.code != verification.FAILS:
         show(cfg, found)
         raise norton.InputError(f"the claim {found.verdict.text}")
@@ -33,10 +36,10 @@ def run(cfg: DictConfig) -> int:
 
     folder = program.open_folder(cfg)
     write_json(folder / "metrics.json", metrics)
-    report.write_table(folder / "table.md", found.verdict.rows)
+    tables.write_table(folder / "table.md", found.verdict.rows)
     title = f"{found.net.arch}, {cfg.checkpoint}"
-    report.layer_picture(folder / "picture.png", steps.macs_panel(found.net, found.cost), title)
-    report.print_table(rows, cfg.checkpoint)
+    pictures.layer_picture(folder / "picture.png", macs_panel(found.net, found.cost), title)
+    tables.print_table(rows, cfg.checkpoint)
     show(cfg, found)
     print(f"the claim {found.verdict.text}")
     print(f"written to {folder}/: config.yaml, metrics.json, table.md, picture.png")
@@ -45,18 +48,18 @@ def run(cfg: DictConfig) -> int:
     return found.verdict.code
 
 
-def network_row(cfg: DictConfig, found: steps.Verification) -> dict[str, Any]:
+def network_row(cfg: DictConfig, found: Verification) -> dict[str, Any]:
     return {
         "network": found.net.arch,
         "data": f"{found.data.name}, {found.split}" if found.data else None,
-        **steps.cost_row(found.cost, steps.dense_cost(found.net)),
+        **cost_row(found.cost, dense_cost(found.net)),
         "file MB": Path(cfg.checkpoint).stat().st_size / 1e6,
     }
 
 
-def show(cfg: DictConfig, found: steps.Verification) -> None:
+def show(cfg: DictConfig, found: Verification) -> None:
     """Print what is claimed beside what was measured."""
-    report.print_table(found.verdict.rows, "claimed and measured")
+    tables.print_table(found.verdict.rows, "claimed and measured")
     for note in found.notes:
         print(f"note: {note}")
 

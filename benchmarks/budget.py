@@ -20,7 +20,7 @@ import norton
 from norton import Calibration
 from norton.budget.layer_errors import probe_layers
 from norton.budget.pruning_curves import pruning_curves_of
-from norton.cli.report import print_table
+from norton.cli.tables import print_table
 
 WAYS = ("uniform ranks", "chosen ranks", "pruning", "joint")
 PRUNING = {"criterion": "l2", "compensate": "outputs"}

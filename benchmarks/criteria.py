@@ -24,7 +24,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from norton.cli.report import print_table, write_table
+from norton.cli.tables import print_table, write_table
 
 Key = tuple[float, str]  # rate and criterion
 

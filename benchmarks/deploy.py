@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 import norton
-from norton.cli import report
+from norton.cli import pictures, tables
 from norton.deployment.deploying import compiled
 from norton.deployment.folding import fold
 from norton.deployment.record import device_name
@@ -72,9 +72,9 @@ def main() -> int:
         slow += verdict == "MISSED" or min(ratio, like) < NOISE
         rows.append(row | {"aim": "" if aim is None else f"{aim:g}", "verdict": verdict})
         print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    report.print_table(rows, f"batch {args.batch}, {args.dtype}" + ", compiled" * args.compile)
+    tables.print_table(rows, f"batch {args.batch}, {args.dtype}" + ", compiled" * args.compile)
     if args.table:
-        report.write_table(args.table, rows)
+        tables.write_table(args.table, rows)
     if args.picture:
         draw(rows, args.picture)
     return int(slow > 0)
@@ -135,7 +135,7 @@ def draw(rows: list[dict], path: Path) -> None:
     most = max(float(row["times fewer MACs"]) for row in rows)
     axis.plot([1, most], [1, most], color="#bbbbbb", linewidth=1, label="as many times as fewer MACs")
     axis.axhline(1, color="#bbbbbb", linewidth=1, linestyle="--")
-    colours = dict(zip(dict.fromkeys(row["network"] for row in rows), report.COLOURS, strict=False))
+    colours = dict(zip(dict.fromkeys(row["network"] for row in rows), pictures.COLOURS, strict=False))
     for network, colour in colours.items():
         own = [row for row in rows if row["network"] == network]
         for key, marker, face in (("eager", "o", "none"), ("deployed", "o", colour)):
@@ -148,7 +148,7 @@ def draw(rows: list[dict], path: Path) -> None:
         each.set_minor_formatter("")
     axis.legend(fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
-    report.save_figure(path, figure, "Speed-up against MACs: eager and deployed")
+    pictures.save_figure(path, figure, "Speed-up against MACs: eager and deployed")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch import nn
 import norton
 from norton import Calibration
 from norton.calibration.batchnorm import reestimate_batchnorm_
-from norton.cli.report import print_table
+from norton.cli.tables import print_table
 
 FORMS = {
     "weights": None,

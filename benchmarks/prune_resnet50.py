@@ -13,7 +13,7 @@ import torch
 from torchvision.models import resnet50
 
 import norton
-from norton.cli.report import print_table
+from norton.cli.tables import print_table
 from norton.graph.slicing import cut_
 from norton.pruning import choose
 from norton.pruning.allocation import Allocation

@@ -9,7 +9,8 @@ from torch import nn
 
 from detection.data import DetectionData
 from detection.scoring import results_for
-from norton.cli import report, steps
+from norton.cli import pictures, tables
+from norton.cli.settings import plain
 from norton.common.errors import InputError
 from norton.common.files import write_json
 
@@ -19,7 +20,7 @@ KINDS = {"fasterrcnn": "boxes", "maskrcnn": "masks", "keypointrcnn": "keypoints"
 def open_data(cfg: DictConfig, kind: str, splits: Sequence[str] = ("train", "val", "test")) -> DetectionData:
     """The data of `data`; these splits are looked for at once."""
     try:
-        data = DetectionData(**steps.plain(cfg.data), kind=kind)
+        data = DetectionData(**plain(cfg.data), kind=kind)
     except TypeError as error:
         raise InputError(f"data={cfg.data.get('name')}: {error}") from None
     for split in splits:
@@ -40,12 +41,12 @@ def write_scores(
     write_json(folder / "metrics.json", {"arch": net.arch, "data": data.name, **scores})
     for row, kind in zip(rows, scores, strict=True):
         write_json(folder / f"results_{kind}.json", results_for(results, kind))
-        report.write_table(folder / f"{kind}.md", [row])
-        report.print_table([row], f"{net.arch} on {data.name}, {kind}, %")
+        tables.write_table(folder / f"{kind}.md", [row])
+        tables.print_table([row], f"{net.arch} on {data.name}, {kind}, %")
     panels = {
         f"{kind}, %": {k: v for k, v in row.items() if v is not None and k}
         for kind, row in zip(scores, rows, strict=True)
     }
-    report.bar_picture(folder / "picture.png", panels, f"{net.arch} on {data.name}")
+    pictures.bar_picture(folder / "picture.png", panels, f"{net.arch} on {data.name}")
     kinds = ", ".join(f"results_{kind}.json, {kind}.md" for kind in scores)
     print(f"written to {folder}/: config.yaml, metrics.json, picture.png, {kinds}")

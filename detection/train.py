@@ -11,7 +11,9 @@ from detection.models import build_detector
 from detection.reporting import KINDS, open_data, write_scores
 from detection.training import DetectionRecipe, evaluate, fit
 from norton.checkpoints.files import holds_detector, read
-from norton.cli import program, steps
+from norton.cli import program
+from norton.cli.chain import lineage_record
+from norton.cli.settings import check_whole, plain, trainer_options
 from norton.graph.plan import apply_plan_
 from norton.models import dense_network
 from norton.training import leave_devices
@@ -19,7 +21,7 @@ from norton.training import leave_devices
 
 @program.script("detection_train", resumes=True)
 def main(cfg: DictConfig) -> None:
-    steps.whole(cfg, "seed", 0)
+    check_whole(cfg, "seed", 0)
     recipe = open_recipe(cfg)
     data = open_data(cfg, KINDS.get(cfg.detector.kind, "boxes"))
     net = open_detector(cfg, data)
@@ -29,7 +31,7 @@ def main(cfg: DictConfig) -> None:
         net = load_detector(path)
     else:
         loggers = [instantiate(logger) for logger in cfg.logger.values()] if cfg.logger else []
-        options = {**steps.trainer_options(cfg), "loggers": loggers}
+        options = {**trainer_options(cfg), "loggers": loggers}
         net = fit(net, data, recipe, folder=folder / "training", seed=cfg.seed, **options)
         save_detector(net, path)
     if leave_devices():
@@ -37,7 +39,7 @@ def main(cfg: DictConfig) -> None:
         kept = {name: cfg.trainer[name] for name in ("accelerator", "enable_progress_bar")}
         scores, results = evaluate(net, data, devices=1, **kept)
         claims = {kind: numbers["AP"] for kind, numbers in scores.items()}
-        record = steps.lineage_record("train", cfg, ("detector", "training", "data", "seed"))
+        record = lineage_record("train", cfg, ("detector", "training", "data", "seed"))
         save_detector(net, path, metrics={**claims, "data": data.name}, lineage=[record])
         write_scores(folder, net, data, scores, results)
         where = f" detection_data@data={data.name}" * (data.name != "scenes")
@@ -48,7 +50,7 @@ def main(cfg: DictConfig) -> None:
 def open_recipe(cfg: DictConfig) -> DetectionRecipe:
     """The recipe of `training`."""
     try:
-        return DetectionRecipe(**steps.plain(cfg.training))
+        return DetectionRecipe(**plain(cfg.training))
     except TypeError as error:
         raise norton.InputError(f"training: not a recipe for detectors ({error})") from None
 
@@ -59,7 +61,7 @@ def open_detector(cfg: DictConfig, data) -> nn.Module:
     Where `checkpoint=` is itself a detector, all of its weights that fit are taken.
     """
     torch.manual_seed(cfg.seed)
-    told = {"rank": steps.plain(cfg.rank), "compress_rate": steps.plain(cfg.compress_rate)}
+    told = {"rank": plain(cfg.rank), "compress_rate": plain(cfg.compress_rate)}
     trained = None
     if cfg.checkpoint is None:
         backbone = norton.build("resnet_50", told["rank"] or 0, told["compress_rate"])
@@ -71,7 +73,7 @@ def open_detector(cfg: DictConfig, data) -> nn.Module:
     else:
         backbone = norton.load(cfg.checkpoint, **told)
     d = cfg.detector
-    options = steps.plain(d.options) or {}
+    options = plain(d.options) or {}
     if "num_classes" in options:
         raise norton.InputError("detector.options has num_classes, which the data decide; leave it out")
     if data.num_keypoints is not None:

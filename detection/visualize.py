@@ -21,7 +21,8 @@ from detection.deployment import deploy_detector
 from detection.drawing import draw, side_by_side, stacked, titled
 from detection.frames import Frame, frame_rate, frames, is_video, write_video
 from detection.scenes import write_scenes
-from norton.cli import program, report, steps
+from norton.cli import program, tables
+from norton.cli.settings import check_whole, find_device, plain
 from norton.common.files import write_json, write_whole
 from norton.deployment.comparing import check_latency_mode, deploy_alike
 from norton.graph.layers import FORMS, set_form_
@@ -34,7 +35,7 @@ SCENES = 8  # of the test images, where no others are given
 @program.script("detection_visualize")
 def main(cfg: DictConfig) -> None:
     check_settings(cfg)
-    device = steps.device(cfg.device)
+    device = find_device(cfg.device)
     nets = {name: net.to(device) for name, net in open_detectors(cfg).items()}
     path, limit = open_images(cfg)
     timed = [frame.image.to(device) / 255 for frame in frames(path, min(cfg.timed_images, limit or cfg.timed_images))]
@@ -48,11 +49,11 @@ def main(cfg: DictConfig) -> None:
     written = write_pictures(folder, drawn, path, limit)
     write_json(folder / "metrics.json", {"images": str(path), "device": str(device), "networks": measured})
     rows = table(measured)
-    report.write_table(folder / "table.md", rows)
-    report.print_table(rows, f"one image at a time, {report.machine(device)}")
+    tables.write_table(folder / "table.md", rows)
+    tables.print_table(rows, f"one image at a time, {tables.machine(device)}")
     for name in list(measured)[1:]:
         dense, small = next(iter(measured.values())), measured[name]
-        print(report.speed_sentence(name, dense["macs"] / small["macs"], dense["ms"] / small["ms"]))
+        print(tables.speed_sentence(name, dense["macs"] / small["macs"], dense["ms"] / small["ms"]))
     print(f"written to {folder}/: config.yaml, metrics.json, table.md, {', '.join(written)}")
 
 
@@ -62,18 +63,18 @@ def check_settings(cfg: DictConfig) -> None:
         raise norton.InputError("no checkpoint: give checkpoint=FILE, a detector, and compressed=FILE beside it")
     for name in ("timed_images", "repeats", "limit"):
         if cfg[name] is not None:
-            steps.whole(cfg, name, 1)
+            check_whole(cfg, name, 1)
     if isinstance(cfg.threshold, bool) or not isinstance(cfg.threshold, int | float) or not 0 <= cfg.threshold <= 1:
         raise norton.InputError(f"threshold is {cfg.threshold!r}; it must be a number between 0 and 1")
 
 
 def open_detectors(cfg: DictConfig) -> dict[str, nn.Module]:
     """Name → detector, that of `checkpoint=` first."""
-    given = steps.plain(cfg.compressed) or []
+    given = plain(cfg.compressed) or []
     given = [given] if isinstance(given, str) else given
-    options = steps.plain(cfg.options)
+    options = plain(cfg.options)
     paths = [str(path) for path in (cfg.checkpoint, *given)]
-    names = report.labels(paths)
+    names = tables.labels(paths)
     nets = [load_detector(path, **options) for path in paths]
     if len(nets) == 2 and not nets[0].plan and nets[1].plan:
         names = ["dense", "compressed"]
@@ -178,8 +179,8 @@ def table(measured: Mapping[str, Mapping]) -> list[dict[str, Any]]:
             "detector": name,
             "frames / s": found["fps"],
             "ms (middle half)": "{:.1f} ({:.1f} to {:.1f})".format(found["ms"], *found["quartiles_ms"]),
-            "MACs": report.millions(found["macs"]),
-            "params": report.millions(found["params"]),
+            "MACs": tables.millions(found["macs"]),
+            "params": tables.millions(found["params"]),
             "computed as": found["form"],
         }
         for name, found in measured.items()

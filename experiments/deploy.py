@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import norton
-from norton.cli import program, report, steps
+from norton.cli import opening, pictures, program, steps, tables
+from norton.cli.settings import check_whole, plain
 from norton.common.files import write_json, write_whole
 from norton.deployment.assembling import assemble
 from norton.deployment.deploying import compiled
@@ -57,12 +58,12 @@ def main(cfg: DictConfig) -> None:
     rows = measure(ways, images, cfg, data)
 
     arch = nets["network"].net.arch
-    title = f"{arch}, {report.machine(CPU)}"
+    title = f"{arch}, {tables.machine(CPU)}"
     write_json(folder / "metrics.json", {"arch": arch, **told(data), "notes": notes + noted, "rows": rows})
     shown = [table_row(row) for row in rows]
-    report.write_table(folder / "table.md", shown)
+    tables.write_table(folder / "table.md", shown)
     picture(folder / "picture.png", rows, title)
-    report.print_table(shown, title)
+    tables.print_table(shown, title)
     for line in (*verdicts(rows), *notes, *noted):
         print(line)
     print(f"written to {folder}/: {', '.join(sorted(path.name for path in folder.iterdir()))}")
@@ -71,11 +72,11 @@ def main(cfg: DictConfig) -> None:
 def check_settings(cfg: DictConfig) -> None:
     """Raise InputError for settings that need no network to be found bad."""
     for name, least in (("repeats", 1), ("seed", 0), ("calibration.images", 1), ("calibration.batch_size", 1)):
-        steps.whole(cfg, name, least)
+        check_whole(cfg, name, least)
     for name in ("compile", "int8", "accuracy", "reduce_range"):
         if not isinstance(cfg[name], bool):
             raise norton.InputError(f"{name} is {cfg[name]!r}; choose true or false")
-    sizes = steps.plain(cfg.batch_sizes)
+    sizes = plain(cfg.batch_sizes)
     if not isinstance(sizes, list) or not sizes or not all(type(size) is int and size > 0 for size in sizes):
         raise norton.InputError(f"batch_sizes is {sizes!r}; it must be a list of whole numbers of at least 1")
     if cfg.trainer.accelerator != "cpu":
@@ -102,10 +103,10 @@ def open_networks(cfg: DictConfig) -> tuple[dict[str, Given], str | None]:
     """`dense` and `network`, the latter alone where it is not compressed, and the data that it is about."""
     if cfg.checkpoint is None:
         return random_networks(cfg), None
-    net, origin = steps.open_network(cfg, told=True)
+    net, origin = opening.open_network(cfg, told=True)
     about = origin["metrics"].get("data", getattr(net, "dataset", None))
     if cfg.dense is not None:
-        first, second = report.labels([cfg.dense, cfg.checkpoint])
+        first, second = tables.labels([cfg.dense, cfg.checkpoint])
         dense = norton.load(cfg.dense)
         if dense.arch != net.arch:
             raise norton.InputError(f"{cfg.dense} holds a {dense.arch}, {cfg.checkpoint} a {net.arch}; give one kind")
@@ -114,17 +115,17 @@ def open_networks(cfg: DictConfig) -> tuple[dict[str, Given], str | None]:
     if not plan_of(net):
         return alone, about
     torch.manual_seed(cfg.seed)
-    return {"dense": Given("dense, random weights", steps.dense_form(net), False)} | alone, about
+    return {"dense": Given("dense, random weights", opening.dense_form(net), False)} | alone, about
 
 
 def random_networks(cfg: DictConfig) -> dict[str, Given]:
     if cfg.model.arch is None:
         raise norton.InputError("no network: give checkpoint=FILE, or model=NAME for random weights")
     torch.manual_seed(cfg.seed)
-    dense, rank, rates = steps.build_model(cfg), steps.plain(cfg.rank), steps.plain(cfg.compress_rate)
+    dense, rank, rates = opening.build_model(cfg), plain(cfg.rank), plain(cfg.compress_rate)
     if not rank and not rates:
         return {"network": Given("dense", dense, False)}
-    small = steps.build_model(cfg, rank or 0, rates)
+    small = opening.build_model(cfg, rank or 0, rates)
     return {"dense": Given("dense", dense, False), "network": Given("compressed", small, False)}
 
 
@@ -134,10 +135,10 @@ def open_data(cfg: DictConfig, nets: Mapping[str, Given], about: str | None):
         return None, []
     automatic = cfg.data.name == "auto"
     try:
-        steps.choose_data(cfg, about)
-        data = steps.open_data(cfg)
+        opening.choose_data(cfg, about)
+        data = opening.open_data(cfg)
         for given in nets.values():
-            steps.check_classes(given.net, data)
+            opening.check_classes(given.net, data)
         return data, []
     except norton.InputError as error:
         if not automatic:
@@ -149,9 +150,9 @@ def calibration_images(cfg: DictConfig, nets: Mapping[str, Given], data, about: 
     """Images (N, C, H, W) for INT8 and to compare outputs on: as configured, else noise; and a word on that."""
     net = nets["network"].net
     if cfg.calibration.folder is not None:
-        steps.choose_data(cfg, about)  # whose normalisation they need
+        opening.choose_data(cfg, about)  # whose normalisation they need
     if data is not None or cfg.calibration.folder is not None:
-        return steps.calibration_images(net, cfg, data), []
+        return opening.calibration_images(net, cfg, data), []
     said = ["INT8 is calibrated on noise, as there are no images: its times count, not its outputs"] if cfg.int8 else []
     return noise(net, cfg.calibration.images, cfg.seed), said
 
@@ -167,7 +168,7 @@ def deploy(cfg: DictConfig, role: str, given: Given, example: Tensor) -> dict[in
         choice = cfg.choice if role == "network" and not found else None
         found[size] = norton.deploy(given.net.eval(), example[:size], choice=choice, progress=True)
         if not choice and len(found) == 1 and (rows := found[size].deployment.rows()):
-            report.print_table([{key: row[key] for key in row if key != "tried"} for row in rows], given.name)
+            tables.print_table([{key: row[key] for key in row if key != "tried"} for row in rows], given.name)
         print(f"{given.name}, batch {size}: {found[size].deployment.sentence()}", flush=True)
     return found
 
@@ -444,7 +445,7 @@ def picture(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
         axis.grid(axis="y", alpha=0.3)
         axis.margins(y=0.15)
     axes[0].legend(fontsize=8)
-    report.save_figure(path, figure, title)
+    pictures.save_figure(path, figure, title)
 
 
 if __name__ == "__main__":

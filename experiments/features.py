@@ -13,7 +13,9 @@ from torch.utils.data import Dataset, Subset
 
 import norton
 from experiments.nmse import open_files
-from norton.cli import program, report, steps
+from norton.cli import opening, pictures, program, tables
+from norton.cli.rows import dense_cost
+from norton.cli.settings import check_settings, plain
 from norton.common.files import write_json
 from norton.data.pictures import image_files, read_picture
 from norton.data.splits import DATASETS, generator
@@ -67,14 +69,14 @@ class Likeness:
 @program.script("features")
 def main(cfg: DictConfig) -> None:
     check(cfg)
-    dense, origin = steps.open_network(cfg)
-    steps.choose_data(cfg, origin["metrics"].get("data", getattr(dense, "dataset", None)))
+    dense, origin = opening.open_network(cfg)
+    opening.choose_data(cfg, origin["metrics"].get("data", getattr(dense, "dataset", None)))
     nets = open_networks(dense, cfg)
     layer = explained_layer(explainable(dense), cfg.layer)
     # The user's own files need no data set, unless there are to be statistics over it.
-    data = steps.open_data(cfg) if cfg.statistics_images else None
+    data = opening.open_data(cfg) if cfg.statistics_images else None
     if data is not None:
-        steps.check_classes(dense, data)
+        opening.check_classes(dense, data)
     drawn = draw(data.splits.test, cfg) if data is not None else []
     shown = own_pictures(cfg, dense) if not isinstance(cfg.images, int) else drawn_pictures(cfg, data, drawn)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -91,16 +93,16 @@ def main(cfg: DictConfig) -> None:
     metrics |= {"networks": results, "chance": chance, "shown": shown_metrics(shown, views, classes)}
     write_json(folder / "metrics.json", metrics)
     rows = [row(name, result) for name, result in {**results, CHANCE: chance}.items()]
-    report.write_table(folder / "table.md", rows)
+    tables.write_table(folder / "table.md", rows)
     title = f"Grad-CAM at {layer} of {dense.arch}"
     figure(folder / "features.png", shown, views, column_titles(results), classes, title, normalisation(cfg.data.name))
-    report.print_table(rows, f"{title}: {next(iter(results.values()))['images']} images")
+    tables.print_table(rows, f"{title}: {next(iter(results.values()))['images']} images")
     print(f"written to {folder}/: config.yaml, metrics.json, table.md, features.png")
 
 
 def check(cfg: DictConfig) -> None:
     """Raise InputError for settings that need no network to be found bad."""
-    steps.check_settings(cfg)
+    check_settings(cfg)
     if cfg.target is True:  # what Hydra makes of target=true
         cfg.target = "true"
     for name, least in (("statistics_images", 0), ("batch_size", 1)):
@@ -109,7 +111,7 @@ def check(cfg: DictConfig) -> None:
             raise norton.InputError(f"{name} is {value!r}; it must be a whole number of at least {least}")
     if cfg.target not in ("dense", "true"):
         raise norton.InputError(f"target is {cfg.target!r}; choose dense (the dense network's prediction) or true")
-    images = steps.plain(cfg.images)
+    images = plain(cfg.images)
     if isinstance(images, bool) or not isinstance(images, int | str | list) or not images:
         raise norton.InputError(f"images is {images!r}; give a number, a folder, or a list of image files")
     if isinstance(images, int) and not 1 <= images <= MOST_ROWS:
@@ -135,7 +137,7 @@ def open_networks(dense: nn.Module, cfg: DictConfig) -> dict[str, nn.Module]:
                 f"{dense.num_classes}; give compressed versions of that network"
             )
     reference = str(cfg.checkpoint) if plan_of(dense) else "dense"
-    return dict(zip(report.labels([reference, *files]), [dense, *files.values()], strict=True))
+    return dict(zip(tables.labels([reference, *files]), [dense, *files.values()], strict=True))
 
 
 # The images
@@ -163,7 +165,7 @@ def drawn_pictures(cfg: DictConfig, data, drawn: Sequence[int]) -> Pictures:
 
 def own_pictures(cfg: DictConfig, net: nn.Module) -> Pictures:
     """The user's image files, resized, cropped and normalised as the data are for evaluation."""
-    files = image_files(steps.plain(cfg.images))
+    files = image_files(plain(cfg.images))
     if len(files) > MOST_ROWS:
         raise norton.InputError(f"images: {len(files)} files; a figure has at most {MOST_ROWS} rows, list some of them")
     statistics = normalisation(cfg.data.name)
@@ -250,7 +252,7 @@ def statistics(nets: Mapping[str, nn.Module], layer: str, loader, target: str) -
 
 def describe(nets: Mapping[str, nn.Module], dense: nn.Module) -> dict[str, dict[str, Any]]:
     """Label → MACs, and how many percent of the dense network's were removed."""
-    whole = steps.dense_cost(dense).macs
+    whole = dense_cost(dense).macs
     macs = {name: norton.complexity(net).macs for name, net in nets.items()}
     return {name: {"macs": n, "macs_removed_percent": percent_removed(n, whole)} for name, n in macs.items()}
 
@@ -338,7 +340,7 @@ def figure(
     for axis, head in zip(axes[0], [first, *titles.values()], strict=True):
         axis.set_title(head, fontsize=10)
     mark = "✗: not the dense network's class" if shown.classes is None else "✗: wrong class"
-    report.save_figure(path, picture, f"{title}\nr: correlation with the dense map; {mark}")
+    pictures.save_figure(path, picture, f"{title}\nr: correlation with the dense map; {mark}")
 
 
 def shorten(name: str, most: int = 22) -> str:

@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 from torch import nn
 
 import norton
-from norton.cli import program, report, steps
+from norton.cli import opening, pictures, program, steps, tables
+from norton.cli.settings import check_settings, plain
 from norton.common.files import write_json, write_whole
 from norton.decomposition.ranks import layer_rules
 from norton.graph.layers import is_decomposed
@@ -21,12 +22,12 @@ from norton.measure.counting import percent_removed
 @program.script("nmse")
 def main(cfg: DictConfig) -> None:
     check(cfg)
-    net, origin = steps.open_network(cfg)
-    steps.choose_data(cfg, origin["metrics"].get("data", getattr(net, "dataset", None)))
+    net, origin = opening.open_network(cfg)
+    opening.choose_data(cfg, origin["metrics"].get("data", getattr(net, "dataset", None)))
     given = open_compressed(net, cfg)
     if given is None:
         check_ranks(net, cfg)
-    data = steps.open_data(cfg) if cfg.accuracy else None
+    data = opening.open_data(cfg) if cfg.accuracy else None
     top1 = steps.evaluate(net, cfg, data)["top1"] if data else None
     found = measure_all(net, given, cfg, data)
     results = dict([next(found)])  # a bad option of the method or of calibration shows here, before anything is written
@@ -39,18 +40,18 @@ def main(cfg: DictConfig) -> None:
     names = {"arch": net.arch, "data": data.name if data else None}
     write_json(folder / "metrics.json", {**names, "dense_top1": top1, "networks": list(results.values())})
     write_whole(folder / "nmse_by_layer.csv", layers_csv(results, kind))
-    report.write_table(folder / "table.md", rows)
+    tables.write_table(folder / "table.md", rows)
     picture(folder / "picture.png", results, top1, title, kind)
-    report.print_table(rows, title)
+    tables.print_table(rows, title)
     print(f"written to {folder}/: config.yaml, metrics.json, nmse_by_layer.csv, table.md, picture.png")
 
 
 def check(cfg: DictConfig) -> None:
     """Raise InputError for settings that need no network to be found bad."""
-    steps.check_settings(cfg)
+    check_settings(cfg)
     if not isinstance(cfg.accuracy, bool):
         raise norton.InputError(f"accuracy is {cfg.accuracy!r}; choose true or false")
-    ranks = steps.plain(cfg.ranks)
+    ranks = plain(cfg.ranks)
     if not isinstance(ranks, list) or not ranks:
         raise norton.InputError(f"ranks is {ranks!r}; give a list of at least one, e.g. ranks=[1,2,3]")
     for rank in ranks:
@@ -67,8 +68,8 @@ def check_ranks(net: nn.Module, cfg: DictConfig) -> None:
     if any(is_decomposed(layer) for layer in net.modules()):
         origin = cfg.checkpoint or cfg.model.arch
         raise norton.InputError(f"{origin}: is decomposed already; give the dense checkpoint, and this as compressed=")
-    for rank in steps.plain(cfg.ranks):
-        layer_rules(net, rank, steps.plain(cfg.decomposition.skip), cfg.decomposition.method)
+    for rank in plain(cfg.ranks):
+        layer_rules(net, rank, plain(cfg.decomposition.skip), cfg.decomposition.method)
 
 
 def open_compressed(net: nn.Module, cfg: DictConfig) -> dict[str, nn.Module] | None:
@@ -81,15 +82,15 @@ def open_compressed(net: nn.Module, cfg: DictConfig) -> dict[str, nn.Module] | N
     nets = open_files(cfg)
     for path, small in nets.items():
         check_comparable(net, small, path)
-    return dict(zip(report.labels(list(nets)), nets.values(), strict=True))
+    return dict(zip(tables.labels(list(nets)), nets.values(), strict=True))
 
 
 def open_files(cfg: DictConfig) -> dict[str, nn.Module]:
     """Path → network, for each file of `compressed=`."""
-    paths = [cfg.compressed] if isinstance(cfg.compressed, str) else steps.plain(cfg.compressed)
+    paths = [cfg.compressed] if isinstance(cfg.compressed, str) else plain(cfg.compressed)
     if not isinstance(paths, list) or not paths:
         raise norton.InputError(f"compressed is {paths!r}; give compressed=[FILE,...]")
-    told = {"rank": steps.plain(cfg.rank), "compress_rate": steps.plain(cfg.compress_rate)}
+    told = {"rank": plain(cfg.rank), "compress_rate": plain(cfg.compress_rate)}
     return {str(path): norton.load(str(path), **told) for path in paths}
 
 
@@ -215,7 +216,7 @@ def picture(path: Path, results: Mapping[str, dict], top1: float | None, title: 
     for axis in axes.values():
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.3)
-    report.save_figure(path, figure, title)
+    pictures.save_figure(path, figure, title)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 from rich.progress import track
 
 import norton
-from norton.cli import program, report
+from norton.cli import pictures, program
+from norton.cli.tables import format_cell, print_table, write_table
 from norton.common.files import write_json, write_whole
 from norton.measure.counting import Complexity, percent_removed
 
@@ -54,10 +55,10 @@ def main(cfg: DictConfig) -> None:
     folder = program.open_folder(cfg)
     write_json(folder / "metrics.json", tables)
     for name, rows in tables.items():
-        report.write_table(folder / f"{name}.md", side_by_side(rows))
+        write_table(folder / f"{name}.md", side_by_side(rows))
         write_whole(folder / f"{name}.csv", as_csv(rows))
-        report.scatter_picture(folder / f"{name}.png", *picture(name, rows))
-        report.print_table(side_by_side(rows), f"{name}: published / here")
+        pictures.scatter_picture(folder / f"{name}.png", *picture(name, rows))
+        print_table(side_by_side(rows), f"{name}: published / here")
     if any(row.get("experiment") == "unknown" for rows in tables.values() for row in rows):
         print("unknown: no configuration of that row is public, so only its printed figures can be shown")
     print(f"{len(runs)} accuracies found under {cfg.runs}/; a dash: none for that network on that data")
@@ -275,8 +276,8 @@ def side_by_side(rows: list[Row]) -> list[Row]:
 
 def cell(published: Any, here: Any, experiment: str | None) -> str:
     """Other methods have no figures here to wait for."""
-    shown = report.format_cell(published)
-    return f"{shown} / {report.format_cell(here)}" if experiment else shown
+    shown = format_cell(published)
+    return f"{shown} / {format_cell(here)}" if experiment else shown
 
 
 def picture(name: str, rows: list[Row]) -> tuple[dict[str, dict], str, str]:

@@ -8,7 +8,11 @@ from torch import nn
 
 import norton
 from norton.checkpoints.files import read
-from norton.cli import program, report, steps
+from norton.cli import opening, pictures, program, steps, tables
+from norton.cli.budgets import spend_budget
+from norton.cli.chain import can_teach, check_teachers, lineage_record
+from norton.cli.rows import cost_row, dense_cost
+from norton.cli.settings import RECIPES, check_settings, has_budget, rates_text, require, setting_text
 from norton.common.files import write_json
 from norton.deployment.comparing import deploy_alike
 from norton.graph.plan import plan_of
@@ -22,15 +26,15 @@ LABELS = {"train": "dense", "decompose": "decomposed", "prune": "pruned", "finet
 @program.script("pipeline", resumes=True)
 def main(cfg: DictConfig) -> None:
     check_steps(cfg)
-    steps.check_settings(cfg)
-    data = steps.open_data(cfg)
+    check_settings(cfg)
+    data = opening.open_data(cfg)
     check_start(cfg)
-    net, origin = steps.open_network(cfg)
-    steps.check_classes(net, data)
+    net, origin = opening.open_network(cfg)
+    opening.check_classes(net, data)
     check_data(cfg, data)
     for step in cfg.steps:
         steps.check_fit(net, cfg, step)
-    steps.check_teachers(net, origin["lineage"], cfg, cfg.steps, data)
+    check_teachers(net, origin["lineage"], cfg, cfg.steps, data)
     folder = program.open_folder(cfg)
     stages = {}
     if "train" not in cfg.steps:
@@ -40,11 +44,11 @@ def main(cfg: DictConfig) -> None:
             norton.save(net, start, **origin)
     dense = None
     for number, step in enumerate(cfg.steps, start=1):
-        if step == "decompose" and steps.has_budget(cfg):
-            cfg, choice = steps.spend_budget(net, cfg, data, path=folder / "budget.json")
-            report.print_table(choice.rows(), f"chosen for {steps.setting_text(cfg)}")
+        if step == "decompose" and has_budget(cfg):
+            cfg, choice = spend_budget(net, cfg, data, path=folder / "budget.json")
+            tables.print_table(choice.rows(), f"chosen for {setting_text(cfg)}")
             print(choice.sentence())
-        if steps.can_teach(net, origin["lineage"], opened=cfg.checkpoint is not None):
+        if can_teach(net, origin["lineage"], opened=cfg.checkpoint is not None):
             dense = net
         net, origin["lineage"] = run_step(net, origin["lineage"], step, number, cfg, data, folder, dense)
         stages[label(step, stages)] = stage_file(folder, number, step)
@@ -57,7 +61,7 @@ def check_steps(cfg: DictConfig) -> None:
     for step in cfg.steps:
         if step not in LABELS:
             raise norton.InputError(f"unknown step {step!r}; steps are {', '.join(LABELS)}")
-        steps.require(cfg, step)
+        require(cfg, step)
     if not cfg.steps:
         raise norton.InputError(f"no steps; give e.g. steps=[decompose,prune,finetune] out of {', '.join(LABELS)}")
 
@@ -75,7 +79,7 @@ def check_data(cfg: DictConfig, data) -> None:
     splits = data.splits
     if {"train", "finetune"} & set(cfg.steps):
         len(splits.train), len(splits.val)
-    steps.check_latency_batch(cfg, data)
+    opening.check_latency_batch(cfg, data)
 
 
 def run_step(
@@ -100,12 +104,12 @@ def run_step(
     elif step == "prune":
         net, used = steps.prune(net, cfg, data), ("compress_rate", "pruning", "calibration")
     else:
-        recipe = steps.RECIPES[step]
+        recipe = RECIPES[step]
         net = steps.fit(net, cfg, recipe, data, folder / f"{number}_{step}", dense=dense)
         used = (recipe, "data", "seed")
     if step in ("decompose", "prune"):
         steps.calibrate_(net, cfg, data)
-    lineage = [*lineage, steps.lineage_record(step, cfg, used)]
+    lineage = [*lineage, lineage_record(step, cfg, used)]
     norton.save(net, path, lineage=lineage)
     return net.eval(), lineage
 
@@ -113,7 +117,7 @@ def run_step(
 def measure(stages: dict[str, Path], cfg: DictConfig, data, folder: Path) -> None:
     """Measure every stage, write and show the results."""
     nets = {name: norton.load(path) for name, path in stages.items()}
-    dense = steps.dense_cost(next(iter(nets.values())))
+    dense = dense_cost(next(iter(nets.values())))
     costs = {name: norton.complexity(net) for name, net in nets.items()}
     accuracies = {name: steps.evaluate(net, cfg, data) for name, net in nets.items()}
     images = data.images("test", cfg.latency_batch)
@@ -130,7 +134,7 @@ def measure(stages: dict[str, Path], cfg: DictConfig, data, folder: Path) -> Non
             {
                 "network": name,
                 "test top-1 %": accuracies[name]["top1"],
-                **steps.cost_row(costs[name], dense),
+                **cost_row(costs[name], dense),
                 "file MB": path.stat().st_size / 1e6,
                 milliseconds: times[name].milliseconds,
                 "computed as": times[name].form,
@@ -146,7 +150,7 @@ def measure(stages: dict[str, Path], cfg: DictConfig, data, folder: Path) -> Non
             "checkpoint": str(path),
         }
     write_json(folder / "metrics.json", metrics)
-    report.write_table(folder / "table.md", rows)
+    tables.write_table(folder / "table.md", rows)
     panels = {
         "test accuracy (top-1, %)": {row["network"]: row["test top-1 %"] for row in rows},
         "MACs (millions)": {name: cost.macs / 1e6 for name, cost in costs.items()},
@@ -155,14 +159,14 @@ def measure(stages: dict[str, Path], cfg: DictConfig, data, folder: Path) -> Non
         f"latency ({milliseconds})": {row["network"]: row[milliseconds] for row in rows},
     }
     arch = next(iter(nets.values())).arch
-    setting = f"{steps.setting_text(cfg)}, rates {steps.rates_text(cfg)}"
+    setting = f"{setting_text(cfg)}, rates {rates_text(cfg)}"
     title = f"{arch} on {data.name}" + (f": {setting}" if len(rows) > 1 else "")
-    report.bar_picture(folder / "picture.png", panels, title)
-    report.print_table(rows, title)
+    pictures.bar_picture(folder / "picture.png", panels, title)
+    tables.print_table(rows, title)
     first, final = next(iter(times)), name
     if costs[final].macs < costs[first].macs:
         speedup = times[first].milliseconds / times[final].milliseconds
-        print(report.speed_sentence(final, costs[first].macs / costs[final].macs, speedup))
+        print(tables.speed_sentence(final, costs[first].macs / costs[final].macs, speedup))
     print(f"written to {folder}/: config.yaml, metrics.json, table.md, picture.png, a checkpoint per stage")
     print(f"final checkpoint: {path}")
 

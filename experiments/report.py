@@ -13,7 +13,8 @@ from experiments.sweeps.report.charts import budget_slices, heat_maps, legend, p
 from experiments.sweeps.report.data import Row, cells, collect, constants_, flat, over_seeds, uniform
 from experiments.sweeps.report.page import page
 from experiments.sweeps.report.pictures import budget_picture, heat_picture, pareto_picture
-from norton.cli import program, report, steps
+from norton.cli import program, tables
+from norton.cli.settings import plain
 from norton.common.files import write_whole
 
 
@@ -33,11 +34,9 @@ def main(cfg: DictConfig) -> None:
     state += f", {len(failures)} failed" * bool(failures) + f", {missing} missing" * bool(missing)
     about = {"title": title, "state": state, "commands": index["commands"], "failures": failures}
     means = over_seeds(rows)
-    files = write(
-        folder, about, rows, means, budget_slices(means, steps.plain(cfg.budgets), cfg.tolerance), cfg.tolerance
-    )
+    files = write(folder, about, rows, means, budget_slices(means, plain(cfg.budgets), cfg.tolerance), cfg.tolerance)
 
-    report.print_table(uniform([cells(mean) for mean in means]), f"{title}, {state}")
+    tables.print_table(uniform([cells(mean) for mean in means]), f"{title}, {state}")
     for path in damaged:
         print(f"{path} is no whole result; start the sweep again to repeat that point")
     for label, error in failures:
@@ -57,7 +56,7 @@ def write(
     files = ["report.html", "points.csv", "table.md", "pareto.png"]
     fronts, words, maps = panels(means, rows), legend(means), heat_maps(means)
     write_whole(folder / "points.csv", paper_tables.as_csv(uniform([flat(row) for row in rows])))
-    report.write_table(folder / "table.md", uniform([cells(mean) for mean in means]))
+    tables.write_table(folder / "table.md", uniform([cells(mean) for mean in means]))
     pareto_picture(folder / "pareto.png", fronts, words, f"{about['title']}, {about['state']}")
     if maps:
         heat_picture(folder / "heatmap.png", maps, about["title"])
@@ -72,7 +71,7 @@ def write(
 def check(cfg: DictConfig) -> None:
     if cfg.sweep is None:
         raise norton.InputError("no sweep: give sweep=DIR, the folder that `python -m experiments.ablation` names")
-    budgets = steps.plain(cfg.budgets)
+    budgets = plain(cfg.budgets)
     if budgets is not None and not (isinstance(budgets, list) and all(_number(b, -100, 100) for b in budgets)):
         raise norton.InputError(f"budgets is {budgets!r}; it must be a list of percentages of MACs removed, e.g. [65]")
     if not _number(cfg.tolerance, 0, 100):

@@ -10,7 +10,9 @@ from omegaconf import DictConfig
 from torch import nn
 
 import norton
-from norton.cli import program, report, steps
+from norton.cli import opening, pictures, program, steps, tables
+from norton.cli.chain import check_teachers
+from norton.cli.settings import check_settings, plain, require
 from norton.common.files import write_json
 from norton.measure.counting import percent_removed
 from norton.pruning import SELECTIONS, describe, has_distance
@@ -32,10 +34,10 @@ class Point(NamedTuple):
 @program.script("selection", resumes=True)
 def main(cfg: DictConfig) -> None:
     check(cfg)
-    data = steps.open_data(cfg)
-    dense, origin = steps.open_network(cfg)
-    steps.check_classes(dense, data)
-    steps.check_teachers(dense, origin["lineage"], cfg, ["decompose", "prune", "finetune"], data)
+    data = opening.open_data(cfg)
+    dense, origin = opening.open_network(cfg)
+    opening.check_classes(dense, data)
+    check_teachers(dense, origin["lineage"], cfg, ["decompose", "prune", "finetune"], data)
     steps.check_fit(dense, cfg, "decompose")
     for rates in cfg.budgets:
         dense.target_widths(dense.check_rates(rates))
@@ -49,27 +51,27 @@ def main(cfg: DictConfig) -> None:
     results = {point: json.loads((folder / "points" / f"{point.name}.json").read_text()) for point in points}
     rows = [row(results, budget, cfg) for budget in range(len(cfg.budgets))]
     write_json(folder / "metrics.json", rows)
-    report.write_table(folder / "table.md", rows)
+    tables.write_table(folder / "table.md", rows)
     title = f"{dense.arch} on {data.name}, rank {cfg.rank}, {describe(cfg.pruning)}: top-1 %, mean ± spread of seeds"
-    report.series_picture(folder / "picture.png", panels(results, cfg), title, x="MACs removed %", y="test top-1 %")
-    report.print_table(rows, title)
+    pictures.series_picture(folder / "picture.png", panels(results, cfg), title, x="MACs removed %", y="test top-1 %")
+    tables.print_table(rows, title)
     print(f"written to {folder}/: config.yaml, metrics.json, table.md, picture.png, points/")
 
 
 def check(cfg: DictConfig) -> None:
     """Raise InputError for settings that a long run would stumble over later."""
-    steps.check_settings(cfg)
-    steps.require(cfg, "decompose")
+    check_settings(cfg)
+    require(cfg, "decompose")
     for name in ("budgets", "selections", "seeds"):
-        values = steps.plain(cfg[name])
+        values = plain(cfg[name])
         if not isinstance(values, list) or not values or len(set(map(str, values))) < len(values):
             raise norton.InputError(f"{name} is {values!r}; give a list of at least one, none of them twice")
     for rates in cfg.budgets:
-        parse_rates(steps.plain(rates))
+        parse_rates(plain(rates))
     for selection in cfg.selections:
         if selection not in SELECTIONS:
             raise norton.InputError(f"unknown selection {selection!r}; choose among {', '.join(SELECTIONS)}")
-    if len(cfg.selections) > 1 and not has_distance(steps.plain(cfg.pruning.criterion)):
+    if len(cfg.selections) > 1 and not has_distance(plain(cfg.pruning.criterion)):
         raise norton.InputError(
             f"pruning={describe(cfg.pruning)} scores filters one by one, so all selections are the same; give a "
             "distance, or selections=[exact]"

@@ -15,7 +15,8 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import norton
-from norton.cli import program, report, steps
+from norton.cli import opening, pictures, program, steps, tables
+from norton.cli.settings import check_settings, check_whole, find_device, plain
 from norton.common.files import write_json, write_whole
 from norton.decomposition.ranks import layer_rules
 from norton.graph.layers import in_form
@@ -42,11 +43,11 @@ class Trial(NamedTuple):
 @program.script("sensitivity", resumes=True)
 def main(cfg: DictConfig) -> None:
     check(cfg)
-    net, origin = steps.open_network(cfg)
-    steps.choose_data(cfg, origin["metrics"].get("data", getattr(net, "dataset", None)))
-    data = steps.open_data(cfg)
-    steps.check_classes(net, data)
-    device = steps.device(cfg.device)
+    net, origin = opening.open_network(cfg)
+    opening.choose_data(cfg, origin["metrics"].get("data", getattr(net, "dataset", None)))
+    data = opening.open_data(cfg)
+    opening.check_classes(net, data)
+    device = find_device(cfg.device)
     trials = chosen([*ranked(net, cfg), *rated(net, cfg)], cfg)
     images, labels = data.labelled(cfg.split, min(cfg.images, len(getattr(data.splits, cfg.split))))
     folder = program.open_folder(cfg)
@@ -59,23 +60,23 @@ def main(cfg: DictConfig) -> None:
     write_json(folder / "metrics.json", summary(net, data, cfg, found))
     write_whole(folder / "sensitivity.csv", as_csv(found))
     picture(folder / "picture.png", found, title)
-    report.write_table(folder / "table.md", rows)
-    report.print_table(rows, f"{title}, top-1 points lost")
+    tables.write_table(folder / "table.md", rows)
+    tables.print_table(rows, f"{title}, top-1 points lost")
     print(f"dense top-1 {found['dense']['top1']:.2f}% of {len(images)} images")
     print(f"written to {folder}/: config.yaml, metrics.json, sensitivity.csv, table.md, picture.png")
 
 
 def check(cfg: DictConfig) -> None:
     """Raise InputError for settings that need no network to be found bad."""
-    steps.check_settings(cfg)
-    steps.whole(cfg, "images", 1)
+    check_settings(cfg)
+    check_whole(cfg, "images", 1)
     for name in ("ranks", "rates", "layers"):
-        values = steps.plain(cfg[name])
+        values = plain(cfg[name])
         if values is not None and not isinstance(values, list):
             raise norton.InputError(f"{name} is {values!r}; give a list, e.g. {name}=[...]")
         if values and len({str(value) for value in values}) < len(values):
             raise norton.InputError(f"{name} is {values!r}; each may stand there once")
-    for rate in steps.plain(cfg.rates) or []:
+    for rate in plain(cfg.rates) or []:
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1:
             raise norton.InputError(f"rates has {rate!r}; a rate is the fraction of filters removed, between 0 and 1")
 
@@ -83,21 +84,21 @@ def check(cfg: DictConfig) -> None:
 def ranked(net: nn.Module, cfg: DictConfig) -> list[Trial]:
     """A trial per rank and layer that can be decomposed.  Raises InputError for a rank that does not fit."""
     trials = []
-    for rank in steps.plain(cfg.ranks) or []:
+    for rank in plain(cfg.ranks) or []:
         trials += [Trial("rank", rank, layer) for layer in rules(net, rank, cfg)]
     return trials
 
 
 def rules(net: nn.Module, rank: Any, cfg: DictConfig) -> dict[str, Any]:
     """Layer → its rank, clipped to what it has room for."""
-    return layer_rules(net, rank, steps.plain(cfg.decomposition.skip), cfg.decomposition.method)
+    return layer_rules(net, rank, plain(cfg.decomposition.skip), cfg.decomposition.method)
 
 
 def rated(net: nn.Module, cfg: DictConfig) -> list[Trial]:
     """A trial per rate and channel axis that can be pruned, named after the first layer that writes it."""
     wiring = norton.wiring_of(net)
     layers = [wiring.name(axis) for axis in prunable(wiring)]
-    return [Trial("rate", rate, layer) for rate in steps.plain(cfg.rates) or [] for layer in layers]
+    return [Trial("rate", rate, layer) for rate in plain(cfg.rates) or [] for layer in layers]
 
 
 def chosen(trials: Sequence[Trial], cfg: DictConfig) -> list[Trial]:
@@ -105,7 +106,7 @@ def chosen(trials: Sequence[Trial], cfg: DictConfig) -> list[Trial]:
 
     Raises InputError for a pattern that matches none, and where there is nothing to measure.
     """
-    patterns, layers = steps.plain(cfg.layers), list(dict.fromkeys(trial.layer for trial in trials))
+    patterns, layers = plain(cfg.layers), list(dict.fromkeys(trial.layer for trial in trials))
     if not trials or patterns == []:
         raise norton.InputError("nothing to measure: give ranks=[1,2] or rates=[0.25,0.5], or other layers=")
     for pattern in patterns or []:
@@ -230,7 +231,7 @@ def picture(path: Path, found: Mapping[str, Any], title: str) -> None:
     panels = [(kind, measure) for kind in kinds for measure in ("top1_lost", "output_error")]
     for axis, (kind, measure) in zip(axes, panels, strict=True):
         heat_map(figure, axis, found, kind, measure)
-    report.save_figure(path, figure, title)
+    pictures.save_figure(path, figure, title)
 
 
 def heat_map(figure, axis, found: Mapping[str, Any], kind: str, measure: str) -> None:

@@ -12,7 +12,10 @@ from torch import nn
 
 import norton
 from norton.checkpoints.coding import Bits, layer_bits, layer_weights
-from norton.cli import program, report, steps
+from norton.cli import opening, pictures, program, steps, tables
+from norton.cli.chain import lineage_record
+from norton.cli.hints import evaluation
+from norton.cli.settings import check_settings, plain
 from norton.common.files import write_json
 
 LOSSLESS = "lossless"  # the file of the network as it is
@@ -22,14 +25,14 @@ BITS = [8, 6, 5, 4, 3, 2]
 @program.script("storage")
 def main(cfg: DictConfig) -> None:
     asked = check(cfg)
-    net, origin = steps.open_network(cfg)
+    net, origin = opening.open_network(cfg)
     for bits in asked.values():  # bad ones show here, before anything is computed
         if not layer_bits(net, bits):
             raise norton.InputError(f"bits={bits} shares the weights of no layer; give at least one 1 to 8 bits")
     data = None
     if cfg.accuracy or cfg.calibration.batchnorm:
-        steps.choose_data(cfg, origin["metrics"].get("data", getattr(net, "dataset", None)))
-        data = steps.open_data(cfg)
+        opening.choose_data(cfg, origin["metrics"].get("data", getattr(net, "dataset", None)))
+        data = opening.open_data(cfg)
     program.check_folder(cfg)  # only now: the data that are chosen belong to its config
     before = measure(net, cfg, data)
     nets, files = {LOSSLESS: net}, {LOSSLESS: {"bits": None, "error": 0.0, **before}}
@@ -41,24 +44,24 @@ def main(cfg: DictConfig) -> None:
     folder = program.open_folder(cfg)
     for name, found in files.items():
         found["bytes"] = write(nets[name], folder / f"{name}.pt", found, origin, cfg)
-    dense = steps.dense_form(net)
+    dense = opening.dense_form(net)
     plain = {"dense": plain_bytes(dense, origin), "as given": plain_bytes(net, origin)}
     title, rows = f"{net.arch}: weights shared and compressed", table(files, plain, before.get("top1"))
     write_json(folder / "metrics.json", {"arch": net.arch, **before, "plain_bytes": plain, "files": files})
-    report.write_table(folder / "table.md", rows)
+    tables.write_table(folder / "table.md", rows)
     picture(folder / "picture.png", files, plain["as given"], title)
-    report.print_table(rows, title)
+    tables.print_table(rows, title)
     written = ", ".join(f"{name}.pt" for name in files)
     print(f"written to {folder}/: {written}, config.yaml, metrics.json, table.md, picture.png")
-    print(f"next: {steps.evaluation(net, folder / f'{next(iter(asked))}.pt')}")
+    print(f"next: {evaluation(net, folder / f'{next(iter(asked))}.pt')}")
 
 
 def check(cfg: DictConfig) -> dict[str, Bits]:
     """Name of a file → its bits.  Raises InputError for settings that need no network to be found bad."""
-    steps.check_settings(cfg)
+    check_settings(cfg)
     if not isinstance(cfg.accuracy, bool):
         raise norton.InputError(f"accuracy is {cfg.accuracy!r}; choose true or false")
-    asked = BITS if cfg.bits is None else steps.plain(cfg.bits)
+    asked = BITS if cfg.bits is None else plain(cfg.bits)
     asked = asked if isinstance(asked, list) else [asked]
     names = [f"bits_{b}" if not isinstance(b, Mapping) else f"patterns_{i}" for i, b in enumerate(asked, start=1)]
     if not asked or len(set(names)) < len(names):
@@ -92,11 +95,11 @@ def write(net: nn.Module, path: Path, found: Mapping[str, Any], origin: Mapping[
     """Save a network, compressed, with what was measured of it; returns the bytes of the file."""
     cost = norton.complexity(net)
     metrics = {key: found[key] for key in ("top1", "top5") if key in found}
-    metrics |= {"data": cfg.data.name} if metrics else steps.inherited(origin)
+    metrics |= {"data": cfg.data.name} if metrics else opening.inherited(origin)
     metrics |= {"macs": cost.macs, "params": cost.params}
     lineage = list(origin["lineage"])
     if found["bits"] is not None:
-        lineage.append({**steps.lineage_record("share", cfg, ("calibration",)), "bits": found["bits"]})
+        lineage.append({**lineage_record("share", cfg, ("calibration",)), "bits": found["bits"]})
     return norton.save(net, path, metrics=metrics, lineage=lineage, compress=True).stat().st_size
 
 
@@ -143,12 +146,12 @@ def picture(path: Path, files: Mapping[str, dict], plain: int, title: str) -> No
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
     sizes, heights, labels = zip(*shared, strict=True)
-    axis.plot(sizes, heights, "o-", color=report.COLOURS[0], label="shared and compressed, with its bits")
+    axis.plot(sizes, heights, "o-", color=pictures.COLOURS[0], label="shared and compressed, with its bits")
     for size, height, bits in zip(sizes, heights, labels, strict=True):
         text = bits_text(bits).removesuffix(" bits")
         axis.annotate(text, (size, height), xytext=(0, 6), textcoords="offset points", fontsize=8, ha="center")
-    axis.plot(whole["bytes"], whole[quantity], "D", color=report.COLOURS[1], label="as given, compressed")
-    axis.plot(plain, whole[quantity], "s", color=report.COLOURS[7], label="as given, plain")
+    axis.plot(whole["bytes"], whole[quantity], "D", color=pictures.COLOURS[1], label="as given, compressed")
+    axis.plot(plain, whole[quantity], "s", color=pictures.COLOURS[7], label="as given, plain")
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(lambda size, _: f"{size / 1e3:g}")
@@ -159,7 +162,7 @@ def picture(path: Path, files: Mapping[str, dict], plain: int, title: str) -> No
     axis.legend(fontsize=8, loc="lower right" if quantity == "top1" else "upper right")
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    report.save_figure(path, figure, title)
+    pictures.save_figure(path, figure, title)
 
 
 if __name__ == "__main__":

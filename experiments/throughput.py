@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 import norton
 from norton.checkpoints.files import holds_detector, read
-from norton.cli import program, report, steps
+from norton.cli import opening, program, tables
+from norton.cli.pictures import COLOURS, save_figure
+from norton.cli.settings import check_whole, find_device, plain
 from norton.common.files import write_json
 from norton.deployment.comparing import check_latency_mode, deploy_alike
 from norton.measure.latency import latencies, peak_memory
@@ -27,11 +29,11 @@ DETECTIONS = 10  # what an image of everyday things holds
 def main(cfg: DictConfig) -> None:
     program.check_folder(cfg)
     check_settings(cfg)
-    device = steps.device(cfg.device)
+    device = find_device(cfg.device)
     nets = open_networks(cfg)
     detectors = is_detector(next(iter(nets.values())))
-    sizes = steps.plain(cfg.image_sizes) or [own_size(next(iter(nets.values())))]
-    batch_sizes = steps.plain(cfg.batch_sizes) or ([1, 4] if detectors else [1, 8, 32])
+    sizes = plain(cfg.image_sizes) or [own_size(next(iter(nets.values())))]
+    batch_sizes = plain(cfg.batch_sizes) or ([1, 4] if detectors else [1, 8, 32])
     points = []
     for size, batch_size in track(list(product(sizes, batch_sizes)), "measure", transient=True):
         resized = {name: prepared(net, size, cfg) for name, net in nets.items()}
@@ -47,12 +49,12 @@ def main(cfg: DictConfig) -> None:
 
     folder = program.open_folder(cfg)
     arch = next(iter(nets.values())).arch
-    write_json(folder / "metrics.json", {"arch": arch, "machine": report.machine(device), "points": points})
+    write_json(folder / "metrics.json", {"arch": arch, "machine": tables.machine(device), "points": points})
     rows = [row(point) for point in points]
-    report.write_table(folder / "table.md", rows)
-    title = f"{arch}, {report.machine(device)}"
+    tables.write_table(folder / "table.md", rows)
+    title = f"{arch}, {tables.machine(device)}"
     picture(folder / "picture.png", points, title)
-    report.print_table(rows, title)
+    tables.print_table(rows, title)
     for line in verdicts(points):
         print(line)
     print(f"written to {folder}/: config.yaml, metrics.json, table.md, picture.png")
@@ -60,13 +62,13 @@ def main(cfg: DictConfig) -> None:
 
 def check_settings(cfg: DictConfig) -> None:
     check_latency_mode(cfg.latency)
-    steps.whole(cfg, "repeats", 1)
-    steps.whole(cfg, "seed", 0)
+    check_whole(cfg, "repeats", 1)
+    check_whole(cfg, "seed", 0)
     for name, least in (("proposals", 1), ("detections", 0)):
         if cfg[name] is not None:
-            steps.whole(cfg, name, least)
+            check_whole(cfg, name, least)
     for name in ("image_sizes", "batch_sizes"):
-        values = steps.plain(cfg[name])
+        values = plain(cfg[name])
         good = values is None or (isinstance(values, list) and values and all(type(v) is int and v > 0 for v in values))
         if not good:
             raise norton.InputError(f"{name} is {values!r}; it must be a list of whole numbers of at least 1")
@@ -81,9 +83,9 @@ def open_networks(cfg: DictConfig) -> dict[str, nn.Module]:
         return random_networks(cfg)
     if cfg.checkpoint is None:
         raise norton.InputError("no network: give checkpoint=FILE, or model=NAME for random weights")
-    given = steps.plain(cfg.compressed) or []
+    given = plain(cfg.compressed) or []
     paths = [str(path) for path in (cfg.checkpoint, *([given] if isinstance(given, str) else given))]
-    nets = {name: open_file(path) for name, path in zip(report.labels(paths), paths, strict=True)}
+    nets = {name: open_file(path) for name, path in zip(tables.labels(paths), paths, strict=True)}
     (first, net), *others = nets.items()
     for name, other in others:
         if other.arch != net.arch:
@@ -93,12 +95,12 @@ def open_networks(cfg: DictConfig) -> dict[str, nn.Module]:
 
 def random_networks(cfg: DictConfig) -> dict[str, nn.Module]:
     """The dense network, and that at the rank and rates of the config where there are any."""
-    rank, rates = steps.plain(cfg.rank), steps.plain(cfg.compress_rate)
+    rank, rates = plain(cfg.rank), plain(cfg.compress_rate)
     torch.manual_seed(cfg.seed)
     if cfg.model.arch in NETWORKS or is_path(cfg.model.arch):
-        nets = {"dense": steps.build_model(cfg)}
+        nets = {"dense": opening.build_model(cfg)}
         if rank or rates:
-            nets["compressed"] = steps.build_model(cfg, rank or 0, rates)
+            nets["compressed"] = opening.build_model(cfg, rank or 0, rates)
         return nets
     import detection  # torchvision's detectors take over a second to import
 
@@ -217,7 +219,7 @@ def row(point: Mapping[str, Any]) -> dict[str, Any]:
         "images / s": point["images_per_second"],
         "peak MB": point["peak_bytes"] / 1e6,
         **boxes,
-        "MACs": report.millions(point["macs"]),
+        "MACs": tables.millions(point["macs"]),
         "MACs ratio": point["macs_ratio"],
         "speed-up": point["speedup"],
         "computed as": point["form"],
@@ -252,7 +254,7 @@ def picture(path: Path, points: Sequence[Mapping[str, Any]], title: str) -> None
         upper, lower = axes[:, column]
         upper.plot([1, most], [1, most], color="#8c8c8c", linestyle="--", label="as the MACs promise")
         upper.axhline(1, color="#c44e52", linewidth=1, label="not faster")
-        for name, colour in zip(names, report.COLOURS, strict=False):
+        for name, colour in zip(names, COLOURS, strict=False):
             mine = [point for point in points if (point["network"], point["size"]) == (name, size)]
             if name != names[0]:
                 upper.scatter([p["macs_ratio"] for p in mine], [p["speedup"] for p in mine], color=colour, zorder=3)
@@ -274,7 +276,7 @@ def picture(path: Path, points: Sequence[Mapping[str, Any]], title: str) -> None
             axis.grid(alpha=0.3)
             axis.spines[["top", "right"]].set_visible(False)
             axis.legend(fontsize=7)
-    report.save_figure(path, figure, title)
+    save_figure(path, figure, title)
 
 
 if __name__ == "__main__":

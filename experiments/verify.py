@@ -8,7 +8,9 @@ from omegaconf import DictConfig
 import norton
 from norton.checkpoints import verification
 from norton.checkpoints.verification import CANNOT_BE_JUDGED, FAILS, HOLDS
-from norton.cli import program, report, steps
+from norton.cli import program, tables
+from norton.cli.settings import check_settings
+from norton.cli.verification import verify
 from norton.common.files import write_json
 
 WORDS = {HOLDS: "holds", FAILS: "does not hold", CANNOT_BE_JUDGED: "cannot be judged"}
@@ -16,15 +18,15 @@ WORDS = {HOLDS: "holds", FAILS: "does not hold", CANNOT_BE_JUDGED: "cannot be ju
 
 @program.script("verify")
 def main(cfg: DictConfig) -> int:
-    steps.check_settings(cfg)
+    check_settings(cfg)
     registry = Path(cfg.registry)
     entries = verification.read_registry(registry)
     folder = program.open_folder(cfg)
-    results = {name: verify(verification.locate(registry.parent, name), entry, cfg) for name, entry in entries.items()}
+    results = {name: judged(verification.locate(registry.parent, name), entry, cfg) for name, entry in entries.items()}
     rows = [row(name, entries[name], result) for name, result in results.items()]
     write_json(folder / "metrics.json", results)
-    report.write_table(folder / "table.md", rows)
-    report.print_table(rows, f"{registry}: claimed and measured (accuracy to {verification.TOLERANCE} points)")
+    tables.write_table(folder / "table.md", rows)
+    tables.print_table(rows, f"{registry}: claimed and measured (accuracy to {verification.TOLERANCE} points)")
     for name, result in results.items():
         if result and result["verdict_code"] != HOLDS:
             print(f"{name}: {result['verdict']}")
@@ -33,7 +35,7 @@ def main(cfg: DictConfig) -> int:
     return FAILS if FAILS in codes else CANNOT_BE_JUDGED if CANNOT_BE_JUDGED in codes or not codes else HOLDS
 
 
-def verify(path: Path | None, entry: dict[str, Any], cfg: DictConfig) -> dict[str, Any] | None:
+def judged(path: Path | None, entry: dict[str, Any], cfg: DictConfig) -> dict[str, Any] | None:
     """What was found of one checkpoint, None if it is absent; one that cannot be judged does not stop the others."""
     if path is None:
         return None
@@ -42,7 +44,7 @@ def verify(path: Path | None, entry: dict[str, Any], cfg: DictConfig) -> dict[st
     cfg.data.root = cfg.data.root or cfg.roots.get(entry.get("data"))
     try:
         verification.check_sum(path, entry)
-        return steps.verify(cfg, entry).as_dict()
+        return verify(cfg, entry).as_dict()
     except norton.InputError as error:
         return {"verdict": f"cannot be judged: {error}", "verdict_code": CANNOT_BE_JUDGED}
 
@@ -52,7 +54,7 @@ def row(name: str, entry: dict[str, Any], found: dict[str, Any] | None) -> dict[
 
     def both(quantity: str) -> str:
         values = entry.get(quantity), (found or {}).get(quantity)
-        return " / ".join("-" if v is None else report.format_cell(v) for v in values)
+        return " / ".join("-" if v is None else tables.format_cell(v) for v in values)
 
     return {
         "checkpoint": name,

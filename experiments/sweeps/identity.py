@@ -11,7 +11,16 @@ from typing import Any
 from omegaconf import DictConfig
 
 import norton
-from norton.cli import steps
+from norton.cli.settings import (
+    RECIPES,
+    check_settings,
+    check_whole,
+    has_budget,
+    plain,
+    rates_text,
+    require,
+    setting_text,
+)
 from norton.pruning import describe
 from norton.pruning.allocation import read_rates
 
@@ -35,7 +44,7 @@ NO_MEANING_OF_TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "ena
 
 def stated(cfg: DictConfig) -> dict[str, Any]:
     """The settings that could decide a result, as plain data; a checkpoint counts by its content, rates as numbers."""
-    said = {key: steps.plain(value) for key, value in cfg.items() if key not in NO_MEANING}
+    said = {key: plain(value) for key, value in cfg.items() if key not in NO_MEANING}
     said["data"] = {key: value for key, value in said["data"].items() if key not in NO_MEANING_OF_DATA}
     said["trainer"] = {key: value for key, value in said["trainer"].items() if key not in NO_MEANING_OF_TRAINER}
     if cfg.checkpoint is not None:
@@ -48,9 +57,9 @@ def stated(cfg: DictConfig) -> dict[str, Any]:
 def meaning(cfg: DictConfig) -> dict[str, Any]:
     """The settings that decide a point's result: of those stated, the ones that something uses."""
     said = stated(cfg)
-    if not steps.has_budget(cfg):
+    if not has_budget(cfg):
         del said["budget"]
-    for group in steps.RECIPES.values():
+    for group in RECIPES.values():
         if not said[group].get("distill"):
             said[group] = {k: v for k, v in said[group].items() if k not in NO_MEANING_WITHOUT_DISTILLATION}
         elif said[group].get("teacher") is not None:
@@ -102,15 +111,15 @@ def _digest(path: str, changed: int, size: int) -> str:
 
 def check(cfg: DictConfig) -> None:
     """Raise InputError for settings that a point would stumble over."""
-    steps.check_settings(cfg)
-    steps.whole(cfg, "pretraining_seed", 0)
+    check_settings(cfg)
+    check_whole(cfg, "pretraining_seed", 0)
     if cfg.latency_batch is not None:
-        steps.whole(cfg, "repeats", 1)
+        check_whole(cfg, "repeats", 1)
     if not cfg.steps or (unknown := [step for step in cfg.steps if step not in STEPS]):
         what = f"unknown step {unknown[0]!r}" if cfg.steps else "no steps"
         raise norton.InputError(f"{what}; give e.g. steps=[decompose,prune,finetune] out of {', '.join(STEPS)}")
     for step in cfg.steps:
-        steps.require(cfg, step)
+        require(cfg, step)
     if "train" in cfg.steps[1:]:
         raise norton.InputError("steps: train comes first; what is trained after a compression is `finetune`")
     if cfg.checkpoint is None and cfg.model.arch is None:
@@ -126,7 +135,7 @@ def short_label(cfg: DictConfig) -> str:
     """A point in a few words."""
     words = []
     if "decompose" in cfg.steps:
-        words.append(steps.setting_text(cfg))
+        words.append(setting_text(cfg))
     if "prune" in cfg.steps:
-        words.append(f"{describe(cfg.pruning)} {steps.rates_text(cfg)}")
+        words.append(f"{describe(cfg.pruning)} {rates_text(cfg)}")
     return ", ".join([*words, f"seed {cfg.seed}"])

@@ -20,7 +20,9 @@ from experiments.sweeps.folder import FORMAT, Sweep, is_done, read_index, sweep_
 from experiments.sweeps.identity import check, fingerprint, meaning, short_label
 from experiments.sweeps.shared import dense_measures, first_compressed, first_steps, spent, start_network, start_of
 from experiments.sweeps.stages import USED, accuracy, compressed, fine_tuned, kept_data
-from norton.cli import report, steps
+from norton.cli import opening, steps, tables
+from norton.cli.chain import check_teachers, lineage_record
+from norton.cli.settings import make_loggers, plain
 from norton.common.files import write_json
 from norton.deployment.comparing import deploy_alike
 from norton.measure.counting import percent_removed
@@ -61,7 +63,7 @@ def _run(cfg: DictConfig, overrides: list[str], sweep: Sweep, point: str, label:
             "torch": str(torch.__version__),
             "python": platform.python_version(),
         },
-        "machine": report.machine(torch.device("cpu")),
+        "machine": tables.machine(torch.device("cpu")),
     }
     try:
         clock.say("start")
@@ -126,10 +128,10 @@ def measure(cfg: DictConfig, sweep: Sweep, point: str, say: Callable[[str], None
 
 
 def _measure(cfg: DictConfig, sweep: Sweep, point: str, say: Callable[[str], None], loggers: list) -> dict[str, Any]:
-    data = kept_data(json.dumps(steps.plain(cfg.data), sort_keys=True))
-    steps.check_latency_batch(cfg, data)
+    data = kept_data(json.dumps(plain(cfg.data), sort_keys=True))
+    opening.check_latency_batch(cfg, data)
     net, origin = start_of(cfg)
-    steps.check_teachers(net, origin["lineage"], cfg, cfg.steps, data)
+    check_teachers(net, origin["lineage"], cfg, cfg.steps, data)
     dense, dense_file = start_network(cfg, data, sweep, say)
     for step in cfg.steps:
         steps.check_fit(dense, cfg, step)
@@ -146,7 +148,7 @@ def _measure(cfg: DictConfig, sweep: Sweep, point: str, say: Callable[[str], Non
             net = fine_tuned(net, dense, cfg, data, sweep.training(point) / f"{number}", say, loggers)
         else:
             continue
-        lineage = [*lineage, steps.lineage_record(step, cfg, USED[step])]
+        lineage = [*lineage, lineage_record(step, cfg, USED[step])]
     after = accuracy(net, cfg, data, say)
     say("count")
     cost = norton.complexity(net)
@@ -191,7 +193,7 @@ def open_loggers(cfg: DictConfig, point: str) -> Iterator[list]:
         own |= {"csv": {"name": point}, "wandb": {"name": short_label(cfg), "group": cfg.name}}.get(name, {})
         for key, value in own.items():
             OmegaConf.update(logger, key, value, force_add=True)
-    loggers = steps.loggers(cfg)
+    loggers = make_loggers(cfg)
     try:
         yield loggers
     finally:

@@ -19,7 +19,10 @@ from experiments.sweeps.identity import fingerprint, meaning
 from experiments.sweeps.stages import USED, accuracy, compressed, epoch_line
 from norton.budget.choice import Choice
 from norton.checkpoints.files import read, rebuild
-from norton.cli import steps
+from norton.cli import opening, steps
+from norton.cli.budgets import spend_budget
+from norton.cli.chain import lineage_record
+from norton.cli.settings import has_budget
 from norton.common.files import write_json
 
 
@@ -33,7 +36,7 @@ def first_steps(cfg: DictConfig) -> list[str]:
 def start_network(cfg: DictConfig, data, sweep: Sweep, say: Callable[[str], None]) -> tuple[nn.Module, Path | None]:
     """The network that the points of a sweep compress, opened or trained, and its file."""
     net, origin = start_of(cfg)
-    steps.check_classes(net, data)
+    opening.check_classes(net, data)
     if "train" not in cfg.steps:
         return net, None
     said = meaning(cfg)
@@ -48,7 +51,7 @@ def start_network(cfg: DictConfig, data, sweep: Sweep, say: Callable[[str], None
             folder = sweep.training(path.stem)
             line = epoch_line(say, "train dense")
             trained = steps.fit(net, recipe, "pretraining", data, folder, dense=net, callbacks=[line], loggers=[])
-            lineage = [*origin["lineage"], steps.lineage_record("train", cfg, USED["train"])]
+            lineage = [*origin["lineage"], lineage_record("train", cfg, USED["train"])]
             norton.save(trained, path, metrics={"data": data.name}, lineage=lineage)
             shutil.rmtree(folder, ignore_errors=True)
     return opened(path)[0], path
@@ -60,7 +63,7 @@ def start_of(cfg: DictConfig) -> tuple[nn.Module, dict[str, Any]]:
         return net, {"lineage": list(content.get("lineage", []))}
     start = cfg.copy()
     start.seed = cfg.pretraining_seed
-    return steps.open_network(start)
+    return opening.open_network(start)
 
 
 def opened(path: str | Path, arch: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
@@ -104,7 +107,7 @@ def first_compressed(
     with made_once(path, say) as missing:
         if missing:
             net, nmse = compressed(dense, step, cfg, data, say)
-            lineage = [*lineage, steps.lineage_record(step, cfg, USED[step])]
+            lineage = [*lineage, lineage_record(step, cfg, USED[step])]
             norton.save(net, path, metrics={"nmse": nmse}, lineage=lineage)
     net, content = opened(path)
     return net, content["metrics"]["nmse"], content["lineage"]
@@ -114,7 +117,7 @@ def spent(
     dense: nn.Module, file: Path | None, cfg: DictConfig, data, sweep: Sweep, say: Callable[[str], None]
 ) -> tuple[DictConfig, Choice | None]:
     """The config with the ranks and rates of its budget, chosen once for all points that have it; and the choice."""
-    if not steps.has_budget(cfg):
+    if not has_budget(cfg):
         return cfg, None
     said = meaning(cfg)
     keys = ("checkpoint", "model", "pretraining_seed", "data", "decomposition", "calibration", "pruning", "budget")
@@ -122,7 +125,7 @@ def spent(
     path = sweep.shared(f"budget_{fingerprint(about | {'file': file and file.name})}.json")
     with made_once(path, say):
         say("choose ranks")
-        return steps.spend_budget(dense, cfg, data, path=path, progress=False)
+        return spend_budget(dense, cfg, data, path=path, progress=False)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import norton
-from norton.cli import steps
+from norton.cli import opening, steps
 from norton.graph.layers import is_decomposed
 
 USED = {
@@ -23,7 +23,7 @@ USED = {
 @functools.lru_cache(maxsize=2)
 def kept_data(settings: str):
     """The data of a point, kept for the next: making or reading them takes longer than many a point."""
-    return steps.open_data(OmegaConf.create({"data": json.loads(settings)}))
+    return opening.open_data(OmegaConf.create({"data": json.loads(settings)}))
 
 
 def accuracy(net: nn.Module, cfg: DictConfig, data, say: Callable[[str], None]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 
 import norton
 from experiments.sweeps.identity import meaning
-from norton.cli import steps
+from norton.cli.chain import can_teach
 from norton.cli.program import CONFIGS, quote
 
 NARROW = "model=vgg_16_bn model.compress_rate=[0.9]*13 data=mnist5k data.batch_size=16"
@@ -93,7 +93,7 @@ def test_bad_chains(settings, message, pipeline, tmp_path):
 def test_who_can_teach(plan, lineage, opened, can):
     net = network()
     net.plan = [{"op": op} for op in plan]
-    assert steps.can_teach(net, [{"step": step} for step in lineage], opened=opened) == can
+    assert can_teach(net, [{"step": step} for step in lineage], opened=opened) == can
 
 
 # Sweeps

@@ -88,7 +88,7 @@ def test_whoever_interrupts_is_told_whether_it_goes_on(program, said, tmp_path, 
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("norton.cli.steps.whole", interrupt)
+    monkeypatch.setattr("norton.cli.settings.check_whole", interrupt)
     assert run_here(f"python {program} out={tmp_path}/a", monkeypatch, capsys) == (130, "", said)
 
 

@@ -16,7 +16,7 @@ from detection import build_detector, save_detector
 from detection.drawing import COLOURS, draw, side_by_side, stacked, titled
 from detection.frames import frame_rate, frames, write_video
 from detection.visualize import free_name
-from norton.cli.report import labels
+from norton.cli.tables import labels
 from norton.common.errors import InputError
 
 RATES = "[0.]+[0.1]*2+[0.4]*5+[0.75]*12"

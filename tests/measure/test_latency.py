@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from norton.cli.report import speed_sentence
+from norton.cli.tables import speed_sentence
 from norton.measure.latency import forms, latencies, peak_memory
 
 

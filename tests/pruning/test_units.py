@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import norton
-from norton.cli.steps import width_rows
+from norton.cli.rows import width_rows
 from norton.pruning import spared
 from norton.pruning.allocation import Allocation, global_widths
 

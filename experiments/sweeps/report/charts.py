@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from experiments import paper_tables
 from experiments.sweeps.report.data import Row, dense_networks, mean_rate
-from norton.cli.report import COLOURS
+from norton.cli.pictures import COLOURS
 
 COSTS = {
     "macs": ("MACs (millions)", 1e6),

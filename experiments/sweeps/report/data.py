@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 
 from experiments.sweeps.folder import Sweep, read_result
 from experiments.sweeps.identity import IN_LABEL, fingerprint
-from norton.cli import report, steps
+from norton.cli import tables
+from norton.cli.settings import has_budget, is_joint, rates_text, setting_text
 from norton.common.errors import InputError
 from norton.pruning import describe
 from norton.pruning.rates import parse_rates
@@ -49,9 +50,9 @@ def row(point: str, about: Mapping[str, Any], record: Mapping[str, Any]) -> Row:
     if "prune" in cfg["steps"]:
         said["rates"] = cfg["compress_rate"] if isinstance(cfg["compress_rate"], str) else str(cfg["compress_rate"])
         said["criterion"] = describe(cfg["pruning"])
-    if steps.has_budget(asked := OmegaConf.create(cfg)):
-        said["rank"] = steps.setting_text(asked)
-        said |= {"rates": steps.rates_text(asked)} if steps.is_joint(asked) else {}
+    if has_budget(asked := OmegaConf.create(cfg)):
+        said["rank"] = setting_text(asked)
+        said |= {"rates": rates_text(asked)} if is_joint(asked) else {}
     # Whatever else was swept, by the name it was swept by; a group's choice says more than its settings.
     known = set(IN_LABEL) - {"way"}
     said |= {key: value.strip("'\"") for key, value in about["swept"].items() if key not in known}
@@ -168,7 +169,7 @@ def cells(mean: Row) -> Row:
         "top-1 %": f"{mean['top1']:.2f}{spread}",
         **before,
         "NMSE": None if mean["nmse"] is None else f"{mean['nmse']:.4f}",
-        "MACs": report.millions(mean["macs"]),
+        "MACs": tables.millions(mean["macs"]),
         "MACs −%": mean["macs_removed_percent"],
         "params −%": mean["params_removed_percent"],
         **speed,

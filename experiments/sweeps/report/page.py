@@ -21,7 +21,7 @@ from experiments.sweeps.report.charts import (
     heat_title,
 )
 from experiments.sweeps.report.data import Row, cells, columns, dense_networks, uniform
-from norton.cli import report
+from norton.cli import pictures
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -129,7 +129,7 @@ def budget_figure(budget: float, found: Sequence[Row], tolerance: float) -> go.F
         y=[mean["name"] for mean in found],
         error_x={"array": [mean["spread"] for mean in found], "visible": any(mean["seeds"] > 1 for mean in found)},
         mode="markers+text",
-        marker={"color": report.COLOURS[0], "size": 9},
+        marker={"color": pictures.COLOURS[0], "size": 9},
         text=[f"{mean['top1']:.2f}" for mean in found],
         textposition="top center",
         hovertemplate="%{y}: %{x:.2f}%<extra></extra>",

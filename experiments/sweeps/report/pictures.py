@@ -5,7 +5,7 @@ from pathlib import Path
 
 from experiments.sweeps.report.charts import DENSE, HeatMap, Panel, Symbol, accuracy_range, budget_title, heat_title
 from experiments.sweeps.report.data import Row
-from norton.cli import report
+from norton.cli import pictures
 
 
 def pareto_picture(path: Path, panels: Sequence[Panel], words: Mapping[str, tuple[str, Symbol]], title: str) -> None:
@@ -32,7 +32,7 @@ def pareto_picture(path: Path, panels: Sequence[Panel], words: Mapping[str, tupl
         for word, (colour, symbol) in words.items()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=10, fontsize=8)
-    report.save_figure(path, figure, title)
+    pictures.save_figure(path, figure, title)
 
 
 def heat_picture(path: Path, maps: Mapping[str | None, HeatMap], title: str) -> None:
@@ -53,7 +53,7 @@ def heat_picture(path: Path, maps: Mapping[str | None, HeatMap], title: str) -> 
         for y, x in ((y, x) for y in range(len(rates)) for x in range(len(ranks)) if values[y][x] is not None):
             colour = "black" if values[y][x] > (low + high) / 2 else "white"
             axis.text(x, y, f"{values[y][x]:.1f}", ha="center", va="center", fontsize=8, color=colour)
-    report.save_figure(path, figure, title)
+    pictures.save_figure(path, figure, title)
 
 
 def budget_picture(path: Path, slices: Mapping[float, Sequence[Row]], tolerance: float, title: str) -> None:
@@ -69,7 +69,7 @@ def budget_picture(path: Path, slices: Mapping[float, Sequence[Row]], tolerance:
         names = [mean["name"] for mean in found]
         scores = [mean["top1"] for mean in found]
         spreads = [mean["spread"] for mean in found] if any(mean["seeds"] > 1 for mean in found) else None
-        axis.errorbar(scores, names, xerr=spreads, fmt="o", color=report.COLOURS[0], capsize=3)
+        axis.errorbar(scores, names, xerr=spreads, fmt="o", color=pictures.COLOURS[0], capsize=3)
         for name, score in zip(names, scores, strict=True):
             offset = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
             axis.annotate(f"{score:.2f}", (score, name), fontsize=7, **offset)
@@ -79,4 +79,4 @@ def budget_picture(path: Path, slices: Mapping[float, Sequence[Row]], tolerance:
         axis.set(xlim=(low, high), title=budget_title(budget, tolerance))
         axis.spines[["top", "right"]].set_visible(False)
     axes[-1].set_xlabel("top-1 %")
-    report.save_figure(path, figure, title)
+    pictures.save_figure(path, figure, title)

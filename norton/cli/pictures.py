@@ -1,80 +1,18 @@
-"""Results for people: a table on the screen, the same as Markdown, and a picture."""
+"""Results for people: bar charts, lines and scatter plots."""
 
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from rich.console import Console
-from rich.table import Table
-
-from norton.common.errors import InputError
 from norton.common.files import write_whole
 
-Row = Mapping[str, Any]
-
-
-def print_table(rows: Sequence[Row], title: str = "") -> None:
-    """Print rows of the same keys; numbers are aligned right."""
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for key, value in rows[0].items():
-        table.add_column(key, justify="left" if isinstance(value, str) and key == next(iter(rows[0])) else "right")
-    for row in rows:
-        table.add_row(*(format_cell(value) for value in row.values()))
-    Console(width=None if Console().is_terminal else 140).print(table)
-
-
-def write_table(path: str | Path, rows: Sequence[Row]) -> Path:
-    """Write rows as a Markdown table."""
-    lines = ["| " + " | ".join(rows[0]) + " |", "|" + " --- |" * len(rows[0])]
-    lines += ["| " + " | ".join(format_cell(value) for value in row.values()) + " |" for row in rows]
-    return write_whole(path, "\n".join(lines) + "\n")
-
-
-def format_cell(value: Any) -> str:
-    """Large counts in millions as papers print them, other floats with two decimals, None as a dash."""
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.2f}"
-    return str(value)
-
-
-def labels(paths: Sequence[str]) -> list[str]:
-    """A name per file: without its ending, or of its folder, or the path, the first of these that tells all apart.
-
-    Every run writes a model.pt.  Raises InputError for a file that is given twice.
-    """
-    if len({str(Path(path).resolve()) for path in paths}) < len(paths):
-        raise InputError(f"the same file is given twice: {', '.join(map(str, paths))}")
-    for name in (lambda path: path.stem, lambda path: path.resolve().parent.name, str):
-        names = [name(Path(path)) for path in paths]
-        if len(set(names)) == len(names):
-            break
-    return names
-
-
-def speed_sentence(name: str, macs_ratio: float, speedup: float) -> str:
-    """What a network's fewer MACs brought; both numbers: how many times less than the dense network's."""
-    if macs_ratio < 1:
-        return f"{name}: {1 / macs_ratio:.2f} times more MACs, {speedup:.2f} times as fast"
-    fewer = f"{name}: {macs_ratio:.2f} times fewer MACs"
-    if speedup > 1:
-        return f"{fewer}, {speedup:.2f} times as fast"
-    return f"{fewer}, but not faster on this machine: {speedup:.2f} times as fast"
-
-
-def machine(device: torch.device) -> str:
-    """What a time was measured on, for people."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"CPU, {threads} thread{'s' * (threads > 1)}"
-
-
-def millions(count: int) -> str:
-    return f"{count / 1e6:.2f}M"
+COLOURS = ["#4c72b0", "#dd8452", "#c44e52", "#55a868", "#8172b3", "#937860", "#da8bc3", "#8c8c8c"]
+_SERIES = [
+    {"c": "#8c8c8c", "marker": "o", "s": 18},
+    {"c": "#222222", "marker": "s", "s": 24},
+    {"c": "#dd8452", "marker": "D", "s": 28},
+    {"c": "#4c72b0", "marker": "*", "s": 90},
+]
 
 
 def bar_picture(path: str | Path, panels: Mapping[str, Mapping[str, float]], title: str) -> Path:
@@ -157,15 +95,6 @@ def _scale_by_range(axis) -> None:
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.xaxis.set_major_formatter("{x:g}")
-
-
-_SERIES = [
-    {"c": "#8c8c8c", "marker": "o", "s": 18},
-    {"c": "#222222", "marker": "s", "s": 24},
-    {"c": "#dd8452", "marker": "D", "s": 28},
-    {"c": "#4c72b0", "marker": "*", "s": 90},
-]
-COLOURS = ["#4c72b0", "#dd8452", "#c44e52", "#55a868", "#8172b3", "#937860", "#da8bc3", "#8c8c8c"]
 
 
 def _figure(columns: int, width: float, height: float, rows: int = 1):

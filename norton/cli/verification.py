@@ -1,0 +1,110 @@
+"""A checkpoint measured and held against what it claims."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import nn
+
+from norton.checkpoints import verification
+from norton.checkpoints.files import read, rebuild
+from norton.checkpoints.published_names import parse_name, resembles_name
+from norton.checkpoints.verification import Verdict
+from norton.cli.opening import choose_data, open_data
+from norton.cli.settings import plain
+from norton.cli.steps import evaluate
+from norton.common.errors import InputError
+from norton.measure.counting import Complexity, complexity
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A checkpoint with what it claims and what was measured.
+
+    last_step: of its lineage.  notes: where its name and its file disagree.  data, accuracy: None where the data could
+    not be had, as the verdict says.
+    """
+
+    net: nn.Module
+    cost: Complexity
+    split: str
+    last_step: str | None
+    claims: dict[str, verification.Claim]
+    notes: list[str]
+    verdict: Verdict
+    data: Any = None
+    accuracy: dict[str, float] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "arch": self.net.arch,
+            "data": self.data and self.data.name,
+            "split": self.split,
+            "last_step": self.last_step,
+            **(self.accuracy or {}),
+            "macs": self.cost.macs,
+            "params": self.cost.params,
+            "claims": self.claims,
+            "notes": self.notes,
+            "verdict": self.verdict.text,
+            "verdict_code": self.verdict.code,
+        }
+
+
+def verify(cfg: DictConfig, entry: dict[str, Any] | None = None) -> Verification:
+    """Measure `checkpoint=` on `data=` and judge what it claims; entry: of a registry, which claims too.
+
+    With data=auto, on the data that the claim is about; where those cannot be had, the counts alone are judged.
+    """
+    content = read(cfg.checkpoint)
+    told = {"arch": cfg.model.arch, "rank": plain(cfg.rank), "compress_rate": plain(cfg.compress_rate)}
+    net = rebuild(content, cfg.checkpoint, **told).float()  # a file in half precision meets float32 images
+    claimed, lies, notes, unread = collect_claims(cfg.checkpoint, content, net, entry)
+    cost = complexity(net)
+    measured: dict[str, Any] = {"macs": cost.macs, "params": cost.params}
+    about = next((claim["data"] for claim in claimed.values() if "data" in claim), getattr(net, "dataset", None))
+    automatic = cfg.data.name == "auto"
+    trained = content.get("lineage") or [{}]
+    found = {"net": net, "cost": cost, "split": cfg.split, "last_step": trained[-1].get("step"), "claims": claimed}
+    try:
+        choose_data(cfg, about)
+        data = open_data(cfg)
+        accuracy = evaluate(net, cfg, data, cfg.split)
+    except InputError as error:
+        if not automatic:
+            raise
+        verdict = verification.judge(
+            claimed, measured, lies=lies, missing="; ".join(filter(None, (unread, str(error))))
+        )
+        return Verification(**found, notes=notes, verdict=verdict)
+    missing, about = unread, about or data.name
+    if cfg.split == "test":
+        # Whoever claims an accuracy without saying on what means the data that the file is about.
+        claimed = {source: {"data": about, **claim} for source, claim in claimed.items()}
+        measured |= {**accuracy, "data": data.name}
+    if cfg.split != "test" or data.name != about:
+        missing = f"the claim is about {about}, test; this is {data.name}, {cfg.split}"
+    verdict = verification.judge(claimed, measured, lies=lies, missing=missing)
+    return Verification(**found, data=data, accuracy=accuracy, notes=notes, verdict=verdict)
+
+
+def collect_claims(
+    path: str, content: dict[str, Any], net: nn.Module, entry: dict[str, Any] | None
+) -> tuple[dict[str, verification.Claim], list[str], list[str], str]:
+    """Source → claim; what the name says wrongly of the network; notes for people; why the name cannot be read."""
+    found, lies, unread = {"file": verification.of_file(content, path)}, [], ""
+    try:
+        name = parse_name(path)
+    except InputError as error:
+        name, unread = None, str(error)
+    if name:
+        lies = verification.disagreements(name, net)
+        found["name"] = {"top1": name.top1} if lies else verification.of_name(name, net.num_classes)
+    if entry:
+        found["registry"] = verification.of_registry(entry)
+    notes = [f"{lie}; the file counts" for lie in lies]
+    if unread and resembles_name(path):
+        notes.append(f"{unread}; the name is left out of account")
+    if name and abs(found["file"].get("top1", name.top1) - name.top1) > verification.TOLERANCE:
+        notes.append("the file and its name claim different accuracies; both are held against what is measured")
+    return {source: claim for source, claim in found.items() if claim}, lies, notes, unread
