@@ -3,6 +3,10 @@
 from setuptools import find_packages, setup
 
 setup(
-    packages=[*find_packages(include=["norton*", "experiments*", "detection*"]), "norton.configs"],
+    packages=[
+        *find_packages(include=["norton*", "experiments*", "detection*"]),
+        "hydra_plugins.norton_sweeper",  # in the folder where Hydra looks for plugins, which is no package
+        "norton.configs",
+    ],
     package_dir={"norton.configs": "configs"},
 )

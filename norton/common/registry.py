@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from norton.common.errors import InputError
 
@@ -12,12 +13,12 @@ class Registry:
 
     def __init__(self, kind: str):
         self.kind = kind
-        self._methods: dict[str, object] = {}
+        self._methods: dict[str, Any] = {}
 
     def register(self, name: str) -> Callable:
         """Decorator that makes a function or class known under `name`."""
 
-        def add(method):
+        def add(method: Any) -> Any:
             if name in self._methods:
                 raise ValueError(f"{self.kind} {name!r} is registered twice")
             self._methods[name] = method
@@ -25,7 +26,7 @@ class Registry:
 
         return add
 
-    def __getitem__(self, name: str):
+    def __getitem__(self, name: str) -> Any:
         try:
             return self._methods[name]
         except KeyError:

@@ -1,0 +1,95 @@
+"""The package as a wheel in another environment: commands run from another folder, and bring their settings along."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+
+import pytest
+from helpers.repository import REPOSITORY
+
+SOURCES = (
+    "norton",
+    "experiments",
+    "detection",
+    "hydra_plugins",
+    "configs",
+    "setup.py",
+    "setup.cfg",
+    "pyproject.toml",
+    "README.md",
+)
+
+
+def run(*words, folder):
+    """Run a command in a folder; returns its output."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [str(word) for word in words], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """An environment with the wheel installed; other packages are those of the environment that runs the tests."""
+    folder = tmp_path_factory.mktemp("installed")
+    (folder / "source").mkdir()
+    for name in SOURCES:  # a copy: building leaves files behind
+        copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copyfile
+        copy(REPOSITORY / name, folder / "source" / name)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, folder / "source", folder=folder)
+    (wheel,) = folder.glob("norton-*.whl")
+    python = folder / "venv" / "bin" / "python"
+    venv.create(folder / "venv", with_pip=False)
+    run(*pip, "--python", python, "install", "--no-deps", "--no-index", wheel, folder=folder)
+    (packages,) = (folder / "venv").glob("lib/python*/site-packages")
+    # Listed here, the .pth of an editable norton among them is not followed.
+    (packages / "others.pth").write_text(sysconfig.get_path("purelib"))
+    return packages
+
+
+@pytest.fixture
+def norton(environment, tmp_path):
+    """Run the installed `norton` from an empty folder."""
+    program = environment.parents[2] / "bin" / "norton"
+    return lambda *words: run(program, *words, folder=tmp_path)
+
+
+def test_commands_elsewhere(environment, norton, tmp_path):
+    before = {path for path in environment.rglob("*")}
+    assert "complexity" in norton("--help")
+    counted = norton("complexity", "model=resnet_56", "by_layer=false")
+    assert "MACs    127932106" in counted
+    checkpoint = REPOSITORY / "checkpoints" / "resnet_56_clutter.pt"
+    said = norton("decompose", f"checkpoint={checkpoint}", "rank=1", "calibration.images=null", "out=small")
+    assert "written to small/" in said and (tmp_path / "small" / "model.pt").exists()
+    assert "paper" in norton("paper_tables", "table=resnet_56")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs", "small"]
+    assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == ["complexity", "paper_tables"]
+    assert {path for path in environment.rglob("*")} == before
+
+
+def test_it_is_the_wheel_that_runs(environment, tmp_path):
+    python = environment.parents[1].parent / "bin" / "python"
+    code = (
+        "import norton, experiments, norton.cli.program as p; print(norton.__file__, experiments.__file__, p.CONFIGS)"
+    )
+    paths = run(python, "-c", code, folder=tmp_path).split()
+    assert all(path.startswith(str(environment)) for path in paths)
+    assert norton_files(environment) >= {
+        "py.typed",
+        "__init__.pyi",
+        "configs/decompose.yaml",
+        "configs/model/none.yaml",
+    }
+    assert (environment / "experiments" / "templates" / "report.html").exists()
+
+
+def norton_files(environment):
+    return {str(path.relative_to(environment / "norton")) for path in (environment / "norton").rglob("*")}
