@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from norton.calibration.metric import Metric
 from norton.calibration.outputs import Calibration, fit_to_outputs
 from norton.common.errors import warn
-from norton.graph.layers import composed
+from norton.graph.layers import weight_of
 
 # Sees a layer's weight and the metric of what it reads (None: no images), and keeps what it measures.
 Probe = Callable[[Tensor, Metric | None], None]
@@ -63,4 +63,4 @@ def probe_layers(
         return
     warn("a budget without calibration images: errors of weights stand for those of outputs")
     for name, fit in fits.items():
-        fit(composed(net.get_submodule(name)), None)
+        fit(weight_of(net.get_submodule(name)), None)

@@ -29,7 +29,7 @@ from norton.calibration.metric import Metric
 from norton.calibration.replay import Walk
 from norton.common.errors import InputError, first_line, warn
 from norton.graph.input_sizes import stated_size
-from norton.graph.layers import as_dense, composed, in_form, is_decomposed, is_norm, set_form_
+from norton.graph.layers import as_dense, in_form, is_decomposed, is_norm, set_form_, weight_of
 
 # So many of a layer's patches are looked at per number of a filter, drawn evenly from all images, but not less than:
 _PATCHES_PER_NUMBER, _PATCHES_AT_LEAST = 64, 50_000
@@ -128,7 +128,7 @@ def fit_to_outputs(
         layer = result.get_submodule(name)
         if layer not in new.values():  # else it is another name of one that was reached
             unreached.append(name)
-            _put(result, layer, fits[name](composed(layer), None))
+            _put(result, layer, fits[name](weight_of(layer), None))
     passage.remark_on("no calibration image reaches {}; weights alone decide there", unreached)
     passage.finish(len(images))
     modes = {name: layer.training for name, layer in small.named_modules()}
@@ -161,14 +161,14 @@ class _Passage:
         """The layer that takes the place of one, its bias or the mean of its BatchNorm in `result` corrected."""
         if name in self.walk.repeated:  # what it reads later depends on what it becomes
             self.repeated.append(name)
-            return fit(composed(layer), None)
+            return fit(weight_of(layer), None)
         moments = self.moments(name, layer)
         readers = self.walk.readers(name)
         norm = result.get_submodule(readers[0]) if len(readers) == 1 and readers[0] is not None else None
         norm = norm if norm is not None and is_norm(norm) else None
         ridge = self.how.ridge * max(1.0, len(moments.mean) / moments.rows)
-        new = fit(*aim(composed(layer), moments, ridge, free=layer.bias is not None or norm is not None))
-        change = composed(new).double().flatten(1) @ moments.mean - moments.output_mean
+        new = fit(*aim(weight_of(layer), moments, ridge, free=layer.bias is not None or norm is not None))
+        change = weight_of(new).double().flatten(1) @ moments.mean - moments.output_mean
         if layer.bias is not None:
             new.bias.copy_(layer.bias - change)
         elif norm is not None and not self.how.sequential:  # else its turn comes
@@ -210,7 +210,7 @@ class _Passage:
                 "weights and BatchNorm statistics of the layers before it"
             )
         if moments.output_mean is None:
-            moments.output_mean = composed(layer).double().flatten(1) @ moments.mean
+            moments.output_mean = weight_of(layer).double().flatten(1) @ moments.mean
         return moments
 
     def inputs(self, name: str, layer: nn.Module) -> Iterator[Tensor]:

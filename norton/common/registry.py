@@ -3,9 +3,11 @@
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from norton.common.errors import InputError
+
+Method = TypeVar("Method")
 
 
 class Registry:
@@ -13,12 +15,12 @@ class Registry:
 
     def __init__(self, kind: str):
         self.kind = kind
-        self._methods: dict[str, Any] = {}
+        self._methods: dict[str, object] = {}
 
-    def register(self, name: str) -> Callable:
+    def register(self, name: str) -> Callable[[Method], Method]:
         """Decorator that makes a function or class known under `name`."""
 
-        def add(method: Any) -> Any:
+        def add(method: Method) -> Method:
             if name in self._methods:
                 raise ValueError(f"{self.kind} {name!r} is registered twice")
             self._methods[name] = method

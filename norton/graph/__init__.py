@@ -23,7 +23,8 @@ def wiring_of(net: nn.Module, example: Example | None = None) -> Wiring:
 
     `frozen` and `left_whole` of the result say what cannot be pruned, and why.
     """
-    wiring = net.wiring() if hasattr(net, "wiring") else trace_wiring(net, example)
+    declared = getattr(net, "wiring", None)
+    wiring = trace_wiring(net, example) if declared is None else declared()
     layers = {name for names in wiring.writers.values() for name in names}
     for name in sorted(layers.union(*({name for name, _ in part} for part in (wiring.reads, wiring.passes)))):
         if reason := obstacle(net.get_submodule(name)):

@@ -59,11 +59,12 @@ class ChannelTracer:
 
     # What a rule says
 
-    def unknown(self, node: fx.Node, reason: str = "tracing does not follow it") -> None:
-        """An operation after which channels cannot be told apart, or could not be removed."""
+    def unknown(self, node: fx.Node, reason: str = "tracing does not follow it") -> LocatedChannels | None:
+        """An operation after which channels cannot be told apart, or could not be removed; gives no channels."""
         self.freeze_arguments(node, reason)
         if node.op == "call_module":  # which may also be called where it can be followed
             self.keep_whole(str(node.target), f"{place_of(node)}: {reason}")
+        return None
 
     def freeze_arguments(self, node: fx.Node, reason: str) -> None:
         """Keep all channels that a node takes, and those whose number it takes."""

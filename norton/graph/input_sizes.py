@@ -24,8 +24,8 @@ def candidate_sizes(net: nn.Module, example: Example | None = None) -> list[tupl
     if stated and len(stated) == 3:
         return [stated]
     convolutions = (layer for layer in net.modules() if isinstance(layer, nn.Conv2d) or is_decomposed(layer))
-    channels = next((layer.in_channels for layer in convolutions if hasattr(layer, "in_channels")), 3)
-    usual = [(channels, side, side) for side in USUAL_SIDES]
+    channels = next((n for layer in convolutions if (n := getattr(layer, "in_channels", None)) is not None), 3)
+    usual: list[tuple[int, ...]] = [(channels, side, side) for side in USUAL_SIDES]
     return [stated, *usual] if stated else usual  # which may be that of other data, or two sides
 
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Any, Literal, TypeGuard, cast, get_args
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -24,19 +25,19 @@ NORM_LAYERS = (
 )
 
 
-def is_decomposed(layer: nn.Module) -> bool:
-    """Whether a layer came out of a decomposition."""
+def is_decomposed(layer: nn.Module) -> TypeGuard[Any]:
+    """Whether a layer came out of a decomposition, and so has what `norton.decomposition.methods` asks of one."""
     return hasattr(layer, "composed_weight")
 
 
 def width(layer: nn.Module) -> int:
     """The filters of a convolution or linear layer, decomposed or not."""
-    return layer.out_channels if hasattr(layer, "out_channels") else layer.out_features
+    return getattr(layer, "out_channels" if hasattr(layer, "out_channels") else "out_features")
 
 
-def composed(layer: nn.Module) -> Tensor:
-    """The weight of a layer, decomposed or not, without gradients."""
-    return (layer.composed_weight() if hasattr(layer, "composed_weight") else layer.weight).detach()
+def weight_of(layer: nn.Module) -> Tensor:
+    """The weight of a layer without gradients; of a decomposed one, the weight of the dense layer that it equals."""
+    return (layer.composed_weight() if is_decomposed(layer) else cast(Tensor, layer.weight)).detach()
 
 
 def is_norm(layer: nn.Module) -> bool:
@@ -47,37 +48,43 @@ def is_norm(layer: nn.Module) -> bool:
 def as_dense(layer: nn.Module) -> nn.Conv2d | nn.Linear:
     """The convolution or linear layer that a decomposed layer equals; one that is not decomposed as it is."""
     if not is_decomposed(layer):
-        return layer
+        return cast(nn.Conv2d | nn.Linear, layer)
     weight = layer.composed_weight().detach()
-    if weight.ndim == 2:
-        dense = nn.Linear(weight.shape[1], weight.shape[0], layer.bias is not None, device="meta")
-    else:
-        parts = [part for part in layer.feature if max(part.kernel_size) > 1] or [layer.feature[0]]
-        dense = nn.Conv2d(
-            weight.shape[1],
-            weight.shape[0],
-            layer.kernel_size,
-            layer.stride,
-            joint_padding([part.padding for part in layer.feature]),
-            layer.dilation,
-            bias=layer.bias is not None,
-            padding_mode=parts[0].padding_mode,
-            device="meta",
-        )
+    dense = _empty_dense(layer, weight.shape)
     dense.weight = nn.Parameter(weight)
     if layer.bias is not None:
         dense.bias = nn.Parameter(layer.bias.detach())
     return dense.train(layer.training)
 
 
+def _empty_dense(layer: Any, size: torch.Size) -> nn.Conv2d | nn.Linear:
+    """The dense layer of a decomposed layer's geometry and a weight's size, on the meta device."""
+    bias = layer.bias is not None
+    if len(size) == 2:
+        return nn.Linear(size[1], size[0], bias, device="meta")
+    parts = [part for part in layer.feature if max(part.kernel_size) > 1] or [layer.feature[0]]
+    return nn.Conv2d(
+        size[1],
+        size[0],
+        layer.kernel_size,
+        layer.stride,
+        joint_padding([part.padding for part in layer.feature]),
+        layer.dilation,
+        bias=bias,
+        padding_mode=parts[0].padding_mode,
+        device="meta",
+    )
+
+
 def joint_padding(paddings: Sequence[tuple[int, int] | str]) -> tuple[int, int] | str:
-    """What parts pad together: `same` or `valid` stands in all with a kernel, numbers in the part they belong to."""
+    """What parts pad together: `same` or `valid` is in all with a kernel, numbers in the part they belong to."""
     if words := [padding for padding in paddings if isinstance(padding, str)]:
         return words[0]
-    return tuple(max(padding[i] for padding in paddings) for i in range(2))
+    down, right = ([int(padding[i]) for padding in paddings] for i in range(2))
+    return max(down), max(right)
 
 
-def has_forms(layer: nn.Module) -> bool:
+def has_forms(layer: nn.Module) -> TypeGuard[Any]:
     """Whether a layer can compute the same function in several forms (`form`), one of them fast (`fast_form`)."""
     return hasattr(layer, "fast_form")
 

@@ -2,7 +2,7 @@
 
 Deciding needs weights, applying needs only the network, so a checkpoint rebuilds its network from the dense one.
 A step is `{"op": "decompose", "method", "ranks": {layer: rank}}` or `{"op": "prune", "keep": {layer: [channel, ...]}}`,
-where `layer` names the first writer of a channel axis and the channels stand in their new order.
+where `layer` names the first writer of a channel axis and the channels are in their new order.
 """
 
 from torch import nn
@@ -14,7 +14,7 @@ OPERATIONS = Registry("operation")  # name → function (net, step) that applies
 
 def record_step(net: nn.Module, step: dict) -> None:
     """Append a step to the network's plan."""
-    net.plan = [*plan_of(net), step]
+    net.plan = [*plan_of(net), step]  # type: ignore[assignment]  # torch declares attributes as modules and tensors
 
 
 def plan_of(net: nn.Module) -> list[dict]:

@@ -2,6 +2,7 @@
 
 import os
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,11 +23,11 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return is_decomposed(module) or getattr(module, "traced_whole", False) or super().is_leaf_module(module, name)
 
-    def call_module(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         try:
-            return super().call_module(module, *args, **kwargs)
+            return super().call_module(m, forward, args, kwargs)
         except Exception:
-            self.where = self.where or self.path_of_module(module)
+            self.where = self.where or self.path_of_module(m)
             raise
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import singledispatch
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -74,8 +75,16 @@ def obstacle(layer: nn.Module) -> str | None:
     return None
 
 
+@overload
+def select(tensor: nn.Parameter, kept: Tensor, dim: int) -> nn.Parameter: ...
+
+
+@overload
+def select(tensor: Tensor, kept: Tensor, dim: int) -> Tensor: ...
+
+
 def select(tensor: Tensor, kept: Tensor, dim: int) -> Tensor:
-    """A parameter stays one, a buffer stays one."""
+    """The kept entries along a dimension; of a parameter as a parameter, of a buffer as a buffer."""
     selected = tensor.detach().index_select(dim, kept)
     return nn.Parameter(selected, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else selected
 
@@ -125,7 +134,7 @@ def _(layer: nn.Linear, kept: Tensor) -> None:
 def _(layer: nn.BatchNorm2d, kept: Tensor) -> None:
     if layer.affine:
         layer.weight, layer.bias = select(layer.weight, kept, 0), select(layer.bias, kept, 0)
-    if layer.track_running_stats:
+    if layer.running_mean is not None and layer.running_var is not None:
         layer.running_mean = layer.running_mean.index_select(0, kept)
         layer.running_var = layer.running_var.index_select(0, kept)
     layer.num_features = len(kept)

@@ -67,9 +67,10 @@ def _visit_attribute(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | 
     return tracer.declare(node, x, tracer.wiring.parameter, name, channels, long[0])
 
 
-def _visit_output(tracer: ChannelTracer, node: fx.Node) -> None:
+def _visit_output(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     for x in tracer.arguments(node):
         tracer.wiring.output(x.channels)
+    return None
 
 
 def _visit_function(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:

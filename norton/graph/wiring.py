@@ -5,7 +5,7 @@ ones, normalisations pass them, sums tie them, concatenations and flattening lay
 pruning must know (what is cut together, at which offsets, in which order) is derived from that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import gcd
 from typing import NamedTuple
 
@@ -118,8 +118,7 @@ class Wiring:
             raise ValueError(f"cannot add {sum(sizes[0])} channels to {sum(sizes[1])}")
         if sizes[0] != sizes[1]:
             raise ValueError(f"cannot add channels concatenated of {sizes[0]} to channels of {sizes[1]}")
-        for a, b in zip(x, y, strict=True):
-            a, b = self.axis(a), self.axis(b)
+        for a, b in ((self.axis(one), self.axis(other)) for one, other in zip(x, y, strict=True)):
             self._merge(a, b, gcd(self.width(a), self.width(b)))
         return x
 
@@ -249,7 +248,7 @@ class Wiring:
         return self.axis(x[0])
 
 
-def positions(wiring: Wiring, channels: Channels, keep: dict[int, Sequence[int]]) -> list[int]:
+def positions(wiring: Wiring, channels: Channels, keep: Mapping[int, Sequence[int]]) -> list[int]:
     """Where the kept channels stand in a tensor of `channels`, in the original coordinates and the new order."""
     result, offset = [], 0
     for axis, repeat in wiring.resolved(channels):

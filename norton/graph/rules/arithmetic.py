@@ -3,7 +3,7 @@
 from torch import Tensor, fx
 
 from norton.graph.channels import ChannelTracer, LocatedChannels
-from norton.graph.nodes import first_argument, name_of, place_of, value_of
+from norton.graph.nodes import argument, first_argument, name_of, place_of, value_of
 from norton.graph.rules.table import rule
 
 
@@ -77,7 +77,7 @@ def _combine_with_other(
 @rule("expand_as", joins=True)
 def expand_as(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """A tensor repeated to the size of another one, whose channels it has."""
-    x, y = (tracer.located[arg] for arg in node.args[:2])
+    x, y = tracer.input(node), tracer.located[argument(node, 1, "other")]
     before, after = value_of(first_argument(node)), value_of(node)
     if x and y and x.dim == y.dim and before.dim() == after.dim() and before.shape[x.dim] == after.shape[x.dim]:
         return tracer.declare(node, x, tracer.wiring.add, x.channels, y.channels)
