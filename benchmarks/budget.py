@@ -21,9 +21,11 @@ from norton import Calibration
 from norton.budget.layer_errors import probe_layers
 from norton.budget.pruning_curves import pruning_curves_of
 from norton.cli.tables import print_table
+from norton.pruning import Pruning
 
 WAYS = ("uniform ranks", "chosen ranks", "pruning", "joint")
-PRUNING = {"criterion": "l2", "compensate": "outputs"}
+OUTPUTS = norton.DecomposeOptions(objective="outputs")
+PRUNING = Pruning("l2", norton.PruneOptions(compensate="outputs"))
 FILTERS = 64  # of a layer that are looked at, as by `norton.choose_ranks`
 
 
@@ -59,7 +61,7 @@ def main() -> int:
 def ways(net: nn.Module, images: Tensor, share: float, wanted: list[str]):
     """What each way buys; uniform ranks only where one is within the budget."""
     if {"uniform ranks", "chosen ranks"} & set(wanted):
-        seconds, choice = timed(lambda: norton.choose_ranks(net, images, macs=share))
+        seconds, choice = timed(lambda: norton.choose_ranks(net, images, macs=share, decomposition=OUTPUTS))
         if "uniform ranks" in wanted and choice.uniform is not None:
             yield "uniform ranks", Spent(dict.fromkeys(choice.ranks, choice.uniform.rank), {}, choice.uniform.error, 0)
         if "chosen ranks" in wanted:
@@ -67,7 +69,8 @@ def ways(net: nn.Module, images: Tensor, share: float, wanted: list[str]):
     if "pruning" in wanted:
         yield "pruning", pruned_alone(net, images, share)
     if "joint" in wanted:
-        seconds, choice = timed(lambda: norton.choose_ranks(net, images, macs=share, joint=True, pruning=PRUNING))
+        how = {"decomposition": OUTPUTS, "pruning": PRUNING}
+        seconds, choice = timed(lambda: norton.choose_ranks(net, images, macs=share, **how))
         yield "joint", Spent(choice.ranks, choice.rates, choice.error, seconds)
 
 
@@ -87,7 +90,7 @@ def compressed(net: nn.Module, images: Tensor, spent: Spent) -> nn.Module:
     if any(rank is not None for rank in spent.ranks.values()):
         net = norton.decompose(net, spent.ranks, objective="outputs", images=images)
     if any(spent.rates.values()):
-        net = norton.prune(net, spent.rates, **PRUNING, images=images)
+        net = norton.prune(net, spent.rates, PRUNING.criterion, options=PRUNING.options, images=images)
     return net
 
 

@@ -15,6 +15,7 @@ from .checkpoints.files import load as load
 from .checkpoints.files import save as save
 from .common.errors import InputError as InputError
 from .decomposition import Calibration as Calibration
+from .decomposition import DecomposeOptions as DecomposeOptions
 from .decomposition import decompose as decompose
 from .decomposition import layer_nmse as layer_nmse
 from .decomposition import nmse as nmse
@@ -24,6 +25,7 @@ from .graph import wiring_of as wiring_of
 from .graph.layers import set_form_ as set_form_
 from .measure.counting import complexity as complexity
 from .models import build as build
+from .pruning import PruneOptions as PruneOptions
 from .pruning import prune as prune
 from .pruning.rates import format_rates as format_rates
 from .pruning.rates import parse_rates as parse_rates

@@ -25,9 +25,9 @@ class Choice:
     """What a budget buys, for `norton.decompose(net, choice.ranks)` and then `norton.prune(net, choice.rates)`.
 
     ranks: layer → rank, None where it stays dense; jointly all may, and then only `prune` is to follow.  rates: layer →
-    fraction of its filters that goes; empty unless joint.  what: macs or params.  asked, share: of them, to be kept and
-    kept.  errors: layer → its relative output error, measured as `choose_ranks` says.  costs: layer → (before, after).
-    uniform: None where even rank 1 in all layers is above the budget.
+    fraction of its filters that goes; empty without pruning.  what: macs or params.  asked, share: to be kept, and
+    kept, of them.  errors: layer → its relative output error, measured as `choose_ranks` says.  costs: layer →
+    (before, after).  uniform: None where even rank 1 in all layers is above the budget.
     """
 
     ranks: dict[str, Rank | None]

@@ -4,13 +4,12 @@ The error (`norton.budget.layer_errors`) is measured for each layer by itself, a
 (`norton.budget.rank_curves`); the choice is the one with the least sum over layers that the budget allows
 (`norton.budget.search`).
 
-With `joint`, filters are prunable too.  What a layer no longer reads adds to its error, in the same unit, so that both
+With `pruning`, filters may go too.  What a layer no longer reads adds to its error, in the same unit, so that both
 ways to save compete (`norton.budget.pruning_curves`).
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +23,9 @@ from norton.budget.rank_curves import RankCurve, ranks_to_try
 from norton.budget.search import RankProblem, best_split
 from norton.calibration.outputs import Calibration, check_images
 from norton.common.errors import InputError
-from norton.decomposition import DECOMPOSITIONS, OBJECTIVES, check_options
+from norton.decomposition.options import DecomposeOptions
 from norton.graph.input_sizes import stated_size
+from norton.pruning.options import Pruning
 
 
 @torch.no_grad()
@@ -35,31 +35,27 @@ def choose_ranks(
     *,
     macs: float | None = None,
     params: float | None = None,
-    method: str = "cp",
-    skip: Iterable[str] | None = None,
-    joint: bool = False,
-    pruning: Mapping[str, Any] | None = None,
-    objective: str = "outputs",
+    decomposition: DecomposeOptions = DecomposeOptions(),
+    pruning: Pruning | None = None,
     calibration: Calibration | None = None,
     filters: int | None = 64,
-    seed: int = 0,
     progress: bool = False,
-    **options,
 ) -> Choice:
-    """Choose the ranks of a network's layers, and with `joint` its pruning rates, for a budget.
+    """Choose the ranks of a network's layers, and with `pruning` its pruning rates, for a budget.
 
     macs, params: the share to keep of what `norton.complexity` counts for `net`; one of the two, between 0 and 1.
     images: (N, C, H, W), unlabelled; where None, errors of weights stand for those of outputs, with a warning.  They
     also tell the size of images, where the network states none.
-    method, skip, objective, calibration, seed, options: of the `norton.decompose` that is to follow.  With the
-    objective `outputs`, errors are those after at most one sweep, of `cp` from one start.
+    decomposition, calibration: of the `norton.decompose` that is to follow.  With the objective `outputs`, errors are
+    those after at most one sweep, of `cp` from one start where `starts` is the default.
 
     filters: so many of a layer, drawn by the seed, are looked at where the method decomposes filter by filter; None:
     all.  Of a layer's ranks those are tried that cost less than the layer, or 16 of them evenly spread.  That takes the
     time of gathering covariances once, and of fitting so many filters of each layer at each rank.
 
-    joint: filters go as by `norton.prune(net, rates, **pruning)`, at rates that are multiples of 0.1.  Several ways to
-    share the budget between pruning and ranks are tried, ranks alone and pruning alone too, and the best is taken.
+    pruning: the `norton.prune` that is to follow, if filters are to go too, at rates that are multiples of 0.1.
+    Several ways to share the budget between pruning and ranks are tried, ranks alone and pruning alone too, and the
+    best is taken.
 
     The errors never add up to more than at the highest uniform rank within the budget.  Where the least sum leaves over
     1% of the budget, one that does not is taken if it is at most 5% larger, and where there is none a warning says so.
@@ -68,29 +64,25 @@ def choose_ranks(
     """
     what, share = asked_share(macs, params)
     calibration = calibration or Calibration()
-    if objective not in OBJECTIVES:
-        raise InputError(f"objective is {objective!r}; choose one of {', '.join(OBJECTIVES)}")
     if filters is not None and (isinstance(filters, bool) or not isinstance(filters, int) or filters < 1):
         raise InputError(f"filters is {filters!r}; it must be a whole number of at least 1, or None for all")
-    check_options(DECOMPOSITIONS[method].from_conv, options, method)
     if images is not None:
         check_images(net, images)
-    costs = Costs(net, what, method, skip, stated_size(net) or (None if images is None else images.shape[1:]))
-    prunable = pruning_curves_of(net, pruning or {}) if joint else None
+    method, size = decomposition.method, stated_size(net) or (None if images is None else images.shape[1:])
+    costs = Costs(net, what, method, decomposition.skip, size)
+    prunable = None if pruning is None else pruning_curves_of(net, pruning)
     budget = checked_budget(costs, share, prunable)
 
     uniform = highest_uniform_rank(costs, budget)
     candidates = costs.cheaper_ranks({name: ranks_to_try(net, name, method, uniform) for name in costs.layers})
-    sweeps = min(1, calibration.sweeps) if objective == "outputs" else None
-    if sweeps is not None and method == "cp":
-        options["starts"] = 1  # more take twice the time altogether, and the fit to outputs makes up for most of it
+    sweeps = min(1, calibration.sweeps) if decomposition.objective == "outputs" else None
     curves = {
-        name: RankCurve(net.get_submodule(name), name, ranks, method, sweeps, filters, options | {"seed": seed})
+        name: RankCurve(net.get_submodule(name), name, ranks, decomposition, sweeps, filters)
         for name, ranks in candidates.items()
     }
     probes: dict[str, list[Probe]] = {name: [curve.probe] for name, curve in curves.items() if curve.ranks}
     for name in prunable.readers() if prunable else []:
-        probes.setdefault(name, []).append(prunable.probe(name, filters, seed))
+        probes.setdefault(name, []).append(prunable.probe(name, filters, decomposition.seed))
     probe_layers(net, probes, images, calibration, progress)
     problem = RankProblem(costs, curves, budget)
     found = problem.solve(net, [] if uniform is None else [problem.uniform(uniform)])
@@ -104,17 +96,16 @@ def check_feasible(
     *,
     macs: float | None = None,
     params: float | None = None,
-    method: str = "cp",
-    skip: Iterable[str] | None = None,
-    joint: bool = False,
-    pruning: Mapping[str, Any] | None = None,
+    decomposition: DecomposeOptions = DecomposeOptions(),
+    pruning: Pruning | None = None,
 ) -> None:
     """Raise InputError for what `choose_ranks` would refuse before it reads weights or images."""
     what, share = asked_share(macs, params)
-    costs, pruning = Costs(net, what, method, skip, stated_size(net)), dict(pruning or {})
-    if joint:
-        check_criterion(pruning)
-    checked_budget(costs, share, pruning_curves_of(net, pruning | {"criterion": "l2"}) if joint else None)
+    costs, prunable = Costs(net, what, decomposition.method, decomposition.skip, stated_size(net)), None
+    if pruning is not None:
+        check_criterion(pruning.criterion)
+        prunable = pruning_curves_of(net, replace(pruning, criterion="l2"))  # which needs no images
+    checked_budget(costs, share, prunable)
 
 
 def checked_budget(costs: Costs, share: float, prunable: PruningCurves | None) -> int:

@@ -8,8 +8,7 @@ E‖W' x'‖² / E‖W x‖² with x' the channels that go, in the unit in which
 import copy
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from norton.graph.wiring import Wiring, positions
 from norton.pruning import prune
 from norton.pruning.alignment import connected
 from norton.pruning.allocation import prunable
+from norton.pruning.options import Criterion, Pruning
 
 RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
@@ -171,24 +171,22 @@ class _CostModel:
         return float((self.cost * (self.reads @ left) * left[self.writes]).sum())
 
 
-def check_criterion(settings: Mapping[str, Any]) -> None:
+def check_criterion(criterion: Criterion) -> None:
     """Raise InputError for a criterion whose widths do not follow from rates."""
-    criterion = settings.get("criterion")
     if criterion == "index" or (isinstance(criterion, Mapping) and "intersection" in criterion):
         raise InputError(
             f"a joint budget needs a criterion by which as many filters go as a rate says, which {criterion!r} is not"
         )
 
 
-def pruning_curves_of(net: nn.Module, settings: Mapping[str, Any]) -> PruningCurves:
-    """How a network can be pruned by the settings of `norton.prune`.
+def pruning_curves_of(net: nn.Module, pruning: Pruning) -> PruningCurves:
+    """How a network can be pruned by the arguments of `norton.prune`.
 
     Raises InputError where nothing can be pruned, and for a criterion whose widths do not follow from rates.
     """
-    settings = dict(settings)
-    check_criterion(settings)
-    refit = settings.pop("compensate", None) is not None
-    settings.pop("calibration", None)
+    check_criterion(pruning.criterion)
+    refit = pruning.options.compensate is not None
+    pruning = replace(pruning, options=replace(pruning.options, compensate=None))
     wiring = wiring_of(net)
     able = [axis for axis in prunable(wiring) if all(_measurable(net, name) for name in _readers(wiring, axis))]
     bound = [sorted(axes) for axes in connected(wiring.shifts)]
@@ -199,7 +197,7 @@ def pruning_curves_of(net: nn.Module, settings: Mapping[str, Any]) -> PruningCur
     names = [wiring.name(axis) for group in groups for axis in group]
     kept: list[dict[int, list[int]]] = [{}]
     for rate in RATES[1:]:
-        step = plan_of(prune(net, dict.fromkeys(names, rate), **settings))[-1]
+        step = plan_of(prune(net, dict.fromkeys(names, rate), **pruning.arguments()))[-1]
         kept.append({wiring.axis_of(name): kept for name, kept in step["keep"].items()})
     return PruningCurves(net, wiring, sorted(groups), kept, refit)
 

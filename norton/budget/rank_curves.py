@@ -1,6 +1,7 @@
 """The output error of a layer at each of its ranks."""
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from norton.calibration.metric import Metric
 from norton.decomposition import DECOMPOSITIONS
 from norton.decomposition.cp import CPConv2d
 from norton.decomposition.layers import FilterWise
+from norton.decomposition.options import DecomposeOptions, method_options
 from norton.decomposition.ranks import Rank, ranks_of, resolve
 from norton.graph.slicing import cut_outputs_
 
@@ -36,23 +38,35 @@ class RankCurve:
     """A layer's relative output error at each of its ranks.
 
     sweeps: of the fit to outputs; None: fitted to weights alone.  filters: so many are looked at where each is
-    decomposed by itself.  options: of the method.
+    decomposed by itself.
     """
 
-    def __init__(self, layer, name, ranks, method, sweeps, filters, options):
-        self.layer, self.name, self.ranks, self.sweeps, self.options = layer, name, ranks, sweeps, options
-        self.decomposition = DECOMPOSITIONS[method]
+    def __init__(
+        self,
+        layer: nn.Module,
+        name: str,
+        ranks: Sequence[Rank],
+        how: DecomposeOptions,
+        sweeps: int | None,
+        filters: int | None,
+    ):
+        self.layer, self.name, self.ranks, self.sweeps, self.seed = layer, name, ranks, sweeps, how.seed
+        self.decomposition, self.options = DECOMPOSITIONS[how.method], dict(how.options)
+        if sweeps is not None:
+            defaults = method_options(how.method)
+            changed = {option: value for option, value in how.options.items() if value != defaults[option]}
+            self.options |= {**self.decomposition.comparison_options, **changed}
         self.filters = filters if issubclass(self.decomposition, CPConv2d | FilterWise) else None
         self.errors = np.zeros(1)  # left dense, then at each rank
 
     def probe(self, weight: Tensor, metric: Metric | None) -> None:
-        chosen = sampled_filters(len(weight), self.filters, self.options["seed"]).to(weight.device)
+        chosen = sampled_filters(len(weight), self.filters, self.seed).to(weight.device)
         dense, weight = copy.deepcopy(self.layer), weight[chosen]
         if len(chosen) < len(dense.weight):
             cut_outputs_(dense, chosen)
         found: list[float] = []
         for rank in self.ranks:
-            small = self.decomposition.from_conv(dense, rank, name=self.name, **self.options)
+            small = self.decomposition.from_conv(dense, rank, name=self.name, seed=self.seed, **self.options)
             if self.sweeps is not None and metric is not None:
                 small.fit_outputs_(weight, metric, self.sweeps)
             lost = (weight - small.composed_weight().detach()).flatten(1)

@@ -9,8 +9,8 @@ from torch import nn
 import norton
 from norton.budget.choice import Choice
 from norton.cli.opening import calibration_images
-from norton.cli.settings import budget_options, calibration, plain
-from norton.cli.steps import pruning_options
+from norton.cli.settings import budget_options, calibration
+from norton.cli.steps import pruning_with_data
 from norton.common.files import write_json
 
 
@@ -24,19 +24,11 @@ def spend_budget(
     if path is not None and path.exists():
         choice = Choice.from_dict(json.loads(path.read_text()))
     else:
-        d, options = cfg.decomposition, budget_options(cfg)
+        options = budget_options(cfg)
         if cfg.budget.joint:
-            options["pruning"] = pruning_options(net, cfg, data)
-        choice = norton.choose_ranks(
-            net,
-            calibration_images(net, cfg, data),
-            **options,
-            objective=d.objective,
-            calibration=calibration(cfg),
-            seed=d.seed,
-            progress=progress,
-            **(plain(d.options) or {}),
-        )
+            options["pruning"] = pruning_with_data(net, cfg, data)
+        images = calibration_images(net, cfg, data)
+        choice = norton.choose_ranks(net, images, **options, calibration=calibration(cfg), progress=progress)
         if path is not None:
             write_json(path, choice.as_dict())
     cfg = cfg.copy()

@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import nn
 
-from norton.cli.settings import plain
+from norton.cli.settings import plain, pruning_arguments
 from norton.cli.tables import millions
 from norton.graph import wiring_of
 from norton.graph.layers import is_decomposed, width
@@ -83,7 +83,8 @@ def width_rows(net: nn.Module, small: nn.Module) -> list[dict[str, Any]]:
 def left_whole(net: nn.Module, cfg: DictConfig) -> dict[str, str]:
     """First writer of each channel axis that stays whole → why: it cannot be cut, or the settings spare it."""
     wiring = wiring_of(net)
-    return wiring.left_whole | spared(net, wiring, plain(cfg.compress_rate), **plain(cfg.pruning))
+    options = pruning_arguments(cfg).options
+    return wiring.left_whole | spared(net, wiring, plain(cfg.compress_rate), options=options)
 
 
 def whole_rows(left: Mapping[str, str]) -> list[dict[str, Any]]:

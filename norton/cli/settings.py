@@ -10,6 +10,7 @@ import norton
 from norton.budget.costs import QUANTITIES, asked_share
 from norton.common.errors import InputError
 from norton.deployment.comparing import check_latency_mode
+from norton.pruning import Pruning
 from norton.pruning.allocation import read_rates
 
 RECIPES = {"train": "pretraining", "finetune": "training"}  # the config group of each step that trains
@@ -167,9 +168,28 @@ def check_budget(cfg: DictConfig) -> None:
 
 def budget_options(cfg: DictConfig) -> dict[str, Any]:
     """What `norton.choose_ranks` is asked for, but images and how they are used."""
-    b, d = cfg.budget, cfg.decomposition
-    asked = {"macs": b.macs, "params": b.params, "joint": bool(b.joint), "method": d.method, "skip": plain(d.skip)}
-    return asked | ({"pruning": plain(cfg.pruning)} if b.joint else {})
+    b = cfg.budget
+    asked = {"macs": b.macs, "params": b.params, "decomposition": decompose_options(cfg)}
+    return asked | ({"pruning": pruning_arguments(cfg)} if b.joint else {})
+
+
+def decompose_options(cfg: DictConfig) -> norton.DecomposeOptions:
+    """The settings of the group `decomposition`."""
+    settings = plain(cfg.decomposition)
+    try:
+        return norton.DecomposeOptions(**{**settings, "options": settings["options"] or {}})
+    except TypeError as error:
+        raise InputError(f"decomposition: {error}") from None
+
+
+def pruning_arguments(cfg: DictConfig) -> Pruning:
+    """The settings of the group `pruning`."""
+    settings = plain(cfg.pruning)
+    criterion, seed = settings.pop("criterion"), settings.pop("seed")
+    try:
+        return Pruning(criterion, norton.PruneOptions(**settings), seed=seed)
+    except TypeError as error:
+        raise InputError(f"pruning: {error}") from None
 
 
 def setting_text(cfg: DictConfig) -> str:

@@ -1,8 +1,8 @@
 """The steps of the chain one by one, as configured: decompose, prune, calibrate, train, evaluate."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 from torch import nn
@@ -14,17 +14,19 @@ from norton.cli.opening import calibration_images, check_classes, open_data
 from norton.cli.settings import (
     budget_options,
     calibration,
+    decompose_options,
     distills,
     is_joint,
     leaves_dense,
     make_loggers,
     plain,
+    pruning_arguments,
     recipe,
     require,
     trainer_options,
 )
 from norton.decomposition.ranks import layer_rules
-from norton.pruning import asks_for, check_prune
+from norton.pruning import Pruning, asks_for, check_prune
 
 
 def check_fit(net: nn.Module, cfg: DictConfig, step: str) -> None:
@@ -33,10 +35,12 @@ def check_fit(net: nn.Module, cfg: DictConfig, step: str) -> None:
     if step == "decompose" and cfg.rank is None:
         check_feasible(net, **budget_options(cfg))
     elif step == "decompose" and not leaves_dense(cfg):
-        layer_rules(net, plain(cfg.rank), plain(cfg.decomposition.skip), cfg.decomposition.method)
+        how = decompose_options(cfg)
+        layer_rules(net, plain(cfg.rank), how.skip, how.method)
     if step == "prune":
         rates = {"*": 0.0} if is_joint(cfg) and cfg.compress_rate is None else plain(cfg.compress_rate)
-        check_prune(net, rates, **plain(cfg.pruning))
+        pruning = pruning_arguments(cfg)
+        check_prune(net, rates, pruning.criterion, options=pruning.options)
 
 
 def decompose(net: nn.Module, cfg: DictConfig, data=None, *, progress: bool = True) -> nn.Module:
@@ -44,20 +48,10 @@ def decompose(net: nn.Module, cfg: DictConfig, data=None, *, progress: bool = Tr
     require(cfg, "decompose")
     if leaves_dense(cfg):
         return copy.deepcopy(net)
-    d = cfg.decomposition
-    options = plain(d.options) or {}
-    if d.objective == "outputs":
-        options |= {"images": calibration_images(net, cfg, data), "calibration": calibration(cfg)}
-    return norton.decompose(
-        net,
-        plain(cfg.rank),
-        method=d.method,
-        skip=plain(d.skip),
-        seed=d.seed,
-        objective=d.objective,
-        progress=progress,
-        **options,
-    )
+    how, used = decompose_options(cfg), {}
+    if how.objective == "outputs":
+        used = {"images": calibration_images(net, cfg, data), "calibration": calibration(cfg)}
+    return norton.decompose(net, plain(cfg.rank), **how.arguments(), **used, progress=progress)
 
 
 def output_errors(net: nn.Module, small: nn.Module, cfg: DictConfig, data=None) -> dict[str, float]:
@@ -72,24 +66,24 @@ def prune(net: nn.Module, cfg: DictConfig, data=None, *, progress: bool = True) 
     A criterion takes training images of `data`, with labels where it asks for them; compensation then takes the same.
     """
     check_fit(net, cfg, "prune")
-    options = pruning_options(net, cfg, data)
-    if options["compensate"]:
-        images = options.get("images")
-        images = calibration_images(net, cfg, data) if images is None else images
-        options |= {"images": images, "calibration": calibration(cfg)}
-    return norton.prune(net, plain(cfg.compress_rate), progress=progress, **options)
+    pruning, how = pruning_with_data(net, cfg, data), None
+    if pruning.options.compensate:
+        how = calibration(cfg)
+        if pruning.images is None:
+            pruning = replace(pruning, images=calibration_images(net, cfg, data))
+    return norton.prune(net, plain(cfg.compress_rate), **pruning.arguments(), calibration=how, progress=progress)
 
 
-def pruning_options(net: nn.Module, cfg: DictConfig, data=None) -> dict[str, Any]:
-    """The settings of `norton.prune` as configured, with the images and labels that the criterion asks for."""
-    options = plain(cfg.pruning)
-    needs_images, needs_labels = asks_for(options["criterion"])
-    if needs_images:
-        data = open_data(cfg) if data is None else data
-        check_classes(net, data)
-        images, labels = data.calibration_batch(cfg.calibration.images)
-        options |= {"images": images, "labels": labels if needs_labels else None}
-    return options
+def pruning_with_data(net: nn.Module, cfg: DictConfig, data=None) -> Pruning:
+    """The settings of the group `pruning`, with the images and labels that the criterion asks for."""
+    pruning = pruning_arguments(cfg)
+    needs_images, needs_labels = asks_for(pruning.criterion)
+    if not needs_images:
+        return pruning
+    data = open_data(cfg) if data is None else data
+    check_classes(net, data)
+    images, labels = data.calibration_batch(cfg.calibration.images)
+    return replace(pruning, images=images, labels=labels if needs_labels else None)
 
 
 def calibrate_(net: nn.Module, cfg: DictConfig, data=None) -> nn.Module:

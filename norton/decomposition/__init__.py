@@ -1,7 +1,6 @@
 """Decomposition: replace convolutions and linear layers by layers of less parameters that approximate them."""
 
 import copy
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean
 
@@ -15,18 +14,18 @@ from norton.common.errors import InputError, warn
 from norton.common.registry import import_submodules
 from norton.decomposition.cp_als import cp_filters
 from norton.decomposition.methods import DECOMPOSITIONS, decomposable
+from norton.decomposition.options import OBJECTIVES, DecomposeOptions
 from norton.decomposition.ranks import RankRule, layer_ranks, layer_rules, relative_error, resolve
 from norton.graph.layers import is_decomposed
 from norton.graph.plan import OPERATIONS, record_step
 
 import_submodules(__name__)
 
-OBJECTIVES = ("weights", "outputs")
-
 __all__ = [
     "DECOMPOSITIONS",
     "OBJECTIVES",
     "Calibration",
+    "DecomposeOptions",
     "cp_filters",
     "decomposable",
     "decompose",
@@ -40,8 +39,8 @@ __all__ = [
 def decompose(
     net: nn.Module,
     rank: RankRule | Mapping[str, RankRule | None],
-    *,
     method: str = "cp",
+    *,
     skip: Iterable[str] | None = None,
     seed: int = 0,
     objective: str = "weights",
@@ -62,12 +61,9 @@ def decompose(
     Raises InputError for an unknown method, a bad rank or pattern, a weight that is not finite, and images that do not
     fit the network.
     """
-    decomposition = DECOMPOSITIONS[method]
+    DecomposeOptions(method, skip, seed, objective, options)  # checks them
     rules = layer_rules(net, rank, skip, method)
-    check_options(decomposition.from_conv, options, method)
-    options["seed"] = seed
-    if objective not in OBJECTIVES:
-        raise InputError(f"objective is {objective!r}; choose one of {', '.join(OBJECTIVES)}")
+    decomposition, options = DECOMPOSITIONS[method], {**options, "seed": seed}
     if objective == "outputs" and images is not None:
         return _for_outputs(net, rules, method, images, calibration or Calibration(), progress, options)
     if objective == "outputs":
@@ -122,14 +118,6 @@ def _for_outputs(
         small = fit_to_outputs(net, net, fits, images, calibration, progress=progress)
     record_step(small, {"op": "decompose", "method": method, "ranks": ranks})
     return small
-
-
-def check_options(decomposition: Callable, options: Mapping, method: str) -> None:
-    known = [name for name, p in inspect.signature(decomposition).parameters.items() if p.kind == p.KEYWORD_ONLY]
-    known = [name for name in known if name not in ("name", "seed")]
-    if unknown := sorted(set(options) - set(known)):
-        has = ", ".join(known) or "none"
-        raise InputError(f"decomposition {method!r} has no option {', '.join(unknown)}; it has {has}")
 
 
 @OPERATIONS.register("decompose")

@@ -50,7 +50,7 @@ class CPLayerConv2d(LayerWise):
         name: str = "conv",
         seed: int = 0,
         iterations: int = 100,
-        tolerance: float = 1e-7,
+        tolerance: float = 1e-6,
     ) -> Self:
         """iterations: at most; tolerance: change of the relative error per pass below which they end.
 

@@ -8,7 +8,7 @@ filter).  Surgery knows how both are cut (`norton.graph.slicing`).
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ class FactoredLayer(nn.Module):
     """A product of layers without bias, `feature`, and the bias of the layer it took the place of."""
 
     takes = "k×k convolutions that are not grouped"
+    comparison_options: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, parts: Mapping[str, nn.Module], rank: int | Sequence[int], like: nn.Conv2d | nn.Linear):
         super().__init__()

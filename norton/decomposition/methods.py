@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor, nn
 
@@ -23,7 +23,8 @@ class DecomposedLayer(Protocol):
     and `nmse` then finds several ranks at once.  One of whose ranks another one limits has a class method
     `feasible(layer, ranks)` that clips them.
 
-    A number for all layers is clipped to what each has room for, unless `clips_ranks` is False.
+    A number for all layers is clipped to what each has room for, unless `clips_ranks` is False.  comparison_options:
+    defaults of options where many ranks are fitted to outputs only to compare them.
 
     rank: one number, or a tuple where the method has several.  takes: the layers it is for, as messages say it.
     """
@@ -31,6 +32,7 @@ class DecomposedLayer(Protocol):
     rank: int | tuple[int, ...]
     bias: Tensor | None
     takes: str
+    comparison_options: ClassVar[dict[str, Any]]
 
     @classmethod
     def accepts(cls, layer: nn.Module) -> bool:

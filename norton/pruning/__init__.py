@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from norton.calibration.compensation import COMPENSATIONS, compensated
+from norton.calibration.compensation import compensated
 from norton.calibration.outputs import Calibration, check_images
 from norton.common.errors import InputError, warn
-from norton.common.registry import import_submodules
 from norton.graph import wiring_of
 from norton.graph.input_sizes import Example
 from norton.graph.plan import record_step
@@ -23,24 +22,15 @@ from norton.pruning.alignment import aligned_keep, connected
 from norton.pruning.allocation import Allocation, fitting_keep, prunable, read_rates
 from norton.pruning.criteria.index import parse_filters
 from norton.pruning.criteria.kinds import CRITERIA, filter_count, keep_filters, scores
-from norton.pruning.scoring import (
-    SELECTIONS,
-    Criterion,
-    Scoring,
-    asks_for,
-    axis_scores,
-    deciding,
-    describe,
-    filters_of,
-    has_distance,
-)
-
-import_submodules("norton.pruning.criteria")
+from norton.pruning.options import Criterion, PruneOptions, Pruning
+from norton.pruning.published import SELECTIONS
+from norton.pruning.scoring import Scoring, asks_for, axis_scores, deciding, describe, filters_of, has_distance
 
 __all__ = [
-    "COMPENSATIONS",
     "CRITERIA",
     "SELECTIONS",
+    "PruneOptions",
+    "Pruning",
     "asks_for",
     "check_prune",
     "describe",
@@ -55,20 +45,11 @@ __all__ = [
 def prune(
     net: nn.Module,
     compress_rate: str | float | Sequence[float] | Mapping[str, float | None] | None,
-    *,
     criterion: Criterion = "pabs",
-    dense_criterion: str = "l2",
-    selection: str = "exact",
-    normalisation: str = "rank",
-    tied: str = "average",
-    allocation: str = "rates",
-    min_filters: int | None = None,
-    round_to: int = 1,
-    rounding: str = "nearest",
-    filters: Mapping[str, str | int | Sequence[int | str]] | None = None,
+    *,
+    options: PruneOptions = PruneOptions(),
     images: Tensor | None = None,
     labels: Tensor | None = None,
-    compensate: str | None = None,
     calibration: Calibration | None = None,
     seed: int = 0,
     example: Example | None = None,
@@ -85,41 +66,22 @@ def prune(
     criterion `index` alone.
 
     criterion: scores the filters; a name, `{"weighted": {"l2": 0.7, "fpgm": 0.3}}` of normalised scores, or
-    `{"intersection": ["l2", "fpgm"]}`: a filter goes only if each would remove it, so fewer go than the rates ask.  A
-    distance between factors scores decomposed layers only, dense ones (1×1 convolutions above all) then go by
-    `dense_criterion`, and so do layers without BatchNorm where BatchNorm is the criterion, and layers that images do
-    not pass where maps are, such as auxiliary heads.  filters: layer → those that go, `"105, 8, 9, 11-13"`, for the
-    criterion `index`.  images (N, C, H, W), labels (N,): for criteria that look at data; images for `compensate` too.
-    seed: of the criterion `random`.  selection: `published` repeats two mistakes of the paper's public code, see
-    `norton.pruning.published`.
+    `{"intersection": ["l2", "fpgm"]}`: a filter goes only if each would remove it, so fewer go than the rates ask.
+    options: how scores become filters that go, a `PruneOptions`.
 
-    normalisation: of a layer's scores, before layers are compared or tied, see `norton.pruning.normalisation`.  tied:
-    how the scores of layers that write to one residual stream, and so keep the same channels, become one: average, sum,
-    union (the best counts: kept if any would keep it) or intersection (the worst counts).
+    images (N, C, H, W), labels (N,): for criteria that look at data; images for `options.compensate` too, without which
+    nothing is compensated, with a warning.  calibration: how the images are used for that; in its sequential form, the
+    means of BatchNorms follow.  seed: of the criterion `random`.  progress: show bars.
 
-    allocation: `rates`, or `global`: the lowest normalised scores of all layers go until the fraction `compress_rate`
-    of the filters has gone.  min_filters: that a layer keeps; None: 8, and 1 for a published list.  A layer that has
-    fewer keeps all; a warning says so where nothing else is left to go.  round_to, rounding: a layer's filters become a
-    multiple, up, down or to the nearest, ties up.  Both count filters, also where these go in groups.  Where shortcuts
-    move channels by position, widths that no list states move to the nearest ones that fit, see
-    `norton.pruning.alignment`.
-
-    compensate: `outputs`: what is left of the layers is fitted to what they gave before, on the images, see
-    `norton.calibration.compensation`; where images are None, nothing is, with a warning.  calibration: how the images
-    are used for that; in its sequential form, the means of BatchNorms follow.
-
-    Raises InputError for unknown names, bad rates or filters, a layer left without filters, data that are missing, and
-    weights that are not finite.
+    Warns where nothing is removed although rates ask for it.  Raises InputError for unknown names, bad rates or
+    filters, a layer left without filters, data that are missing, and weights that are not finite.
     """
     rates = None if compress_rate is None else read_rates(compress_rate)
-    how = Allocation(rates, allocation, min_filters, round_to, rounding)
+    how = Allocation(rates, options)
     wiring = wiring_of(net, example)
-    named = named_filters(net, wiring, criterion, filters, rates)
-    options = {"dense_criterion": dense_criterion, "selection": selection, "normalisation": normalisation, "tied": tied}
-    data = {"named": named, "images": images, "labels": labels, "seed": seed, "progress": progress}
-    scoring = Scoring(criterion, **options, **data)
-    check_compensate(compensate)
-    if compensate and images is not None:
+    named = named_filters(net, wiring, criterion, options.filters, rates)
+    scoring = Scoring(criterion, options, named, images, labels, seed, progress)
+    if options.compensate and images is not None:
         check_images(net, images)
     rated = how.rated(net, wiring)
     small = copy.deepcopy(net)
@@ -131,56 +93,31 @@ def prune(
         warnings.warn(f"nothing is removed, though rates ask for it: {why}", stacklevel=2)
     step = {"op": "prune", "keep": {wiring.name(axis): list(map(int, channels)) for axis, channels in keep.items()}}
     cut_(small, wiring, keep)  # as replaying the step does, without finding the wiring again
-    if compensate and images is None:
-        warn(f"compensate={compensate} without calibration images: not compensated")
-    elif compensate:
+    if options.compensate and images is None:
+        warn(f"compensate={options.compensate} without calibration images: not compensated")
+    elif options.compensate:
         small = compensated(net, small, wiring, keep, images, calibration or Calibration(), progress=progress)
     record_step(small, step)
     return small
 
 
-def check_compensate(compensate: str | None) -> None:
-    """Raise InputError for a way to compensate that there is not."""
-    if compensate is not None and compensate not in COMPENSATIONS:
-        raise InputError(f"compensate is {compensate!r}; choose {' or '.join(COMPENSATIONS)}, or None for not at all")
-
-
 def check_prune(
-    net: nn.Module,
-    compress_rate: Any,
-    *,
-    criterion: Criterion = "pabs",
-    filters: Mapping | None = None,
-    allocation: str = "rates",
-    min_filters: int | None = None,
-    round_to: int = 1,
-    rounding: str = "nearest",
-    compensate: str | None = None,
-    **others: Any,
+    net: nn.Module, compress_rate: Any, criterion: Criterion = "pabs", *, options: PruneOptions = PruneOptions()
 ) -> None:
     """Raise InputError for what `prune` would refuse before it looks at weights or data."""
     rates = None if compress_rate is None else read_rates(compress_rate)
     wiring = wiring_of(net)
-    Scoring(criterion, **others)
-    check_compensate(compensate)
-    named_filters(net, wiring, criterion, filters, rates)
-    Allocation(rates, allocation, min_filters, round_to, rounding).rated(net, wiring)
+    Scoring(criterion, options)
+    named_filters(net, wiring, criterion, options.filters, rates)
+    Allocation(rates, options).rated(net, wiring)
 
 
 def spared(
-    net: nn.Module,
-    wiring: Wiring,
-    compress_rate: Any,
-    *,
-    allocation: str = "rates",
-    min_filters: int | None = None,
-    round_to: int = 1,
-    rounding: str = "nearest",
-    **others: Any,
+    net: nn.Module, wiring: Wiring, compress_rate: Any, *, options: PruneOptions = PruneOptions()
 ) -> dict[str, str]:
     """First writer of each axis that `prune` would cut at these rates, but for min_filters or round_to → why."""
     rates = None if compress_rate is None else read_rates(compress_rate)
-    return Allocation(rates, allocation, min_filters, round_to, rounding).spared(net, wiring)
+    return Allocation(rates, options).spared(net, wiring)
 
 
 def named_filters(
@@ -191,8 +128,6 @@ def named_filters(
     Raises InputError for a layer that is unknown or cannot be pruned, filters that `parse_filters` refuses, and where
     neither rates nor filters say what goes.
     """
-    if filters is not None and not isinstance(filters, Mapping):
-        raise InputError(f"filters is {filters!r}; give {{LAYER: '105, 8, 9, 11-13'}}")
     if criterion != "index":
         if filters:
             raise InputError("filters= names what the criterion index removes; give criterion=index, or leave it out")

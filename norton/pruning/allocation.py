@@ -12,10 +12,9 @@ from torch import nn
 from norton.common.errors import InputError
 from norton.graph.wiring import Wiring
 from norton.pruning.alignment import Edge, aligned_keep
+from norton.pruning.options import PruneOptions
 from norton.pruning.rates import parse_rates, pruned_width
 
-ALLOCATIONS = ("rates", "global")
-ROUNDINGS = ("up", "down", "nearest")
 MIN_FILTERS = 8
 Rates = float | list[float] | dict[str, float | None]
 
@@ -51,26 +50,13 @@ def prunable(wiring: Wiring) -> list[int]:
 
 @dataclass(frozen=True)
 class Allocation:
-    """How widths follow from rates; the settings of `norton.prune` that say so, named as there."""
+    """How widths follow from rates; the arguments of `norton.prune` that say so, named as there."""
 
     compress_rate: Rates | None
-    allocation: str = "rates"
-    min_filters: int | None = None
-    round_to: int = 1
-    rounding: str = "nearest"
+    options: PruneOptions = PruneOptions()
 
-    def __post_init__(self):
-        if self.allocation not in ALLOCATIONS:
-            raise InputError(f"unknown allocation {self.allocation!r}; choose one of {', '.join(ALLOCATIONS)}")
-        if self.rounding not in ROUNDINGS:
-            raise InputError(f"unknown rounding {self.rounding!r}; choose one of {', '.join(ROUNDINGS)}")
-        for name in ("min_filters", "round_to"):
-            value = getattr(self, name)
-            if (value is None and name == "round_to") or (
-                value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1)
-            ):
-                raise InputError(f"{name} is {value!r}; it must be a whole number of at least 1")
-        if self.allocation == "global" and not isinstance(self.compress_rate, float):
+    def __post_init__(self) -> None:
+        if self.is_global and not isinstance(self.compress_rate, float):
             raise InputError(
                 f"allocation=global takes one number for the whole network, not compress_rate={self.compress_rate!r}; "
                 "give e.g. compress_rate=0.5"
@@ -79,8 +65,8 @@ class Allocation:
     @property
     def least(self) -> int:
         """Filters that a layer keeps at least; a published list stays exact."""
-        if self.min_filters is not None:
-            return self.min_filters
+        if self.options.min_filters is not None:
+            return self.options.min_filters
         return 1 if isinstance(self.compress_rate, list) else MIN_FILTERS
 
     def least_units(self, filters: Sequence[int]) -> int:
@@ -89,11 +75,11 @@ class Allocation:
 
     def step(self, filters: Sequence[int]) -> int:
         """The units by which a width moves, so that each layer's filters are a multiple of `round_to`."""
-        return lcm(*(self.round_to // gcd(self.round_to, count) for count in filters))
+        return lcm(*(self.options.round_to // gcd(self.options.round_to, count) for count in filters))
 
     @property
     def is_global(self) -> bool:
-        return self.allocation == "global"
+        return self.options.allocation == "global"
 
     def rated(self, net: nn.Module, wiring: Wiring) -> dict[int, int]:
         """Axis → channels kept, for the axes that lose some; all that can be cut where the scores are to decide.
@@ -115,7 +101,9 @@ class Allocation:
                 has = f"{now * filters[0]} filters" + (f" in groups of {filters[0]}" if filters[0] > 1 else "")
                 found[wiring.name(axis)] = f"it has {has}, and min_filters={self.least} stay"
             elif not self.is_global and width < now == self.limited(width, now, filters):
-                found[wiring.name(axis)] = f"round_to={self.round_to} takes its width back to all {now * filters[0]}"
+                found[wiring.name(axis)] = (
+                    f"round_to={self.options.round_to} takes its width back to all {now * filters[0]}"
+                )
         return found
 
     def _asked(self, net: nn.Module, wiring: Wiring) -> dict[int, int]:
@@ -158,7 +146,7 @@ class Allocation:
         down = width // step * step
         up = down if down == width else down + step
         nearer = down if width - down < up - width else up
-        width = {"up": up, "down": down, "nearest": nearer}[self.rounding]
+        width = {"up": up, "down": down, "nearest": nearer}[self.options.rounding]
         while width < least:
             width += step
         return min(width, now)

@@ -10,6 +10,13 @@ from norton.common.errors import InputError
 from norton.common.registry import Registry
 
 NORMALISATIONS = Registry("normalisation")
+# How the scores of layers whose channels are summed become one, each over (layers, channels).
+TIES = {
+    "average": lambda found: np.mean(found, axis=0),
+    "sum": lambda found: np.sum(found, axis=0),
+    "union": lambda found: np.max(found, axis=0),
+    "intersection": lambda found: np.min(found, axis=0),
+}
 
 
 def normalised(scores: np.ndarray, normalisation: str) -> np.ndarray:

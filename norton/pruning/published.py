@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from norton.decomposition.factors import Factors
-from norton.pruning.criteria.kinds import CRITERIA, checked
+from norton.pruning.criteria.kinds import CRITERIA, checked, scores
 
 # What the distances based on angles make of an angle; other criteria have no angle to wrap.
 _OF_ANGLE: dict[str, Callable[[Tensor], Tensor]] = {"pabs": lambda angle: angle, "csa": lambda angle: angle.sin() ** 2}
@@ -72,3 +72,6 @@ def published_order(distances: np.ndarray) -> list[int]:
         order.append(int(gone))
         left[gone, :] = left[:, gone] = np.inf
     return order
+
+
+SELECTIONS = {"exact": scores, "published": published_scores}  # how distances between filters become scores

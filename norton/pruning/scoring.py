@@ -15,48 +15,31 @@ from norton.graph.layers import is_decomposed
 from norton.graph.wiring import Wiring
 from norton.pruning.criteria.kinds import CRITERIA, Place, is_distance, kind_of, scores
 from norton.pruning.maps import map_scores, needs_images, needs_labels
-from norton.pruning.normalisation import NORMALISATIONS, normalised
-from norton.pruning.published import published_scores
+from norton.pruning.normalisation import TIES, normalised
+from norton.pruning.options import Criterion, PruneOptions
+from norton.pruning.published import SELECTIONS
 
-SELECTIONS = {"exact": scores, "published": published_scores}  # how distances between filters become scores
-# How the scores of layers whose channels are summed become one, each over (layers, channels).
-TIES = {
-    "average": lambda found: np.mean(found, axis=0),
-    "sum": lambda found: np.sum(found, axis=0),
-    "union": lambda found: np.max(found, axis=0),
-    "intersection": lambda found: np.min(found, axis=0),
-}
 DEFAULTS = {"normalisation": (None, "rank"), "tied": (None, "average")}
 COMBINATIONS = ("weighted", "intersection")
-Criterion = str | Mapping
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """How filters are scored: the settings of `norton.prune` that say so, named as there.
+    """How filters are scored: the arguments of `norton.prune` that say so, named as there.
 
     named: layer → filters of the criterion `index`.
     """
 
     criterion: Criterion = "pabs"
-    dense_criterion: str = "l2"
-    selection: str = "exact"
-    normalisation: str = "rank"
-    tied: str = "average"
+    options: PruneOptions = PruneOptions()
     named: Mapping[str, Sequence[int]] = field(default_factory=dict)
     images: Tensor | None = None
     labels: Tensor | None = None
     seed: int = 0
     progress: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         names = names_in(self.criterion)
-        if kind_of(self.dense_criterion) != "score":
-            raise InputError(f"dense_criterion is {self.dense_criterion!r}; choose one that scores weights, such as l2")
-        for kind, name, known in (("selection", self.selection, SELECTIONS), ("tied", self.tied, TIES)):
-            if name not in known:
-                raise InputError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
-        NORMALISATIONS[self.normalisation]
         if "index" in names and len(names) > 1:
             raise InputError("criterion: index names filters and cannot be combined with others; prune twice")
 
@@ -138,9 +121,9 @@ def axis_scores(
         by_layer = layer_scores(net, wiring, layers, name, how)
         for axis in axes:
             units = [per_unit(by_layer[layer], wiring.width(axis)) for layer in wiring.writers[axis]]
-            scaled = np.stack([normalised(unit, how.normalisation) for unit in units])
+            scaled = np.stack([normalised(unit, how.options.normalisation) for unit in units])
             found[axis] = found[axis] + (scaled if weight == 1 else weight * scaled)
-    return {axis: _tied(found[axis], how.tied) for axis in axes}
+    return {axis: _tied(found[axis], how.options.tied) for axis in axes}
 
 
 def per_unit(score: Tensor, width: int) -> np.ndarray:
@@ -161,7 +144,7 @@ def layer_scores(
     if needs_images(criterion):
         found = map_scores(net, layers, criterion, how.images, how.labels, progress=how.progress)
         unpassed = [name for name in layers if name not in found]
-        return found | (layer_scores(net, wiring, unpassed, how.dense_criterion, how) if unpassed else {})
+        return found | (layer_scores(net, wiring, unpassed, how.options.dense_criterion, how) if unpassed else {})
     scales = axis_scales(net, wiring) if kind_of(criterion) == "norm_score" else {}
     if kind_of(criterion) == "norm_score" and not scales:
         raise InputError(f"criterion {criterion!r} looks at BatchNorm, and this network has none; use one of weights")
@@ -183,10 +166,10 @@ def _layer_scores(
         return scores(Place(name, filters, how.seed, tuple(how.named.get(name, ()))), criterion)
     if kind == "norm_score":
         axis = wiring.axis_of(name)
-        return scores(scales[axis], criterion) if axis in scales else scores(filters, how.dense_criterion)
+        return scores(scales[axis], criterion) if axis in scales else scores(filters, how.options.dense_criterion)
     if kind == "distance" and not _can_compare(filters, criterion):
-        return scores(filters, how.dense_criterion)
-    return SELECTIONS[how.selection if is_distance(criterion) else "exact"](filters, criterion)
+        return scores(filters, how.options.dense_criterion)
+    return SELECTIONS[how.options.selection if is_distance(criterion) else "exact"](filters, criterion)
 
 
 def _can_compare(filters: Factors | Tensor, criterion: str) -> bool:

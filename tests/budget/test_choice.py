@@ -7,13 +7,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers.budgets import AS_MEASURED, QUICK, Toy, fitted_error
+from helpers.budgets import AS_MEASURED, OUTPUTS, QUICK, WEIGHTS, Toy, fitted_error
 from helpers.networks import randomise_
 from torch import nn
 
 import norton
-from norton import InputError, choose_ranks
+from norton import DecomposeOptions, InputError, PruneOptions, choose_ranks
 from norton.graph.plan import OPERATIONS
+from norton.pruning import Pruning
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_the_best_of_all_combinations(toy, images, every, budget):
         within = [combinations[ranks] for ranks in itertools.product(*saving.values())]
         nearer = [found[2] for found in within if 0.99 * most <= found[place] <= most and found[2] <= 1.05 * best]
         best = min(nearer, default=best)
-    choice = choose_ranks(toy, images, **budget, **QUICK)
+    choice = choose_ranks(toy, images, **budget, decomposition=OUTPUTS)
     assert choice.error == pytest.approx(best, rel=1e-3)
     for name, rank in choice.ranks.items():
         assert choice.errors[name] == pytest.approx(errors[name][rank], rel=1e-3, abs=1e-6)
@@ -69,7 +70,7 @@ def test_the_best_of_all_combinations(toy, images, every, budget):
 
 
 def test_errors_of_the_objective_weights(toy, images):
-    choice = choose_ranks(toy, images, macs=0.7, objective="weights", **QUICK)
+    choice = choose_ranks(toy, images, macs=0.7, decomposition=WEIGHTS)
     for name, rank in choice.ranks.items():
         if rank is not None:
             assert choice.errors[name] == pytest.approx(fitted_error(toy, name, rank, images, **QUICK), rel=1e-3)
@@ -77,7 +78,7 @@ def test_errors_of_the_objective_weights(toy, images):
 
 def test_the_uniform_error_is_its_own(toy, images, every):
     errors, combinations = every
-    choice = choose_ranks(toy, images, macs=0.6, **QUICK)
+    choice = choose_ranks(toy, images, macs=0.6, decomposition=OUTPUTS)
     own = {name: min(choice.uniform.rank, max(r for r in errors[name] if r)) for name in errors}
     dense = norton.complexity(toy).by_layer
     shaped = norton.complexity(norton.decompose(toy, own, starts=1, iterations=1)).by_layer
@@ -88,13 +89,13 @@ def test_the_uniform_error_is_its_own(toy, images, every):
 
 @pytest.mark.parametrize("what, shares", [("macs", (0.3, 0.5)), ("params", (0.35,))])
 def test_many_layers_meet_the_budget_to_a_percent(narrow, what, shares):
-    errors = []
+    errors, quick = [], DecomposeOptions(options={"starts": 1, "iterations": 2})
     for share in shares:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             warnings.filterwarnings("ignore", "a budget without calibration images")
             warnings.filterwarnings("ignore", category=DeprecationWarning)
-            choice = choose_ranks(narrow, **{what: share}, objective="weights", starts=1, iterations=2)
+            choice = choose_ranks(narrow, **{what: share}, decomposition=quick)
         small = norton.decompose(narrow, choice.ranks, starts=1, iterations=1)
         kept = getattr(norton.complexity(small), what) / getattr(norton.complexity(narrow), what)
         assert choice.share == kept and 0.99 * share <= kept <= share
@@ -114,8 +115,10 @@ def test_many_layers_meet_the_budget_to_a_percent(narrow, what, shares):
 def test_other_methods_count_exactly(toy, narrow, method, what, share):
     net = narrow if method == "svd" else toy
     options = {"iterations": 3} if method in ("tucker", "cp_layer") else {}
-    choice = choose_ranks(net, **{what: share}, method=method, **options)
-    small = norton.decompose(net, choice.ranks, method=method, **options)
+    # the errors of outputs, for which there are no images
+    how = DecomposeOptions(method, objective="outputs", options=options)
+    choice = choose_ranks(net, **{what: share}, decomposition=how)
+    small = norton.decompose(net, choice.ranks, method, **options)
     before, after = (getattr(norton.complexity(one), what) for one in (net, small))
     assert after == choice.share * before <= share * before
     assert choice.uniform is None or choice.error <= choice.uniform.error
@@ -123,8 +126,8 @@ def test_other_methods_count_exactly(toy, narrow, method, what, share):
 
 def test_a_sample_of_filters_is_of_the_layer(toy, images):
     """Eight of a layer's filters: another error than that of all, but near it; and the same each time."""
-    whole = choose_ranks(toy, images, macs=0.6, **QUICK)
-    some = [choose_ranks(toy, images, macs=0.6, filters=8, **QUICK) for _ in range(2)]
+    whole = choose_ranks(toy, images, macs=0.6, decomposition=OUTPUTS)
+    some = [choose_ranks(toy, images, macs=0.6, filters=8, decomposition=OUTPUTS) for _ in range(2)]
     assert some[0] == some[1]
     same = [name for name, rank in whole.ranks.items() if rank and some[0].ranks[name] == rank]
     assert same
@@ -139,7 +142,7 @@ def test_a_shared_layer_has_one_rank(images):
     net.norm2 = nn.BatchNorm2d(12)
     net.conv3 = net.conv2
     net.fc = nn.Linear(12, 5)
-    choice = choose_ranks(net.eval(), images, macs=0.5, **QUICK)
+    choice = choose_ranks(net.eval(), images, macs=0.5, decomposition=OUTPUTS)
     assert choice.ranks["conv2"] == choice.ranks["conv3"] is not None
     small = norton.decompose(net, choice.ranks, **QUICK)
     assert norton.complexity(small).macs == choice.share * norton.complexity(net).macs
@@ -148,7 +151,7 @@ def test_a_shared_layer_has_one_rank(images):
 def test_images_tell_the_size_where_the_network_does_not():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 4)).eval()
-    choice = choose_ranks(net, torch.randn(16, 3, 10, 10), macs=0.6, **QUICK)
+    choice = choose_ranks(net, torch.randn(16, 3, 10, 10), macs=0.6, decomposition=OUTPUTS)
     small = norton.decompose(net, choice.ranks, **QUICK)
     kept, whole = (norton.complexity(one, (3, 10, 10)).macs for one in (small, net))
     assert choice.share == kept / whole <= 0.6
@@ -172,18 +175,23 @@ def test_filters_looked_at(toy, images, filters):
     ({"macs": "half"}, "macs is 'half'"),
     ({"macs": True}, "macs is True"),
     ({"macs": 0.01}, r"macs=0.01 is below the least possible: Toy keeps 0\.\d+ at rank 1; ask for more"),
-    ({"macs": 0.01, "joint": True}, r"keeps 0\.\d+ at rank 1 and rates of 0.8"),
-    ({"macs": 0.4, "objective": "dreams"}, "objective is 'dreams'"),
-    ({"macs": 0.4, "method": "cpp"}, "unknown decomposition 'cpp'"),
-    ({"macs": 0.4, "skip": ["conv9"]}, "'conv9' matches no convolution"),
-    ({"macs": 0.4, "speed": 3}, "has no option speed"),
-    ({"macs": 0.4, "joint": True, "pruning": {"criterion": "index"}}, "which 'index' is not"),
-    ({"macs": 0.4, "joint": True, "pruning": {"allocation": "global"}}, "allocation=global takes one number"),
+    ({"macs": 0.01, "pruning": {}}, r"keeps 0\.\d+ at rank 1 and rates of 0.8"),
+    ({"macs": 0.4, "decomposition": {"objective": "dreams"}}, "objective is 'dreams'"),
+    ({"macs": 0.4, "decomposition": {"method": "cpp"}}, "unknown decomposition 'cpp'"),
+    ({"macs": 0.4, "decomposition": {"skip": ["conv9"]}}, "'conv9' matches no convolution"),
+    ({"macs": 0.4, "decomposition": {"options": {"speed": 3}}}, "has no option speed"),
+    ({"macs": 0.4, "pruning": {"criterion": "index"}}, "which 'index' is not"),
+    (
+        {"macs": 0.4, "pruning": {"options": PruneOptions(allocation="global")}},
+        "allocation=global takes one number",
+    ),
     ({"macs": 0.4, "images": torch.zeros(4, 3, 8, 8)}, "3×8×8; the network takes 3×11×11"),
 ])  # fmt: skip
 def test_bad_input(toy, settings, message):
+    classes = {"decomposition": DecomposeOptions, "pruning": Pruning}
     with pytest.raises(InputError, match=message):
-        choose_ranks(toy, **settings)
+        made = {key: classes[key](**settings[key]) for key in settings.keys() & classes.keys()}
+        choose_ranks(toy, **settings | made)
 
 
 def test_a_single_layer_has_no_budget():
@@ -193,5 +201,6 @@ def test_a_single_layer_has_no_budget():
 
 def test_steps_too_coarse_are_said(toy):
     with pytest.warns(UserWarning, match="too coarse here"):
-        choice = choose_ranks(toy, macs=0.98, skip=["conv1", "conv2"], objective="weights", **QUICK)
+        how = DecomposeOptions(skip=["conv1", "conv2"], options=QUICK)
+        choice = choose_ranks(toy, macs=0.98, decomposition=how)
     assert choice.share < 0.95 and choice.ranks == {"conv3": 1}

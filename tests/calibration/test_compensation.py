@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ import norton
 from norton.calibration.batchnorm import reestimate_batchnorm_
 from norton.decomposition import DECOMPOSITIONS
 from norton.models.resnet_cifar import CifarResNet
-from norton.pruning import check_prune
 
 EXACT = norton.Calibration(ridge=1e-10)
 
@@ -32,10 +32,10 @@ def plain():
     return randomise_(nn.Sequential(*layers)).double()
 
 
-def pruned(net, filters, images=None, how=None, **options):
-    compensate = None if images is None else "outputs"
-    options = {"criterion": "index", "filters": filters, "example": (3, 12, 12)} | options
-    return norton.prune(net, None, images=images, compensate=compensate, calibration=how, **options)
+def pruned(net, filters, images=None, how=None, **more):
+    options = norton.PruneOptions(filters=filters, compensate=None if images is None else "outputs")
+    more = {"options": options, "example": (3, 12, 12)} | more
+    return norton.prune(net, None, "index", images=images, calibration=how, **more)
 
 
 FILTERS = {"0": "1, 4, 5", "2": "0, 6", "4": "2"}
@@ -223,10 +223,10 @@ def test_networks_come_nearer(make, rank):
     net = reestimate_batchnorm_(net, images).eval()
     net.input_size = (3, 16, 16)
     names = {name for name, layer in net.named_modules() if getattr(layer, "groups", 1) > 1 and "feature." not in name}
-    options = {"criterion": "l2", "min_filters": 1}
+    options = norton.PruneOptions(min_filters=1)
     before = copy.deepcopy(net.state_dict())
-    cut = norton.prune(net, 0.3, **options)
-    small = norton.prune(net, 0.3, images=images, compensate="outputs", **options)
+    cut = norton.prune(net, 0.3, "l2", options=options)
+    small = norton.prune(net, 0.3, "l2", images=images, options=replace(options, compensate="outputs"))
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items()), "net is untouched"
     assert small.plan == cut.plan and not small.training
     for name in names:
@@ -240,7 +240,7 @@ def test_saved_and_loaded(tmp_path):
     net = randomise_(norton.build("resnet_56"))
     images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     rates = "[0.4]+[0.]+[0.2]+[0.5]*27"
-    small = norton.prune(net, rates, criterion="l2", compensate="outputs", images=images)
+    small = norton.prune(net, rates, criterion="l2", options=norton.PruneOptions(compensate="outputs"), images=images)
     assert small.plan == norton.prune(net, rates, criterion="l2").plan
     norton.save(small, tmp_path / "small.pt")
     again = norton.load(tmp_path / "small.pt").eval()
@@ -268,11 +268,12 @@ class Shared(nn.Module):
 
 def test_layers_that_cannot_be_fitted_alone_stay():
     net = randomise_(Shared()).double()
-    options = {"min_filters": 1, "criterion": "l2", "example": (3, 12, 12)}
+    options, example = norton.PruneOptions(min_filters=1), (3, 12, 12)
     rates = {"stem": 0.4, "wide": 0.4}
     with pytest.warns(UserWarning, match=r"no calibration image reaches 1 layer \(aux\)"):
-        small = norton.prune(net, rates, images=pictures(), compensate="outputs", **options)
-    cut = norton.prune(net, rates, **options)
+        compensated = replace(options, compensate="outputs")
+        small = norton.prune(net, rates, "l2", images=pictures(), options=compensated, example=example)
+    cut = norton.prune(net, rates, "l2", options=options, example=example)
     same = {name for name, value in cut.state_dict().items() if torch.equal(value, small.state_dict()[name])}
     stay = {f"{layer}.{kind}" for layer in ("stem", "again", "a", "b", "aux") for kind in ("weight", "bias")}
     assert same == stay and small.a.weight is small.b.weight
@@ -282,22 +283,37 @@ def test_layers_that_cannot_be_fitted_alone_stay():
 def test_no_images_no_compensation():
     net = plain()
     with pytest.warns(UserWarning, match="compensate=outputs without calibration images: not compensated"):
-        small = norton.prune(net, 0.3, criterion="l2", compensate="outputs", example=(3, 12, 12), min_filters=1)
-    cut = norton.prune(net, 0.3, criterion="l2", example=(3, 12, 12), min_filters=1)
+        small = norton.prune(
+            net,
+            0.3,
+            criterion="l2",
+            options=norton.PruneOptions(compensate="outputs", min_filters=1),
+            example=(3, 12, 12),
+        )
+    cut = norton.prune(net, 0.3, criterion="l2", example=(3, 12, 12), options=norton.PruneOptions(min_filters=1))
     pairs = zip(small.parameters(), cut.parameters(), strict=True)
     assert all(itertools.starmap(torch.equal, pairs))
 
 
 def test_nothing_is_cut_nothing_changes():
     net = plain()
-    small = norton.prune(net, 0.0, criterion="l2", compensate="outputs", images=pictures(), example=(3, 12, 12))
+    small = norton.prune(
+        net,
+        0.0,
+        criterion="l2",
+        options=norton.PruneOptions(compensate="outputs"),
+        images=pictures(),
+        example=(3, 12, 12),
+    )
     assert all(itertools.starmap(torch.equal, zip(small.parameters(), net.parameters(), strict=True)))
 
 
 def test_criterion_and_compensation_share_the_images():
     net, images = plain(), pictures()
-    options = {"criterion": "hrank", "example": (3, 12, 12), "min_filters": 1, "images": images}
-    small, cut = norton.prune(net, 0.3, compensate="outputs", **options), norton.prune(net, 0.3, **options)
+    small, cut = (
+        norton.prune(net, 0.3, "hrank", options=options, images=images, example=(3, 12, 12))
+        for options in (norton.PruneOptions(compensate="outputs", min_filters=1), norton.PruneOptions(min_filters=1))
+    )
     assert small.plan == cut.plan and difference(net, small, images) < difference(net, cut, images)
 
 
@@ -318,7 +334,5 @@ def test_the_form_of_computation_stays():
 def test_bad_input(options, message):
     net = norton.build("resnet_56")
     with pytest.raises(norton.InputError, match=message):
-        norton.prune(net, 0.3, criterion="l2", **options)
-    if options["compensate"] != "outputs":
-        with pytest.raises(norton.InputError, match=message):
-            check_prune(net, 0.3, criterion="l2", compensate=options["compensate"])
+        how = norton.PruneOptions(compensate=options["compensate"])
+        norton.prune(net, 0.3, criterion="l2", options=how, images=options.get("images"))

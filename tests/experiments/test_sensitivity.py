@@ -46,7 +46,9 @@ def test_numbers_files_and_resuming(measured, sensitivity, monkeypatch):
     assert metrics["dense"]["top1"] == pytest.approx(100 * (whole.argmax(1) == labels).float().mean().item())
     small = {
         ("rank", 1, "layer1.0.conv2"): norton.decompose(net, {"layer1.0.conv2": 1}),
-        ("rate", 0.5, "layer3.8.conv1"): norton.prune(net, {"layer3.8.conv1": 0.5}, criterion="l2", min_filters=1),
+        ("rate", 0.5, "layer3.8.conv1"): norton.prune(
+            net, {"layer3.8.conv1": 0.5}, criterion="l2", options=norton.PruneOptions(min_filters=1)
+        ),
     }
     for key, other in small.items():
         answers = reestimate_batchnorm_(other, data.calibration_images(64), 128)(images)

@@ -112,7 +112,7 @@ def test_an_example_says_the_size(tmp_path):
     with pytest.raises(norton.InputError, match=r"takes no input of size 3×224×224, .*example="):
         norton.prune(net, 0.3, criterion="l2")
     x = torch.randn(1, 3, 12, 12)
-    small = norton.prune(net, 0.3, criterion="l2", example=x, min_filters=1).eval()
+    small = norton.prune(net, 0.3, criterion="l2", example=x, options=norton.PruneOptions(min_filters=1)).eval()
     assert small[3].in_features == 5 * 144
     assert torch.equal(norton.load(norton.save(small, tmp_path / "a.pt"), net=net)(x), small(x))
 
@@ -121,7 +121,7 @@ def test_an_example_says_the_size(tmp_path):
 def test_a_stated_size_that_is_none(stated, tmp_path):
     net = HAND_MADE["plain"][0]()
     net.input_size = stated
-    small = norton.prune(net, 0.3, criterion="l2", min_filters=1)
+    small = norton.prune(net, 0.3, criterion="l2", options=norton.PruneOptions(min_filters=1))
     assert (small.a.out_channels, small.b.out_channels) == (5, 5)
     with pytest.raises(norton.InputError, match=r"input_size=|cannot take an input of size"):
         norton.complexity(net)

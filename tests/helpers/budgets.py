@@ -5,10 +5,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import norton
-from norton import Calibration
+from norton import Calibration, DecomposeOptions
 
 QUICK = {"starts": 1, "iterations": 20}
 AS_MEASURED = {"objective": "outputs", "calibration": Calibration(sequential=False, sweeps=1), **QUICK}
+WEIGHTS, OUTPUTS = (DecomposeOptions(objective=objective, options=QUICK) for objective in ("weights", "outputs"))
 
 
 class Toy(nn.Module):

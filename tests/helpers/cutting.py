@@ -41,14 +41,14 @@ def random_keep(wiring, rate=0.3, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return {
         axis: torch.randperm(wiring.width(axis), generator=generator)[:width].sort().values.tolist()
-        for axis, width in Allocation(rate, min_filters=1).rated(None, wiring).items()
+        for axis, width in Allocation(rate, options=norton.PruneOptions(min_filters=1)).rated(None, wiring).items()
     }
 
 
 def pruned(net, wiring, choice):
     """A pruned copy of a network, and what its axes keep."""
     if choice != "at random":
-        small = norton.prune(net, 0.3, criterion=choice, min_filters=1)
+        small = norton.prune(net, 0.3, criterion=choice, options=norton.PruneOptions(min_filters=1))
         return small, {wiring.axis_of(layer): kept for layer, kept in small.plan[-1]["keep"].items()}
     keep = random_keep(wiring)
     step = {"op": "prune", "keep": {wiring.name(axis): kept for axis, kept in keep.items()}}

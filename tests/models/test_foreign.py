@@ -58,7 +58,7 @@ def test_networks_of_ones_own(tmp_path, monkeypatch):
         norton.build("of_mine.Deciding")
     net = norton.build("of_mine.Shifting", num_classes=4)
     assert (net.num_classes, net.input_size) == (4, (3, 224, 224))
-    small = norton.prune(net, 0.3, criterion="l2", min_filters=1)
+    small = norton.prune(net, 0.3, criterion="l2", options=norton.PruneOptions(min_filters=1))
     assert small(torch.randn(1, 3, 8, 8)).shape == (1, 4)
     assert small.a.out_channels == small.fc.in_features == 5
 

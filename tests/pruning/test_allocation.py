@@ -53,7 +53,9 @@ def test_slamp_is_its_formula():
     expected = {}
     for _, name, o in scored[going:]:
         expected.setdefault(name, []).append(o)
-    small = norton.prune(net, 0.4, criterion="l2", normalisation="lamp", allocation="global", min_filters=1)
+    small = norton.prune(
+        net, 0.4, criterion="l2", options=norton.PruneOptions(normalisation="lamp", allocation="global", min_filters=1)
+    )
     found = {name: kept(small).get(name, list(range(width))) for name, width in widths(net).items()}
     assert found == {name: sorted(filters) for name, filters in expected.items()}
     assert len(set(widths(small).values())) > 4  # it is not uniform
@@ -62,7 +64,9 @@ def test_slamp_is_its_formula():
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.77])
 def test_a_global_rate_is_met_exactly(rate):
     net = randomise_(norton.build("vgg_16_bn"))
-    small = norton.prune(net, rate, criterion="l1", normalisation="standard", allocation="global")
+    small = norton.prune(
+        net, rate, criterion="l1", options=norton.PruneOptions(normalisation="standard", allocation="global")
+    )
     total = sum(widths(net).values())
     assert sum(widths(small).values()) == int(total * (1 - rate))
     assert min(widths(small).values()) >= 8
@@ -80,7 +84,7 @@ def test_a_global_threshold_takes_the_lowest_but_the_least():
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_one_number_prunes_every_layer_that_can_be(arch):
     net = norton.build(arch)
-    small = norton.prune(net, 0.25, criterion="random", min_filters=1)
+    small = norton.prune(net, 0.25, criterion="random", options=norton.PruneOptions(min_filters=1))
     classifier = [name for name, layer in net.named_modules() if isinstance(layer, torch.nn.Linear)][-1]
     assert classifier not in widths(net) and small.get_submodule(classifier).out_features == net.num_classes
     assert widths(small) == {name: int(width * 0.75) for name, width in widths(net).items()}
@@ -90,7 +94,10 @@ def test_one_number_prunes_every_layer_that_can_be(arch):
 
 def test_patterns_decide_first_match_first(resnet):
     rates = {"layer1.*.conv1": 0.5, "layer1.0.conv1": 0.9, "layer2.0.*": None, "layer2.*": 0.25}
-    small, before = norton.prune(resnet, rates, criterion="l2", min_filters=1), widths(resnet)
+    small, before = (
+        norton.prune(resnet, rates, criterion="l2", options=norton.PruneOptions(min_filters=1)),
+        widths(resnet),
+    )
     for name, width in widths(small).items():
         rate = 0.5 if name.startswith("layer1.") and name.endswith("conv1") else 0.0
         rate = 0.25 if name.startswith("layer2.") and not name.startswith("layer2.0") else rate
@@ -114,21 +121,21 @@ def test_patterns_decide_first_match_first(resnet):
     (11, 12, {"round_to": 16, "rounding": "down"}, 12),
 ])  # fmt: skip
 def test_widths_are_limited(width, now, settings, expected):
-    assert Allocation(0.5, **settings).limited(width, now) == expected
+    assert Allocation(0.5, norton.PruneOptions(**settings)).limited(width, now) == expected
 
 
 def test_a_published_list_stays_exact_and_may_be_limited(resnet):
     rates = "[0.]+[0.8]*2+[0.9]*27"
     small = norton.prune(resnet, rates)
     assert widths(small)["layer1.0.conv1"] == 1 and widths(small)["layer1.0.conv2"] == 3
-    assert widths(norton.prune(resnet, rates, min_filters=4))["layer1.0.conv1"] == 4
+    assert widths(norton.prune(resnet, rates, options=norton.PruneOptions(min_filters=4)))["layer1.0.conv1"] == 4
 
 
 @pytest.mark.parametrize("allocation", ["rates", "global"])
 @pytest.mark.parametrize("rounding", ["up", "down", "nearest"])
 def test_rounded_networks_are_multiples_and_compute_what_masking_does(resnet, allocation, rounding, images):
-    options = {"criterion": "l2", "normalisation": "lamp", "allocation": allocation}
-    small = norton.prune(resnet, 0.45, **options, round_to=4, rounding=rounding)
+    options = norton.PruneOptions(normalisation="lamp", allocation=allocation, round_to=4, rounding=rounding)
+    small = norton.prune(resnet, 0.45, "l2", options=options)
     before = widths(resnet)
     assert all(width % 4 == 0 or width == before[name] for name, width in widths(small).items())
     assert all(width >= 8 for width in widths(small).values())
@@ -145,7 +152,9 @@ TIED = ["average", "sum", "union", "intersection"]
 def test_ties_by_hand(resnet, tied, normalisation):
     net, wiring = resnet, resnet.wiring()
     axis = wiring.axis_of("layer2.0.conv2")
-    found = axis_scores(net, wiring, [axis], "l1", Scoring("l1", normalisation=normalisation, tied=tied))[axis]
+    found = axis_scores(
+        net, wiring, [axis], "l1", Scoring("l1", options=norton.PruneOptions(normalisation=normalisation, tied=tied))
+    )[axis]
     assert len(wiring.writers[axis]) == 9
     for channel in range(32):
         each = []
@@ -184,7 +193,9 @@ def test_a_weighted_sum_is_of_normalised_scores(resnet):
     axis = wiring.axis_of("layer1.3.conv1")
 
     def of(criterion):
-        return axis_scores(resnet, wiring, [axis], criterion, Scoring(criterion, normalisation="linear"))[axis]
+        return axis_scores(
+            resnet, wiring, [axis], criterion, Scoring(criterion, options=norton.PruneOptions(normalisation="linear"))
+        )[axis]
 
     weighted = of({"weighted": {"l2": 0.7, "fpgm": 0.3}})
     np.testing.assert_allclose(weighted, 0.7 * of("l2") + 0.3 * of("fpgm"))
@@ -198,7 +209,7 @@ def test_grouped_filters_count_together():
 
 def test_named_filters_go_and_no_others(resnet):
     named = {"layer1.0.conv1": "3, 8, 11-13", "layer2.4.conv1": [0]}
-    small = norton.prune(resnet, None, criterion="index", filters=named)
+    small = norton.prune(resnet, None, criterion="index", options=norton.PruneOptions(filters=named))
     gone = {"layer1.0.conv1": {3, 8, 11, 12, 13}, "layer2.4.conv1": {0}}
     assert kept(small).keys() == gone.keys()
     for name, width in widths(resnet).items():
@@ -207,7 +218,7 @@ def test_named_filters_go_and_no_others(resnet):
 
 def test_named_filters_go_whatever_the_rates_say(resnet):
     named = {"layer1.0.conv1": "0-11"}
-    small = norton.prune(resnet, 0.25, criterion="index", filters=named)
+    small = norton.prune(resnet, 0.25, criterion="index", options=norton.PruneOptions(filters=named))
     assert kept(small)["layer1.0.conv1"] == [12, 13, 14, 15]  # fewer than min_filters, and than the rate
     norms = resnet.layer1[1].conv1.weight.flatten(1).norm(dim=1)
     assert kept(small)["layer1.1.conv1"] == sorted(norms.argsort(descending=True)[:12].tolist())
@@ -215,7 +226,9 @@ def test_named_filters_go_whatever_the_rates_say(resnet):
 
 @pytest.mark.parametrize("tied", TIED)
 def test_a_named_filter_goes_from_all_layers_of_its_stream(resnet, tied, images):
-    small = norton.prune(resnet, None, criterion="index", filters={"layer1.3.conv2": "5"}, tied=tied)
+    small = norton.prune(
+        resnet, None, criterion="index", options=norton.PruneOptions(filters={"layer1.3.conv2": "5"}, tied=tied)
+    )
     assert sorted(kept(small)["layer1.0.conv2"]) == [o for o in range(16) if o != 5]
     twin = norton.prune(resnet, 0.0, criterion="l2")
     expected = outputs(mask_where_read(twin, masks(twin, kept(small))), images())
@@ -234,7 +247,7 @@ def test_frozen_axes_stay_whole(resnet, monkeypatch):
     small = norton.prune(resnet, 0.5, criterion="l1")
     assert small.layer1[0].conv1.out_channels == 16 and small.layer1[1].conv1.out_channels == 8
     with pytest.raises(norton.InputError, match=r"'layer1\.0\.conv1' cannot be pruned"):
-        norton.prune(resnet, None, criterion="index", filters={"layer1.0.conv1": "1"})
+        norton.prune(resnet, None, criterion="index", options=norton.PruneOptions(filters={"layer1.0.conv1": "1"}))
 
 
 def test_bound_widths_that_fit_are_met():
@@ -269,13 +282,13 @@ def test_bound_widths_move_to_the_nearest_that_fit(fits, step, expected, monkeyp
 @pytest.mark.parametrize("rank", [0, 2])
 def test_every_criterion_prunes_dense_and_decomposed(criterion, rank, images):
     net = randomise_(norton.build("resnet_56", rank))
-    options = {"filters": {"layer1.0.conv1": "1-8"}} if criterion == "index" else {}
+    options = norton.PruneOptions(filters={"layer1.0.conv1": "1-8"} if criterion == "index" else None)
     rates = {"layer1.*.conv1": 0.5}
     data = {"images": images(), "labels": torch.arange(4)}
-    small = norton.prune(net, rates, criterion=criterion, **options, **data)
+    small = norton.prune(net, rates, criterion, options=options, **data)
     assert small(images()).isfinite().all()
     assert {len(channels) for channels in kept(small).values()} == {8}
-    again = norton.prune(net, rates, criterion=criterion, **options, **data)
+    again = norton.prune(net, rates, criterion, options=options, **data)
     assert kept(again) == kept(small)
 
 
@@ -312,8 +325,10 @@ def test_every_criterion_prunes_dense_and_decomposed(criterion, rank, images):
     ({"criterion": "index", "filters": {"layer1.0.conv2": "0-7", "layer1.1.conv2": "8-15"}}, "all its filters are"),
 ])  # fmt: skip
 def test_bad_input(resnet, options, message):
+    options = dict(options)
+    rate, criterion = options.pop("compress_rate", 0.5), options.pop("criterion", "l2")
     with pytest.raises(norton.InputError, match=message):
-        norton.prune(resnet, **{"compress_rate": 0.5, "criterion": "l2", **options})
+        norton.prune(resnet, rate, criterion, options=norton.PruneOptions(**options))
 
 
 def test_bn_scale_of_a_network_without_batchnorm():
@@ -327,7 +342,7 @@ def test_bn_scale_of_a_network_without_batchnorm():
 
 def test_bn_scale_reads_the_norms_that_pass_each_axis():
     net = randomise_(norton.build("densenet_40"))
-    small = norton.prune(net, 0.5, criterion="bn_scale", min_filters=1)
+    small = norton.prune(net, 0.5, criterion="bn_scale", options=norton.PruneOptions(min_filters=1))
     offset = 24 + 3 * 12  # of layer 3's channels in what follows
     norms = [net.get_submodule(f"dense1.{i}.bn1").weight[offset : offset + 12] for i in range(4, 12)]
     norms.append(net.trans1.bn1.weight[offset : offset + 12])

@@ -94,9 +94,12 @@ def test_planted_duplicates_survive_published_selection_only(rank):
 def test_selection_is_a_choice_of_prune():
     net = norton.decompose(norton.build("resnet_56"), 2, starts=1, iterations=2)
     rates = "[0.]+[0.4]*29"
-    plans = {s: norton.prune(net, rates, selection=s).plan[-1]["keep"] for s in ("exact", "published")}
+    plans = {
+        s: norton.prune(net, rates, options=norton.PruneOptions(selection=s)).plan[-1]["keep"]
+        for s in ("exact", "published")
+    }
     assert plans["exact"] == norton.prune(net, rates).plan[-1]["keep"]
     assert plans["exact"] != plans["published"]
     assert {k: len(v) for k, v in plans["exact"].items()} == {k: len(v) for k, v in plans["published"].items()}
     with pytest.raises(norton.InputError, match=r"unknown selection 'nix'; choose one of exact, published"):
-        norton.prune(net, rates, selection="nix")
+        norton.prune(net, rates, options=norton.PruneOptions(selection="nix"))

@@ -35,12 +35,16 @@ def widths(net):
 ])  # fmt: skip
 def test_part_of_a_group_cannot_be_named(groups, named, message):
     with pytest.raises(norton.InputError, match=message):
-        norton.prune(grouped(groups), None, criterion="index", filters={"0": named}, min_filters=1)
+        norton.prune(
+            grouped(groups), None, criterion="index", options=norton.PruneOptions(filters={"0": named}, min_filters=1)
+        )
 
 
 def test_whole_groups_that_are_named_go():
     net = grouped(4)
-    small = norton.prune(net, None, criterion="index", filters={0: "16-31, 48-63"}, min_filters=1)
+    small = norton.prune(
+        net, None, criterion="index", options=norton.PruneOptions(filters={0: "16-31, 48-63"}, min_filters=1)
+    )
     assert small.plan[-1]["keep"] == {"0": [0, 2]}
     assert torch.equal(small[0].weight, net[0].weight[[*range(16), *range(32, 48)]])
     masked = copy.deepcopy(net)
@@ -56,28 +60,38 @@ def test_where_a_unit_is_one_filter_of_one_layer_and_two_of_another():
     net.input_size = (3, 16, 16)
     wiring = norton.wiring_of(net)
     assert wiring.filters(wiring.axis_of("0")) == wiring.filters(wiring.axis_of("1")) == [1, 2]
-    by_one = norton.prune(net, None, criterion="index", filters={"0": "3"}, min_filters=1)
-    by_two = norton.prune(net, None, criterion="index", filters={"1": "6-7"}, min_filters=1)
+    by_one = norton.prune(net, None, criterion="index", options=norton.PruneOptions(filters={"0": "3"}, min_filters=1))
+    by_two = norton.prune(
+        net, None, criterion="index", options=norton.PruneOptions(filters={"1": "6-7"}, min_filters=1)
+    )
     assert by_one.plan == by_two.plan
     with pytest.raises(norton.InputError, match="1: filter 6 can only go with 6-7"):
-        norton.prune(net, None, criterion="index", filters={"1": "6"}, min_filters=1)
+        norton.prune(net, None, criterion="index", options=norton.PruneOptions(filters={"1": "6"}, min_filters=1))
     assert widths(norton.prune(net, 0.5, criterion="l2"))[:2] == [8, 16]  # 8 filters stay in either
-    assert widths(norton.prune(net, 0.5, criterion="l2", min_filters=1, round_to=4))[:2] == [8, 16]
+    assert widths(norton.prune(net, 0.5, criterion="l2", options=norton.PruneOptions(min_filters=1, round_to=4)))[
+        :2
+    ] == [8, 16]
 
 
 @pytest.mark.parametrize("groups, norm, units", [(2, None, 2), (4, None, 4), (8, None, 8), (1, 8, 8), (2, 8, 2)])
 def test_groups_are_pruned_down_to_so_many_filters(groups, norm, units):
     net = grouped(groups, norm=norm)
     assert widths(norton.prune(net, 0.5, criterion="l2"))[0] == 32
-    assert widths(norton.prune(net, {"0": 0.9}, criterion="l2", min_filters=17))[0] == {2: 32, 4: 32, 8: 24}[units]
+    assert (
+        widths(norton.prune(net, {"0": 0.9}, criterion="l2", options=norton.PruneOptions(min_filters=17)))[0]
+        == {2: 32, 4: 32, 8: 24}[units]
+    )
     assert widths(norton.prune(net, 0.9, criterion="l2"))[0] == 64 // units
-    assert widths(norton.prune(net, 0.3, criterion="l2", round_to=16))[0] == {2: 32, 4: 32, 8: 48}[units]
+    assert (
+        widths(norton.prune(net, 0.3, criterion="l2", options=norton.PruneOptions(round_to=16)))[0]
+        == {2: 32, 4: 32, 8: 48}[units]
+    )
 
 
 def test_the_global_rate_is_of_filters():
     net = nn.Sequential(*grouped(4)[:3], nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Conv2d(64, 10, 1))
     net.input_size = (3, 16, 16)
-    small = norton.prune(net, 0.5, criterion="random", allocation="global")
+    small = norton.prune(net, 0.5, criterion="random", options=norton.PruneOptions(allocation="global"))
     first, second, third, _ = widths(small)
     assert first == second and 64 - 16 < first + third <= 64  # the last group that goes may exceed the rate
     assert third >= 8
@@ -96,7 +110,7 @@ def test_a_global_threshold_counts_filters():
     "filters, least, step", [((1,), 8, 6), ((4,), 2, 3), ((3,), 3, 2), ((1, 2), 8, 6), ((16,), 1, 3)]
 )
 def test_least_and_step_of_units(filters, least, step):
-    how = Allocation(0.5, round_to=6)
+    how = Allocation(0.5, options=norton.PruneOptions(round_to=6))
     assert how.least_units(filters) == least
     assert how.step(filters) == step
 
@@ -111,14 +125,18 @@ def test_a_network_that_stays_whole_says_so():
 def test_what_the_settings_spare_is_told():
     net = nn.Sequential(*grouped(2)[:3], nn.Conv2d(64, 12, 3), nn.ReLU(), nn.Conv2d(12, 40, 3), nn.Conv2d(40, 4, 3))
     net.input_size = (3, 16, 16)
-    found = spared(net, norton.wiring_of(net), 0.1, min_filters=33, round_to=32, rounding="up")
+    found = spared(
+        net, norton.wiring_of(net), 0.1, options=norton.PruneOptions(min_filters=33, round_to=32, rounding="up")
+    )
     assert found == {
         "0": "it has 64 filters in groups of 32, and min_filters=33 stay",
         "3": "it has 12 filters, and min_filters=33 stay",
         "5": "round_to=32 takes its width back to all 40",
     }
-    assert spared(net, norton.wiring_of(net), 0.1, min_filters=1) == {}
-    assert set(spared(net, norton.wiring_of(net), 0.1, allocation="global", min_filters=33)) == {"0", "3"}
+    assert spared(net, norton.wiring_of(net), 0.1, options=norton.PruneOptions(min_filters=1)) == {}
+    assert set(
+        spared(net, norton.wiring_of(net), 0.1, options=norton.PruneOptions(allocation="global", min_filters=33))
+    ) == {"0", "3"}
 
 
 def test_tables_count_filters():
@@ -137,4 +155,4 @@ def test_tables_count_filters():
 ])  # fmt: skip
 def test_filters_that_cannot_be_read(filters, message):
     with pytest.raises(norton.InputError, match=message):
-        norton.prune(grouped(), None, criterion="index", filters=filters)
+        norton.prune(grouped(), None, criterion="index", options=norton.PruneOptions(filters=filters))
