@@ -55,8 +55,9 @@ norton COMMAND --help shows the command's settings, with examples; norton --vers
 Results go to out=, by default a folder in outputs/ where you are.
 
 To complete commands, settings and their choices by the tab key:
-  bash, zsh   eval "$(norton -sc install=bash)"
-  fish        norton -sc install=fish | source
+  bash   eval "$(norton -sc install=bash)"
+  zsh    the same, after: autoload -Uz bashcompinit && bashcompinit
+  fish   norton -sc install=fish | source
 """
 
 
