@@ -1,44 +1,6 @@
-"""Prune the filters of a network, decomposed or not."""
+"""Prune the filters of a network, decomposed or not: `python prune.py` is `norton prune`."""
 
-from omegaconf import DictConfig
-
-import norton
-from norton.cli import opening, pictures, program, steps, tables
-from norton.cli.chain import lineage_record
-from norton.cli.hints import evaluation
-from norton.cli.rows import cost_row, left_whole, whole_rows, width_rows
-from norton.cli.settings import check_settings
-from norton.common.files import write_json
-from norton.pruning import describe
-
-
-@program.script("prune")
-def run(cfg: DictConfig) -> None:
-    program.check_folder(cfg)
-    check_settings(cfg)
-    net, origin = opening.open_network(cfg)
-    small = steps.prune(net, cfg)
-    steps.calibrate_(small, cfg)
-
-    before, after = norton.complexity(net), norton.complexity(small)
-    rows, left = width_rows(net, small), left_whole(net, cfg)
-    filters = {row["layer"]: row["after"] for row in rows}
-    metrics = {**opening.inherited(origin), "macs": after.macs, "params": after.params, "filters": filters}
-    record = lineage_record("prune", cfg, ("compress_rate", "pruning", "calibration"))
-    folder = program.open_folder(cfg)  # only now: bad input must not leave a folder behind
-    norton.save(small, folder / "model.pt", metrics=metrics, lineage=[*origin["lineage"], record])
-    write_json(folder / "metrics.json", {**metrics, "left_whole": left})
-    tables.write_table(folder / "table.md", rows)
-    panels = {f"filters {when}": {row["layer"]: row[when] for row in rows} for when in ("before", "after")}
-    pictures.layer_picture(folder / "picture.png", panels, f"{type(net).__name__}, {cfg.compress_rate}")
-
-    tables.print_table(rows, f"{type(net).__name__} pruned by {describe(cfg.pruning)} at {cfg.compress_rate}")
-    if whole := whole_rows(left):
-        tables.print_table(whole, "left whole, and why")
-    tables.print_table([{"": "network", **cost_row(after, before)}])
-    print(f"written to {folder}/: model.pt, config.yaml, metrics.json, table.md, picture.png")
-    print(f"next: {evaluation(net, folder / 'model.pt')}")
-
+from norton.cli.commands.prune import main
 
 if __name__ == "__main__":
-    run()
+    main()

@@ -89,7 +89,7 @@ def usage() -> str:
 def module_of(command: str) -> str:
     """The module whose `main` a command is."""
     if command in STEPS:
-        return command
+        return f"norton.cli.commands.{command}"
     return command if command in DETECTION else f"experiments.{command}"
 
 
