@@ -26,8 +26,8 @@ import norton
 from norton.cli import pictures, tables
 from norton.deployment.deploying import compiled
 from norton.deployment.folding import fold
-from norton.deployment.record import device_name
 from norton.measure.latency import latencies
+from norton.measure.machine import describe_machine
 
 RATES_50 = "[0.]+[0.1]*2+[0.4]*5+[0.75]*12"
 POINTS = [  # network, rank, rates, times as fast that is aimed at
@@ -64,7 +64,7 @@ def main() -> int:
     logging.disable(logging.INFO)
     warnings.simplefilter("ignore")
     device = torch.device(args.device)
-    print(f"{device_name(device)}, batch {args.batch}, {args.dtype}, torch {torch.__version__}")
+    print(f"{describe_machine(device)}, batch {args.batch}, {args.dtype}, torch {torch.__version__}")
     rows, slow = [], 0
     for arch, rank, rates, aim in points(args):
         row, ratio, like = measure(arch, rank, rates, args, device)

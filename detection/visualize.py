@@ -27,6 +27,7 @@ from norton.common.files import write_json, write_whole
 from norton.deployment.comparing import check_latency_mode, deploy_alike
 from norton.graph.layers import FORMS, set_form_
 from norton.measure.latency import latencies
+from norton.measure.machine import describe_machine
 
 SHOWN = 4  # images in picture.png
 SCENES = 8  # of the test images, where no others are given
@@ -50,7 +51,7 @@ def main(cfg: DictConfig) -> None:
     write_json(folder / "metrics.json", {"images": str(path), "device": str(device), "networks": measured})
     rows = table(measured)
     tables.write_table(folder / "table.md", rows)
-    tables.print_table(rows, f"one image at a time, {tables.machine(device)}")
+    tables.print_table(rows, f"one image at a time, {describe_machine(device)}")
     for name in list(measured)[1:]:
         dense, small = next(iter(measured.values())), measured[name]
         print(tables.speed_sentence(name, dense["macs"] / small["macs"], dense["ms"] / small["ms"]))

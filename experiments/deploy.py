@@ -22,9 +22,9 @@ from norton.deployment.deploying import compiled
 from norton.deployment.exact_forms import DENSE
 from norton.deployment.export import OnnxNet, relative, run_alone, to_int8, to_onnx, to_program
 from norton.deployment.folding import fold
-from norton.deployment.record import device_name
 from norton.graph.plan import plan_of
 from norton.measure.latency import latencies, peak_memory
+from norton.measure.machine import describe_machine
 from norton.models import NETWORKS
 from norton.models.foreign import is_path
 
@@ -58,7 +58,7 @@ def main(cfg: DictConfig) -> None:
     rows = measure(ways, images, cfg, data)
 
     arch = nets["network"].net.arch
-    title = f"{arch}, {tables.machine(CPU)}"
+    title = f"{arch}, {describe_machine(CPU)}"
     write_json(folder / "metrics.json", {"arch": arch, **told(data), "notes": notes + noted, "rows": rows})
     shown = [table_row(row) for row in rows]
     tables.write_table(folder / "table.md", shown)
@@ -367,7 +367,7 @@ def told(data) -> dict[str, Any]:
     versions = {"norton": norton.__version__, "torch": str(torch.__version__), "onnxruntime": onnxruntime.__version__}
     # Threads that wait actively take the cores from those of the row that is timed next.
     waiting = os.environ.get("OMP_WAIT_POLICY")
-    return {"data": data and data.name, "machine": device_name(CPU), "wait_policy": waiting, "versions": versions}
+    return {"data": data and data.name, "machine": describe_machine(CPU), "wait_policy": waiting, "versions": versions}
 
 
 # What people see

@@ -19,6 +19,7 @@ from norton.cli.settings import check_whole, find_device, plain
 from norton.common.files import write_json
 from norton.deployment.comparing import check_latency_mode, deploy_alike
 from norton.measure.latency import latencies, peak_memory
+from norton.measure.machine import describe_machine
 from norton.models import NETWORKS
 from norton.models.foreign import is_path
 
@@ -49,10 +50,10 @@ def main(cfg: DictConfig) -> None:
 
     folder = program.open_folder(cfg)
     arch = next(iter(nets.values())).arch
-    write_json(folder / "metrics.json", {"arch": arch, "machine": tables.machine(device), "points": points})
+    write_json(folder / "metrics.json", {"arch": arch, "machine": describe_machine(device), "points": points})
     rows = [row(point) for point in points]
     tables.write_table(folder / "table.md", rows)
-    title = f"{arch}, {tables.machine(device)}"
+    title = f"{arch}, {describe_machine(device)}"
     picture(folder / "picture.png", points, title)
     tables.print_table(rows, title)
     for line in verdicts(points):

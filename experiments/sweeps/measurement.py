@@ -20,13 +20,14 @@ from experiments.sweeps.folder import FORMAT, Sweep, is_done, read_index, sweep_
 from experiments.sweeps.identity import check, fingerprint, meaning, short_label
 from experiments.sweeps.shared import dense_measures, first_compressed, first_steps, spent, start_network, start_of
 from experiments.sweeps.stages import USED, accuracy, compressed, fine_tuned, kept_data
-from norton.cli import opening, steps, tables
+from norton.cli import opening, steps
 from norton.cli.chain import check_teachers, lineage_record
 from norton.cli.settings import make_loggers, plain
 from norton.common.files import write_json
 from norton.deployment.comparing import deploy_alike
 from norton.measure.counting import percent_removed
 from norton.measure.latency import latencies
+from norton.measure.machine import describe_machine
 
 TUNING = 2  # repeats with which forms are chosen, a few seconds per point
 
@@ -63,7 +64,7 @@ def _run(cfg: DictConfig, overrides: list[str], sweep: Sweep, point: str, label:
             "torch": str(torch.__version__),
             "python": platform.python_version(),
         },
-        "machine": tables.machine(torch.device("cpu")),
+        "machine": describe_machine(torch.device("cpu")),
     }
     try:
         clock.say("start")

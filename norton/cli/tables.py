@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -66,11 +65,3 @@ def speed_sentence(name: str, macs_ratio: float, speedup: float) -> str:
     if speedup > 1:
         return f"{fewer}, {speedup:.2f} times as fast"
     return f"{fewer}, but not faster on this machine: {speedup:.2f} times as fast"
-
-
-def machine(device: torch.device) -> str:
-    """What a time was measured on, for people."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"CPU, {threads} thread{'s' * (threads > 1)}"

@@ -11,7 +11,7 @@ from norton.common.errors import InputError, warn
 from norton.deployment.deploying import deploy
 from norton.deployment.folding import fold
 from norton.deployment.record import Deployment, conditions
-from norton.measure.latency import Batch
+from norton.measure.latency import ImageBatch
 
 LATENCY_MODES = ("deployed", "eager")
 shared_choices: dict[tuple[str, ...], Deployment] = {}  # what networks of equal shapes share while the process runs
@@ -19,7 +19,7 @@ shared_choices: dict[tuple[str, ...], Deployment] = {}  # what networks of equal
 
 def deploy_alike(
     nets: Mapping[str, nn.Module],
-    batch: Batch,
+    batch: ImageBatch,
     mode: str = "deployed",
     *,
     repeats: int = 3,

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import platform
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_origin
@@ -14,6 +13,7 @@ from norton.common.errors import InputError
 from norton.common.files import write_json
 from norton.common.version import __version__
 from norton.deployment.exact_forms import DENSE
+from norton.measure.machine import describe_machine
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def conditions(folded: fx.GraphModule, example: Tensor) -> dict[str, str]:
     return {
         "network": fingerprint(folded),
         "example": f"{'×'.join(map(str, example.shape))} {str(example.dtype).removeprefix('torch.')}",
-        "machine": device_name(example.device),
+        "machine": describe_machine(example.device),
         "torch": torch.__version__,
         "norton": __version__,
     }
@@ -102,21 +102,6 @@ def fingerprint(folded: fx.GraphModule) -> str:
     layers = {name: str(layer) for name, layer in folded.named_modules() if name}
     text = repr((sorted(shapes.items()), sorted(layers.items()), str(folded.graph)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def device_name(device: torch.device) -> str:
-    """What times depend on: the device, and on a CPU the number of threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{_cpu_name()}, {torch.get_num_threads()} threads"
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def format_name(channels_last: bool) -> str:

@@ -15,7 +15,7 @@ from norton.deployment.assembling import assemble, decomposed_layers, input_shap
 from norton.deployment.exact_forms import DENSE, FUSED, exact_forms
 from norton.deployment.onednn import pack_
 from norton.deployment.record import Deployment, format_name
-from norton.measure.latency import latencies, timed
+from norton.measure.latency import forward_seconds, latencies
 
 HOPELESS = 2  # forms that take so many times the best one are not timed further
 NEAR = 1.3  # times the best form of a layer alone: what is tried in the whole network too
@@ -115,17 +115,17 @@ class FormSearch:
                 calls[name, channels_last] = pack_(form) if channels_last else form, x.contiguous(memory_format=layout)
         for key in list(calls):  # what only the first pass makes does not count
             try:
-                timed(*calls[key])
+                forward_seconds(*calls[key])
             except Exception as error:  # whatever triton and the compiler below it raise on a GPU that we have not seen
                 if key[0] != FUSED:
                     raise
                 warn(f"{FUSED} is left out, it fails here: {first_line(error)}")
                 del calls[key]
-        found = {key: min(timed(*call) for _ in range(2)) for key, call in calls.items()}
+        found = {key: min(forward_seconds(*call) for _ in range(2)) for key, call in calls.items()}
         near = [key for key in calls if found[key] <= HOPELESS * min(found.values())]
         for _ in range(min(MOST_TURNS, 1 + int(self.budget.layer_seconds / min(found.values())))):
             for key in near:
-                found[key] = min(found[key], timed(*calls[key]))
+                found[key] = min(found[key], forward_seconds(*calls[key]))
         return {key: 1000 * seconds for key, seconds in found.items()}
 
     def _uniform(self) -> dict[str, tuple[dict[tuple, str], bool]]:

@@ -1,4 +1,9 @@
-"""What a network costs and where it looks: MACs and parameters, time and memory, Grad-CAM.
+"""What a network costs and where it looks.
 
-Imports `common` and `graph`.
+`counting` has MACs and parameters, as published and in two other conventions, and by layer; `latency` times networks
+side by side and finds the memory that they take; `machine` says what a time was measured on; `gradcam` shows where a
+network looks when it names a class.
+
+Imports `common` and `graph`.  What a layer would cost at another rank is in `budget`; the search for the fastest form
+is in `deployment`, and accuracies are measured in `training`; `detection` counts detectors.
 """

@@ -11,18 +11,17 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median, quantiles
-from typing import NamedTuple, get_args
+from typing import NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from norton.decomposition.cp import CPConv2d
-from norton.graph.layers import Form, set_form_
+from norton.graph.layers import Form, has_forms, set_form_
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # what mallopt calls them, from malloc.h
-HOPELESS = 3  # more than the noise of a busy machine
-Batch = Tensor | Sequence[Tensor]  # images of one size, or of several, as detectors take them
+GIVE_UP_AT = 3  # times the fastest form; more than the noise of a busy machine
+ImageBatch = Tensor | Sequence[Tensor]  # images of one size, or of several, as detectors take them
 
 
 class Latency(NamedTuple):
@@ -37,32 +36,32 @@ class Latency(NamedTuple):
 
 
 @torch.inference_mode()
-def latencies(nets: Mapping[str, nn.Module], *batches: Batch, repeats: int = 7) -> dict[str, Latency]:
+def latencies(nets: Mapping[str, nn.Module], *batches: ImageBatch, repeats: int = 7) -> dict[str, Latency]:
     """Name → latency of each network on the batches' device; the networks take turns.
 
     Every network sees every batch once to warm up, and then one batch per repeat, all networks the same: twice in a
     row, of which the second pass counts, as for a network that runs alone.  A network with decomposed layers that is
-    not deployed is timed in each of its forms, and the fastest one counts; a form that is `HOPELESS` times slower than
-    another at the first repeat is not timed further.
+    not deployed is timed in each of its forms, and the fastest one counts; a form that is `GIVE_UP_AT` times slower
+    than another at the first repeat is not timed further.
     """
     keep_freed_memory()
     device = batches[0][0].device
     candidates: dict[tuple[str, str], nn.Module] = {}
     for name, net in nets.items():
-        for form in forms(net):
+        for form in inference_forms(net):
             candidates[name, form] = _copy(net, form, device)
-    times = {key: [] for key in candidates}
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in candidates}
     for turn in range(-len(batches), repeats):
         for key, net in candidates.items():
             batch = batches[turn % len(batches)]
             net(batch)  # so that the caches hold this network, not the one before
             if turn >= 0:
-                times[key].append(1000 * timed(net, batch))
+                times[key].append(1000 * forward_seconds(net, batch))
         if turn == 0:
-            fastest = {name: min(times[name, form][0] for form in forms(net)) for name, net in nets.items()}
-            candidates = {key: net for key, net in candidates.items() if times[key][0] < HOPELESS * fastest[key[0]]}
+            fastest = {name: min(times[name, form][0] for form in inference_forms(net)) for name, net in nets.items()}
+            candidates = {key: net for key, net in candidates.items() if times[key][0] < GIVE_UP_AT * fastest[key[0]]}
     found = {key: Latency(median(times[key]), key[1], _quartiles(times[key])) for key in candidates}
-    return {name: min(found[name, form] for form in forms(net) if (name, form) in found) for name, net in nets.items()}
+    return {name: min(latency for (of, _), latency in found.items() if of == name) for name in nets}
 
 
 @functools.cache
@@ -79,16 +78,16 @@ def keep_freed_memory() -> None:
         libc.mallopt(_MMAP_MAX, 0)  # no block gets pages of its own, which are given back with it
 
 
-def forms(net: nn.Module) -> tuple[str, ...]:
+def inference_forms(net: nn.Module) -> tuple[str, ...]:
     """The forms in which a network can compute while it is not trained: one where nothing is decomposed any more."""
     if (deployment := getattr(net, "deployment", None)) is not None:
         return (deployment.summary(),)
-    decomposed = any(isinstance(layer, CPConv2d) for layer in net.modules())
+    decomposed = any(has_forms(layer) for layer in net.modules())
     return get_args(Form) if decomposed else ("dense",)
 
 
 @torch.inference_mode()
-def peak_memory(net: nn.Module, batch: Batch, form: str = "dense") -> int:
+def peak_memory(net: nn.Module, batch: ImageBatch, form: str = "dense") -> int:
     """Bytes that one forward pass allocates at most, beside weights and batch; on the batch's device.  net: untouched.
 
     On a CPU these are the tensors that torch allocates, without the scratch space of the libraries below it.
@@ -113,7 +112,7 @@ def peak_memory(net: nn.Module, batch: Batch, form: str = "dense") -> int:
 
 def _copy(net: nn.Module, form: str, device: torch.device) -> nn.Module:
     net = copy.deepcopy(net).eval().to(device)
-    return set_form_(net, form) if form in get_args(Form) else net
+    return set_form_(net, cast(Form, form)) if form in get_args(Form) else net
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float]:
@@ -123,7 +122,7 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
-def timed(net: nn.Module, batch: Batch) -> float:
+def forward_seconds(net: nn.Module, batch: ImageBatch) -> float:
     """Seconds that one forward pass takes, to its end on the batch's device."""
     device = batch[0].device
     _synchronise(device)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from norton.cli.tables import speed_sentence
-from norton.measure.latency import forms, latencies, peak_memory
+from norton.measure.latency import inference_forms, latencies, peak_memory
 
 
 class Recorder(nn.Module):
@@ -46,7 +46,7 @@ def test_medians_not_means(monkeypatch):
     import norton.measure.latency
 
     times = iter([1.0, 2.0, 50.0, 3.0, 4.0])
-    monkeypatch.setattr(norton.measure.latency, "timed", lambda *_: next(times))
+    monkeypatch.setattr(norton.measure.latency, "forward_seconds", lambda *_: next(times))
     latency = latencies({"a": nn.Identity()}, torch.zeros(1), repeats=5)["a"]
     assert latency.milliseconds == 3000
     assert latency.quartiles == (2000, 4000)
@@ -56,9 +56,9 @@ def test_the_fastest_form_counts(monkeypatch):
     import norton.measure.latency
 
     net = norton.decompose(nn.Sequential(nn.Conv2d(4, 4, 3)), 1)
-    assert forms(net) == ("factored", "grouped", "composed")
+    assert inference_forms(net) == ("factored", "grouped", "composed")
     speed = {"factored": 3.0, "grouped": 1.0, "composed": 2.0}
-    monkeypatch.setattr(norton.measure.latency, "timed", lambda net, *_: speed[net[0].form])
+    monkeypatch.setattr(norton.measure.latency, "forward_seconds", lambda net, *_: speed[net[0].form])
     before = net[0].form
     assert latencies({"a": net}, torch.zeros(1, 4, 5, 5))["a"][:2] == (1000, "grouped")
     assert net[0].form == before
@@ -74,7 +74,7 @@ def test_a_hopeless_form_is_not_timed_further(monkeypatch):
         timed.append(net[0].form)
         return speed[net[0].form]
 
-    monkeypatch.setattr(norton.measure.latency, "timed", time)
+    monkeypatch.setattr(norton.measure.latency, "forward_seconds", time)
     assert latencies({"a": net}, torch.zeros(1, 4, 5, 5), repeats=4)["a"][:2] == (1000, "grouped")
     assert {form: timed.count(form) for form in speed} == {"factored": 1, "grouped": 4, "composed": 4}
 
