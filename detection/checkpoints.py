@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, KeypointRCNN_ResNet50_FPN_Weights
 
 from detection.models import build_detector
-from norton.checkpoints.files import FORMAT, load_strictly_, network_of_shapes, read, write
+from norton.checkpoints.files import FORMAT, read, write
+from norton.checkpoints.published_layout import network_of_shapes
+from norton.checkpoints.rebuilding import load_strictly_
 from norton.common.errors import InputError
 from norton.graph.plan import apply_plan_, plan_of
 from norton.models import dense_network

@@ -20,8 +20,11 @@ from norton.common.files import write_json, write_whole
 from norton.deployment.assembling import assemble
 from norton.deployment.deploying import compiled
 from norton.deployment.exact_forms import DENSE
-from norton.deployment.export import OnnxNet, relative, run_alone, to_int8, to_onnx, to_program
+from norton.deployment.export import to_onnx, to_program
+from norton.deployment.exported import relative
 from norton.deployment.folding import fold
+from norton.deployment.int8 import to_int8
+from norton.deployment.onnx_networks import OnnxNet, run_in_fresh_process
 from norton.graph.plan import plan_of
 from norton.measure.latency import latencies, peak_memory
 from norton.measure.machine import describe_machine
@@ -352,7 +355,7 @@ def timed(ways: Sequence[Way], size: int, cfg: DictConfig) -> list[dict[str, Any
             continue
         time, dense = times[f"{way.role} {way.form}"], times.get(f"dense {way.form}")
         inside = isinstance(way.net, OnnxNet)
-        peak = run_alone(way.file, batch).peak_bytes if inside else peak_memory(way.net, batch, time.form)
+        peak = run_in_fresh_process(way.file, batch).peak_bytes if inside else peak_memory(way.net, batch, time.form)
         record = {"ms": time.milliseconds, "quartiles_ms": time.quartiles, "peak_bytes": peak}
         record |= {"speedup": dense and dense.milliseconds / time.milliseconds}
         record |= {"computed_as": time.form} if way.form == "eager" else {}

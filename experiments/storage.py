@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 import norton
-from norton.checkpoints.coding import Bits, layer_bits, layer_weights
+from norton.checkpoints.sharing import Bits, layer_bits, layer_weights
 from norton.cli import opening, pictures, program, steps, tables
 from norton.cli.chain import lineage_record
 from norton.cli.hints import evaluation

@@ -10,9 +10,9 @@ from . import models as models
 from . import pruning as pruning
 from . import training as training
 from .budget.choosing import choose_ranks as choose_ranks
-from .checkpoints.coding import share_weights as share_weights
-from .checkpoints.files import load as load
 from .checkpoints.files import save as save
+from .checkpoints.rebuilding import load as load
+from .checkpoints.sharing import share_weights as share_weights
 from .common.errors import InputError as InputError
 from .decomposition import Calibration as Calibration
 from .decomposition import DecomposeOptions as DecomposeOptions

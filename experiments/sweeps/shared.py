@@ -18,7 +18,8 @@ from experiments.sweeps.folder import Sweep, lock
 from experiments.sweeps.identity import fingerprint, meaning
 from experiments.sweeps.stages import USED, accuracy, compressed, epoch_line
 from norton.budget.choice import Choice
-from norton.checkpoints.files import read, rebuild
+from norton.checkpoints.files import read
+from norton.checkpoints.rebuilding import rebuild
 from norton.cli import opening, steps
 from norton.cli.budgets import spend_budget
 from norton.cli.chain import lineage_record

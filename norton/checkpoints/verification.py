@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from torch import Tensor, nn
 
-from norton.checkpoints.files import ranks_of, widths_of
 from norton.checkpoints.published_names import PublishedName, parse_name
+from norton.checkpoints.rebuilding import ranks_in, widths_of
 from norton.common.errors import InputError
 from norton.measure.counting import complexity
 from norton.models import build
@@ -77,7 +77,7 @@ def disagreements(name: PublishedName, net: nn.Module) -> list[str]:
     """Where the name says something else of the network than the file holds."""
     if name.arch != net.arch:
         return [f"the name says {name.arch}, the file holds a {net.arch}"]
-    found, ranks = [], ranks_of(net)
+    found, ranks = [], ranks_in(net)
     if ranks != {name.rank}:
         found.append(f"the name says rank {name.rank}, the file holds rank {', '.join(sorted(map(str, ranks)))}")
     try:

@@ -6,7 +6,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from norton.checkpoints.files import read, rebuild
+from norton.checkpoints.files import read
+from norton.checkpoints.rebuilding import rebuild
 from norton.cli.program import CONFIGS
 from norton.cli.settings import plain
 from norton.common.errors import InputError

@@ -7,8 +7,9 @@ from omegaconf import DictConfig
 from torch import nn
 
 from norton.checkpoints import verification
-from norton.checkpoints.files import read, rebuild
+from norton.checkpoints.files import read
 from norton.checkpoints.published_names import parse_name, resembles_name
+from norton.checkpoints.rebuilding import rebuild
 from norton.checkpoints.verification import Verdict
 from norton.cli.opening import choose_data, open_data
 from norton.cli.settings import plain

@@ -11,7 +11,9 @@ from helpers.repository import ARCHITECTURES
 from torch import nn
 
 import norton
-from norton.checkpoints.files import identify, ranks_of, read, widths_of
+from norton.checkpoints.files import read
+from norton.checkpoints.published_layout import identify
+from norton.checkpoints.rebuilding import ranks_in, widths_of
 
 
 def compressed(arch="resnet_56"):
@@ -91,8 +93,21 @@ def test_code_is_refused_and_not_run(tmp_path):
     with pytest.raises(norton.InputError, match=r"refused|not a whole"):
         norton.load(tmp_path / "plain.pt")
     torch.save(norton.build("resnet_56"), tmp_path / "module.pt")
-    with pytest.raises(norton.InputError, match="refused"):
+    with pytest.raises(norton.InputError, match=r"refused, because it holds code \([\w.]+\); write it again from net"):
         norton.load(tmp_path / "module.pt")
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"layer,rank\nconv1,3\n", "is a text file and no checkpoint; give a file written by norton.save"),
+    (b"version https://git-lfs.github.com/spec/v1\nsize 9\n", "a pointer of Git LFS, .* `git lfs pull` fetches"),
+    (b"\x89PNG\r\n\x1a\n\0\0", "is a file of another kind and no checkpoint"),
+    (b"", "is an empty file and no checkpoint"),
+])  # fmt: skip
+def test_other_files_are_named_in_one_line(content, message, tmp_path):
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(norton.InputError, match=message) as raised:
+        norton.load(tmp_path / "a.pt")
+    assert "torch.load" not in str(raised.value) and "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])
@@ -147,7 +162,7 @@ def test_shapes_tell_rank_and_rates(arch, rates, rank, tmp_path):
     net = norton.build(arch, rank, rates)
     torch.save({"state_dict": net.state_dict()}, tmp_path / "a.pt")
     again = norton.load(tmp_path / "a.pt", rank=rank, compress_rate=rates)
-    assert ranks_of(again) == {rank}
+    assert ranks_in(again) == {rank}
     assert widths_of(again) == widths_of(net)
 
 

@@ -363,13 +363,13 @@ def test_one_rank_for_all_passes_over_what_cannot_be_decomposed(method):
 
 def test_ranks_in_tables_and_messages(tmp_path):
     """Programs that show or compare ranks meet methods with several."""
-    from norton.checkpoints import files
+    from norton.checkpoints.rebuilding import ranks_in
     from norton.cli.rows import layer_rows, width_rows
 
     net = narrow()
     small = norton.decompose(net, {"features.conv8": [3, 4], "features.conv1": [2, 2]}, method="tucker")
     small = norton.decompose(small, {"classifier.linear1": 5}, method="svd")
-    assert files.ranks_of(small) == {(3, 4), (2, 2), 5}
+    assert ranks_in(small) == {(3, 4), (2, 2), 5}
     rows = layer_rows(net, small, norton.layer_nmse(net, small))
     assert [row["rank"] for row in rows] == ["2, 2", "3, 4", 5]
     kinds = {row["layer"]: row["kind"] for row in width_rows(net, small)}

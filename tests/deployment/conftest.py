@@ -7,7 +7,8 @@ from helpers.exports import Branching
 from helpers.networks import randomise_
 
 import norton
-from norton.deployment.export import to_int8, to_onnx, to_program
+from norton.deployment.export import to_onnx, to_program
+from norton.deployment.int8 import to_int8
 
 
 @pytest.fixture

@@ -12,10 +12,13 @@ from torch import nn
 
 import norton
 from norton.common.errors import NortonWarning
-from norton.deployment import export
+from norton.deployment import export, exported
 from norton.deployment.assembling import assemble
-from norton.deployment.export import OnnxNet, to_int8, to_onnx, to_program
+from norton.deployment.export import to_onnx, to_program
+from norton.deployment.exported import relative
 from norton.deployment.folding import fold
+from norton.deployment.int8 import to_int8
+from norton.deployment.onnx_networks import OnnxNet
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 7])
@@ -186,7 +189,7 @@ def test_a_compiled_network_is_exported_as_it_was(deployed, images, tmp_path):
 
 @pytest.mark.parametrize("write", [to_program, to_onnx])
 def test_other_outputs_are_not_written(write, monkeypatch, tmp_path):
-    monkeypatch.setattr(export, "relative", lambda *_: 2e-4)
+    monkeypatch.setattr(exported, "relative", lambda *_: 2e-4)
     with pytest.raises(norton.InputError, match=r"differ from the network's by 2\.0e-04"):
         write(with_layer(torch.relu), torch.randn(1, 3, 8, 8), tmp_path / "a")
     assert not list(tmp_path.iterdir())
@@ -194,9 +197,9 @@ def test_other_outputs_are_not_written(write, monkeypatch, tmp_path):
 
 def test_relative():
     one = torch.tensor([3.0, 4.0])
-    assert export.relative(one * 1.1, one) == pytest.approx(0.1)
-    assert export.relative(one[:1], one) == export.relative(one * float("nan"), one) == float("inf")
-    assert export.relative(0 * one, 0 * one) == 0
+    assert relative(one * 1.1, one) == pytest.approx(0.1)
+    assert relative(one[:1], one) == relative(one * float("nan"), one) == float("inf")
+    assert relative(0 * one, 0 * one) == 0
 
 
 def test_files_and_images_that_do_not_fit(files, images, tmp_path):

@@ -8,7 +8,9 @@ from onnx.numpy_helper import to_array
 from torch import nn
 
 import norton
-from norton.deployment.export import OnnxNet, to_int8, to_onnx
+from norton.deployment.export import to_onnx
+from norton.deployment.int8 import to_int8
+from norton.deployment.onnx_networks import OnnxNet
 
 
 def dequantised(model):

@@ -15,7 +15,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from torch import nn
 
 import norton
-from norton.deployment.export import OnnxNet, run_alone
+from norton.deployment.onnx_networks import OnnxNet, run_in_fresh_process
 
 WITHOUT_TORCH = """
 import runpy, sys
@@ -49,14 +49,14 @@ def test_runs_where_there_is_only_onnxruntime(kind, files, deployed, images, tmp
 
 
 def test_alone_tells_time_and_memory(files, images):
-    alone = run_alone(files["onnx"].path, images, threads=1, repeats=2)
+    alone = run_in_fresh_process(files["onnx"].path, images, threads=1, repeats=2)
     same(alone.outputs, OnnxNet(files["onnx"].path)(images))
     assert alone.milliseconds > 0
-    large = run_alone(files["onnx"].path, images.repeat(300, 1, 1, 1), threads=1, repeats=1)
+    large = run_in_fresh_process(files["onnx"].path, images.repeat(300, 1, 1, 1), threads=1, repeats=1)
     least = 2100 * 8 * 11 * 11 * 4  # bytes of the stem's output
     assert least < large.peak_bytes < 50 * least
     with pytest.raises(norton.InputError, match=r"net\.onnx does not run in a process of its own: .*INVALID_ARGUMENT"):
-        run_alone(files["onnx"].path, images[:, :2])
+        run_in_fresh_process(files["onnx"].path, images[:, :2])
 
 
 def test_what_fails_while_it_runs_is_told():

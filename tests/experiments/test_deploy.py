@@ -12,7 +12,7 @@ from torch import nn
 import norton
 from experiments import deploy
 from norton.common.errors import InputError
-from norton.deployment.export import Exported
+from norton.deployment.exported import Exported
 from norton.measure.latency import Latency
 from norton.models import foreign
 
@@ -108,8 +108,8 @@ def test_what_fails_is_a_row_without_numbers(files, tmp_path, monkeypatch, capsy
     def refuse(*_, **__):
         raise InputError("no such luck")
 
-    for name in ("deployment.compiled", "export.to_program", "export.to_onnx"):
-        monkeypatch.setattr(f"norton.{name}", refuse)
+    for name in ("deploying.compiled", "export.to_program", "export.to_onnx"):
+        monkeypatch.setattr(f"norton.deployment.{name}", refuse)
     settings = "model.arch=tinynet.Net rank=1 compile=true"
     code, out, error = run(settings, tmp_path, monkeypatch, capsys)
     assert code == 0, error

@@ -9,8 +9,9 @@ from helpers.networks import randomise_
 from torch import nn
 
 import norton
-from norton.checkpoints.coding import cluster, join_bits, layer_bits, layer_weights, pack, shared, split_bits, unpack
 from norton.checkpoints.files import read
+from norton.checkpoints.packing import join_bits, pack, split_bits, unpack
+from norton.checkpoints.sharing import cluster, layer_bits, layer_weights, shared
 from norton.decomposition import DECOMPOSITIONS
 from norton.decomposition.methods import decomposable
 

@@ -1,0 +1,71 @@
+"""Published files, which hold weights alone: network, rank and widths from the names and shapes of their layers."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from norton.common.errors import InputError
+from norton.graph.plan import apply_plan_
+from norton.models import NETWORKS, dense_network
+
+
+def identify(state_dict: Mapping[str, Tensor]) -> str | None:
+    """The architecture whose layers have these names, whatever the rank and rates."""
+    layers = {key.split(".feature.")[0].removesuffix(".weight") for key in state_dict if key.endswith(".weight")}
+    for arch in NETWORKS:
+        with torch.device("meta"):
+            names = dense_network(arch).state_dict()
+        if layers == {key.removesuffix(".weight") for key in names if key.endswith(".weight")}:
+            return arch
+    return None
+
+
+def network_of_shapes(state: Mapping[str, Tensor], path, arch: str | None = None) -> nn.Module:
+    """The network on the meta device that has a published file's names and shapes, or the nearest to them."""
+    found = identify(state)
+    if arch is not None and found is not None and arch != found:
+        raise InputError(f"{path}: holds a {found}, not a {arch} as told")
+    arch = arch or found
+    if arch is None:
+        raise InputError(f"{path}: its layers are those of none of {', '.join(NETWORKS)}")
+    linear = [value for key, value in state.items() if key.endswith(".weight") and value.dim() == 2]
+    if not linear:
+        raise InputError(f"{path}: holds no linear layer, so it is no {arch}")
+    classes, nearest, fewest = len(linear[-1]), None, len(state) + 1
+    with torch.device("meta"):
+        if found is None:
+            return dense_network(arch, classes)  # the strict loading names what is missing
+        for plan in _possible_plans(dense_network(arch, classes), state):
+            try:
+                net = apply_plan_(dense_network(arch, classes), plan)
+            except (RuntimeError, ValueError, ZeroDivisionError):  # no network has these widths
+                continue
+            wrong = sum(key not in state or state[key].shape != v.shape for key, v in net.state_dict().items())
+            if wrong < fewest:
+                nearest, fewest = net, wrong
+            if not wrong:
+                break
+    if nearest is None:
+        raise InputError(f"{path}: the shapes of its weights are those of no {arch}, whatever the rank and rates")
+    return nearest
+
+
+def _possible_plans(dense: nn.Module, state: Mapping[str, Tensor]) -> Iterator[list[dict]]:
+    """The plans that the shapes of a published file allow: one per rank that divides its factors.
+
+    Widths follow from the rank, and all other shapes from both, so that one plan at most fits them all.
+    """
+    wiring, head = dense.wiring(), ".feature.pointwise.weight"
+    layers = [name for names in wiring.writers.values() for name in names]
+    decomposed = [name for name in layers if f"{name}{head}" in state]
+    weights = {name: state[f"{name}{head if name in decomposed else '.weight'}"] for name in layers}
+    rows = {name: weight.shape[0] if weight.dim() else 0 for name, weight in weights.items()}
+    most = max((dense.get_submodule(name).weight[0, 0].numel() for name in decomposed), default=1)
+    for rank in range(1, most + 1):
+        if any(rows[name] % rank for name in decomposed):
+            continue
+        widths = {axis: rows[w[0]] // (rank if w[0] in decomposed else 1) for axis, w in wiring.writers.items()}
+        keep = {wiring.name(axis): list(range(width)) for axis, width in widths.items() if width < wiring.width(axis)}
+        plan = [{"op": "decompose", "method": "cp", "ranks": dict.fromkeys(decomposed, rank)}] if decomposed else []
+        yield plan + ([{"op": "prune", "keep": keep}] if keep else [])

@@ -1,0 +1,153 @@
+"""Networks from checkpoints: by the plan in a file of ours, by the shapes of weights in a published one."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from norton.checkpoints.files import FORMAT, read
+from norton.checkpoints.published_layout import network_of_shapes
+from norton.common.errors import InputError, first_line
+from norton.graph import wiring_of
+from norton.graph.layers import is_decomposed
+from norton.graph.plan import apply_plan_
+from norton.models import build, dense_network
+from norton.models.foreign import check_told, is_path, tell
+
+
+def load(
+    path: str | Path,
+    *,
+    arch: str | None = None,
+    rank: int | None = None,
+    compress_rate: str | Sequence[float] | None = None,
+    net: nn.Module | None = None,
+) -> nn.Module:
+    """The network of a checkpoint, in evaluation mode, on the CPU.
+
+    Nothing else is needed: a published file (`{"state_dict", "rank", "compress_rate"}` or less) is recognised by its
+    layer names, and its rank and widths by the shapes of its weights.  arch, rank, compress_rate: what it is expected
+    to be.  net: the dense form of a network that `norton.build` does not know; it is not changed.
+
+    A file of `norton.save` may name the path of a constructor, such as `torchvision.models.resnet18` or one of your
+    own: loading imports that path and calls it.  Outside of `torchvision.models` it does so only for a path that you
+    named yourself, here as arch= or before in `norton.build`; nothing in a file is ever run otherwise.
+
+    Raises InputError if the file is missing, truncated, holds anything but tensors and plain data, or is of another
+    network, rank or rates than told.
+    """
+    return rebuild(read(path), path, arch=arch, rank=rank, compress_rate=compress_rate, net=net)
+
+
+def rebuild(
+    content: Mapping[str, Any],
+    path: str | Path = "checkpoint",
+    *,
+    arch: str | None = None,
+    rank: int | None = None,
+    compress_rate: str | Sequence[float] | None = None,
+    net: nn.Module | None = None,
+) -> nn.Module:
+    """The network of a checkpoint's content, see `load`; path: for messages."""
+    published, state = "format" not in content, content["state_dict"]
+    rebuilt = network_of_shapes(state, path, arch) if published else network_of_plan(content, path, arch, net)
+    load_strictly_(rebuilt, state, path)
+    if published:
+        _check_stated(rebuilt, path, content.get("rank"), content.get("compress_rate"), "the file says")
+    _check_stated(rebuilt, path, rank, compress_rate, "told")
+    return rebuilt.eval()
+
+
+def network_of_plan(content: Mapping[str, Any], path, arch: str | None, net: nn.Module | None) -> nn.Module:
+    if not isinstance(content["format"], int) or content["format"] != FORMAT:
+        raise InputError(f"{path}: format {content['format']!r} is not {FORMAT}; use the Norton version that wrote it")
+    types = {"plan": list, "metrics": dict, "lineage": list, "arch": str | None, "num_classes": int | None}
+    content = {"input_size": None, **content}  # which older files lack
+    types["input_size"] = list | None
+    wrong = [key for key, kind in types.items() if key not in content or not isinstance(content[key], kind)]
+    if wrong:
+        raise InputError(f"{path}: its {', '.join(wrong)} are missing or of the wrong type; write the file again")
+    if arch is not None and content["arch"] != arch:
+        raise InputError(f"{path}: holds a {content['arch'] or 'network of its own'}, not a {arch} as told")
+    if net is None and content["arch"] is not None and is_path(content["arch"]):
+        if arch is not None:
+            tell(arch)
+        check_told(content["arch"], path)
+    with _without_values(content["arch"]):
+        if net is not None:
+            dense = copy.deepcopy(net).to("meta")
+            if content["input_size"] is not None:
+                dense.input_size = tuple(content["input_size"])
+        elif content["arch"] is None:
+            raise InputError(f"{path}: its network is none of norton.build; pass its dense form as net=")
+        else:
+            dense = dense_network(content["arch"], content["num_classes"], content["input_size"])
+        try:
+            return apply_plan_(dense, content["plan"])
+        except (LookupError, AttributeError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+            raise InputError(f"{path}: its plan does not fit the network ({first_line(error)})") from None
+
+
+@contextmanager
+def _without_values(arch: str | None) -> Iterator[None]:
+    """Build networks on the meta device; constructors from elsewhere may need values, and draw random ones."""
+    if arch is not None and is_path(arch):
+        with torch.random.fork_rng(devices=[]):
+            yield
+    else:
+        with torch.device("meta"):
+            yield
+
+
+def _check_stated(net: nn.Module, path, rank, compress_rate, by: str) -> None:
+    """Compare rank and rates that somebody states with what the weights are."""
+    if rank is None and compress_rate is None:
+        return
+    if rank is not None and not isinstance(rank, int):
+        raise InputError(f"{path}: its weights tell its ranks; leave rank={rank!r} out")
+    ranks = ranks_in(net)
+    if rank is not None and ranks != {rank}:
+        raise InputError(f"{path}: has rank {', '.join(sorted(map(str, ranks)))}, not {rank} as {by}")
+    if compress_rate is not None:
+        with _without_values(net.arch):
+            stated = build(net.arch, 0, compress_rate, net.num_classes)
+        if widths_of(stated) != widths_of(net):
+            raise InputError(f"{path}: its layers have other widths than compress_rate={compress_rate} gives, as {by}")
+
+
+def ranks_in(net: nn.Module) -> set[int | tuple[int, ...]]:
+    """The ranks of the decomposed layers, tuples where a method has several, {0} for none."""
+    return {layer.rank for layer in net.modules() if is_decomposed(layer)} or {0}
+
+
+def widths_of(net: nn.Module) -> dict[str, int]:
+    """First writer of each channel axis → its filters."""
+    wiring = wiring_of(net)
+    return {wiring.name(axis): wiring.width(axis) for axis in wiring.writers}
+
+
+def load_strictly_(net: nn.Module, state: Mapping[str, Tensor], path) -> None:
+    """Give a network a file's weights, in place.  Raises InputError naming the first layer that differs."""
+    expected = net.state_dict()
+    wrong = [key for key in expected if key not in state] + [key for key in state if key not in expected]
+    if wrong:
+        raise InputError(f"{path}: {len(wrong)} names do not match {type(net).__name__}, first {wrong[0]!r}")
+    for key, value in expected.items():
+        if value.shape != state[key].shape:
+            raise InputError(
+                f"{path}: {key} is {tuple(state[key].shape)} in the file, where {tuple(value.shape)} would fit "
+                "its other layers; write or fetch it again"
+            )
+        if state[key].layout != torch.strided or state[key].is_floating_point() != value.is_floating_point():
+            raise InputError(
+                f"{path}: {key} is {state[key].dtype}, {state[key].layout}; expected {value.dtype}, strided"
+            )
+        if state[key].is_floating_point() and not state[key].isfinite().all():
+            raise InputError(f"{path}: {key} holds values that are not finite")
+    if len({value.dtype for value in state.values() if value.is_floating_point()}) > 1:
+        raise InputError(f"{path}: mixes precisions; convert all of its tensors to one")
+    net.load_state_dict(dict(state), strict=True, assign=True)

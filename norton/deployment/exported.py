@@ -1,0 +1,76 @@
+"""What all exports share: the record of a file that was written, and its outputs compared with the network's."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from norton.common.errors import InputError, first_line
+
+TOLERANCE = 1e-4  # relative difference of outputs, in float32
+_BATCHES = (1, 3)  # sizes at which outputs are compared; the network is traced with another
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written.
+
+    difference: of its outputs to those of what it came from, ‖y - y'‖ / ‖y‖.  in_float: for INT8, layer → operator that
+    the quantiser lacks, which computes in float32 as before.
+    """
+
+    path: Path
+    difference: float
+    in_float: Mapping[str, str] = field(default_factory=dict)
+
+
+def compared(what: str, run: Callable[[Tensor], Tensor], net: nn.Module, example: Tensor) -> float:
+    """The largest relative difference over batch sizes.  Raises InputError above `TOLERANCE`."""
+    generator = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for size in _BATCHES:
+        images = torch.randn(size, *example.shape[1:], generator=generator)
+        worst = max(worst, relative(run(images), net(images)))
+    if worst > TOLERANCE:
+        raise InputError(
+            f"the outputs of {what} differ from the network's by {worst:.1e} of their size, more than {TOLERANCE:.0e}; "
+            "nothing was written"
+        )
+    return worst
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """‖y - y'‖ / ‖y‖, infinite where shapes differ or a value is not finite."""
+    if found.shape != expected.shape or not found.isfinite().all():
+        return float("inf")
+    size = torch.linalg.vector_norm(expected)
+    return (torch.linalg.vector_norm(found - expected) / size.where(size > 0, 1)).item()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the remarks of exporters and quantiser, which are for their developers; errors come through."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.ERROR))
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def told_first(error: Exception | str) -> str:
+    return first_line(error).partition(" For more information")[0].rstrip(".;:!")
+
+
+def described(images: object) -> str:
+    if not isinstance(images, Tensor):
+        return f"a {type(images).__name__}"
+    return f"{str(images.dtype).removeprefix('torch.')} of {tuple(images.shape)}"

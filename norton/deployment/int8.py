@@ -1,0 +1,108 @@
+"""An ONNX file in 8-bit integers."""
+
+import math
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from norton.common.checks import check_whole_number
+from norton.common.errors import InputError
+from norton.common.files import write_whole
+from norton.deployment.exported import Exported, described, quiet, relative
+from norton.deployment.onnx_networks import OnnxNet
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from onnxruntime.quantization import CalibrationDataReader
+
+
+def to_int8(
+    file: str | Path, images: Tensor, path: str | Path, *, batch_size: int = 32, reduce_range: bool = False
+) -> Exported:
+    """Write an ONNX file of `to_onnx` in 8-bit integers: weights per channel, activations by their range on images.
+
+    images: (N, C, H, W) for calibration, transformed as for evaluation; a few hundred.  batch_size: so many at once.
+    reduce_range: weights of 7 bits, for an x86 CPU without VNNI instructions, whose sums of products would saturate.
+    Operators that the quantiser lacks stay in float32, see `Exported`.  Raises InputError where nothing is left to
+    quantise, for a file that is INT8 already, and for images that do not fit or are not finite.
+
+    Source: onnxruntime's static quantisation with its preprocessing, QuantizeLinear and DequantizeLinear around each
+    operator.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    check_calibration(images, batch_size)
+    expected = OnnxNet(file)
+    expected(images[:1])  # images that do not fit show here
+    model = onnx.load(file)
+    operators = {node.op_type for node in model.graph.node}
+    if "QuantizeLinear" in operators:
+        raise InputError(f"{file}: is in 8-bit integers already; give the file of to_onnx in float32")
+    if not operators & {"Conv", "ConvTranspose", "Gemm", "MatMul"}:
+        raise InputError(f"{file}: has no convolution or linear layer to quantise, only {', '.join(sorted(operators))}")
+    overflow = InputError(f"{file}: what it computes on these images is too large for float32; scale them as for it")
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        ready, done = Path(folder) / "ready.onnx", Path(folder) / "int8.onnx"
+        quant_pre_process(file, ready)
+        try:
+            quantize_static(
+                ready,
+                done,
+                calibration_batches(expected.input_name, images, batch_size),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                reduce_range=reduce_range,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+            )
+        except AssertionError as error:  # of a range that is not finite
+            raise overflow from error
+        content = done.read_bytes()
+    some = images[:batch_size]
+    difference = relative(OnnxNet(content)(some), expected(some))
+    if not math.isfinite(difference):
+        raise overflow
+    return Exported(write_whole(path, content), difference, in_float(model))
+
+
+def check_calibration(images: Tensor, batch_size: int) -> None:
+    """Raise InputError for what no calibration can go by, whatever the network."""
+    if not (isinstance(images, Tensor) and images.ndim == 4 and images.numel()):
+        raise InputError(f"the images for calibration are {described(images)}; give a few hundred as (N, C, H, W)")
+    if not images.isfinite().all():
+        raise InputError("the images for calibration hold values that are not finite; leave those out")
+    check_whole_number("batch_size", batch_size, 1)
+
+
+def calibration_batches(name: str, images: Tensor, batch_size: int) -> "CalibrationDataReader":
+    """The images as onnxruntime's quantiser wants to read them."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Batches(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches = iter(images.split(batch_size))
+
+        def get_next(self) -> dict | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {name: batch.numpy(force=True)}
+
+    return Batches()
+
+
+def in_float(model: "ModelProto") -> dict[str, str]:
+    """Layer → operator on floating-point numbers that onnxruntime's quantiser does not know."""
+    from onnx import TensorProto
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+    known = {*QDQRegistry, *QLinearOpsRegistry, "Identity"}
+    values = (*model.graph.value_info, *model.graph.output)
+    floats = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    return {
+        node.name.rpartition("/")[0] or node.name: node.op_type
+        for node in model.graph.node
+        if node.op_type not in known and node.output[0] in floats
+    }
