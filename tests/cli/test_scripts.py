@@ -196,10 +196,10 @@ def test_pipeline_of_training_alone(tmp_path):
     assert list(json.loads((tmp_path / "metrics.json").read_text())) == ["dense"]
 
 
-def test_rank_per_pattern_as_the_readme_has_it(tmp_path):
-    readme = (REPOSITORY / "README.md").read_text()
+def test_rank_per_pattern_as_the_documents_have_it(tmp_path):
+    page = (REPOSITORY / "docs" / "methods" / "ranks.md").read_text()
     typed = "'rank={conv1: null, layer1.*: 2, *: 3}'"
-    assert typed in readme
+    assert typed in page
     out = succeeds(f"python complexity.py model=resnet_56 {typed} out={tmp_path}")
     expected = norton.complexity(norton.build("resnet_56", {"conv1": None, "layer1.*": 2, "*": 3}))
     assert f"MACs    {expected.macs}" in out
