@@ -25,6 +25,7 @@ from norton.calibration.outputs import Calibration, check_images
 from norton.common.errors import InputError
 from norton.decomposition.options import DecomposeOptions
 from norton.graph.input_sizes import stated_size
+from norton.graph.layers import check_network
 from norton.pruning.options import Pruning
 
 
@@ -62,6 +63,7 @@ def choose_ranks(
     Raises InputError for a share outside (0, 1), none or two of them, one below the least possible, and what
     `norton.decompose` and `norton.prune` refuse.
     """
+    check_network(net)
     what, share = asked_share(macs, params)
     calibration = calibration or Calibration()
     if filters is not None and (isinstance(filters, bool) or not isinstance(filters, int) or filters < 1):

@@ -16,7 +16,7 @@ from norton.decomposition.cp_als import cp_filters
 from norton.decomposition.methods import DECOMPOSITIONS, decomposable
 from norton.decomposition.options import OBJECTIVES, DecomposeOptions
 from norton.decomposition.ranks import RankRule, layer_ranks, layer_rules, relative_error, resolve
-from norton.graph.layers import is_decomposed
+from norton.graph.layers import check_network, is_decomposed
 from norton.graph.plan import OPERATIONS, record_step
 
 import_submodules(__name__)
@@ -31,9 +31,15 @@ __all__ = [
     "decompose",
     "layer_nmse",
     "layer_ranks",
+    "list_methods",
     "nmse",
     "output_errors",
 ]
+
+
+def list_methods() -> list[str]:
+    """The decompositions that `norton.decompose` knows, sorted."""
+    return sorted(DECOMPOSITIONS)
 
 
 def decompose(
@@ -61,6 +67,7 @@ def decompose(
     Raises InputError for an unknown method, a bad rank or pattern, a weight that is not finite, and images that do not
     fit the network.
     """
+    check_network(net)
     DecomposeOptions(method, skip, seed, objective, options)  # checks them
     rules = layer_rules(net, rank, skip, method)
     decomposition, options = DECOMPOSITIONS[method], {**options, "seed": seed}
@@ -139,6 +146,8 @@ def layer_nmse(net: nn.Module, small: nn.Module) -> dict[str, float]:
     net: the network before a decomposition; what is decomposed there already does not count.  small: after it, not
     pruned since.  Raises InputError if they don't match.
     """
+    check_network(net)
+    check_network(small)
     errors = {}
     dense = dict(net.named_modules())
     for name, layer in small.named_modules():

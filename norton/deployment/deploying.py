@@ -22,6 +22,7 @@ from norton.deployment.search import FormSearch, SearchBudget
 from norton.measure.latency import keep_freed_memory
 
 _KEPT = ("arch", "num_classes", "input_size")  # what networks say of themselves
+from norton.graph.layers import check_network
 
 
 @torch.no_grad()  # not inference_mode, whose tensors can neither be converted nor loaded into
@@ -48,6 +49,7 @@ def deploy(
     network does not take, a network that torch.fx cannot trace, outputs that differ by more than rounding, and a choice
     of another network, input or machine.
     """
+    check_network(net)
     if net.training:
         warn("the network is in training mode; deployed as for evaluation")
     wanted = [(example, check_example(net, example))]

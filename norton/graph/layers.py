@@ -25,6 +25,16 @@ NORM_LAYERS = (
 )
 
 
+def check_network(net: object) -> None:
+    """Raise InputError for what is no network, such as a constructor that nobody called."""
+    if isinstance(net, nn.Module):
+        return
+    if callable(net):
+        name = getattr(net, "__name__", repr(net))
+        raise InputError(f"{name} is no network, but makes one; call it, as in {name}()")
+    raise InputError(f"this {type(net).__name__} is no network (torch.nn.Module)")
+
+
 def is_decomposed(layer: nn.Module) -> TypeGuard[Any]:
     """Whether a layer came out of a decomposition, and so has what `norton.decomposition.methods` asks of one."""
     return hasattr(layer, "composed_weight")

@@ -12,7 +12,7 @@ from torch import nn
 from norton.common.errors import InputError
 from norton.common.registry import Registry
 from norton.graph.input_sizes import stated_size
-from norton.graph.layers import is_decomposed, set_form_
+from norton.graph.layers import check_network, is_decomposed, set_form_
 
 CONVENTIONS = Registry("counting convention")  # name → thop's custom_ops: layer type → hook
 
@@ -51,6 +51,7 @@ def complexity(
     convention: `norton` as published (convolutions with their bias additions, linear layers, BatchNorm, ReLU, pooling
     modules), `macs` (convolutions and linear layers alone), `thop` (that package as it is).
     """
+    check_network(net)
     hooks = CONVENTIONS[convention]
     size = input_size or stated_size(net)
     if size is None:

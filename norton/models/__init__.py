@@ -15,7 +15,12 @@ from norton.pruning.allocation import Allocation, read_rates
 
 import_submodules(__name__)
 
-__all__ = ["NETWORKS", "Network", "build", "dense_network"]
+__all__ = ["NETWORKS", "Network", "build", "dense_network", "list_models"]
+
+
+def list_models() -> list[str]:
+    """The published networks that `norton.build` knows by name, sorted."""
+    return sorted(NETWORKS)
 
 
 def build(

@@ -36,10 +36,16 @@ __all__ = [
     "describe",
     "has_distance",
     "keep_filters",
+    "list_criteria",
     "prune",
     "scores",
     "spared",
 ]
+
+
+def list_criteria() -> list[str]:
+    """The criteria that `norton.prune` knows, sorted."""
+    return sorted(CRITERIA)
 
 
 def prune(
