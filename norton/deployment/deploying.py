@@ -22,7 +22,6 @@ from norton.deployment.search import FormSearch, SearchBudget
 from norton.measure.latency import keep_freed_memory
 
 _KEPT = ("arch", "num_classes", "input_size")  # what networks say of themselves
-from norton.graph.layers import check_network
 
 
 @torch.no_grad()  # not inference_mode, whose tensors can neither be converted nor loaded into
