@@ -19,6 +19,7 @@ from norton.deployment.checks import check_choice, check_example, check_outputs,
 from norton.deployment.folding import fold
 from norton.deployment.record import Deployment, conditions
 from norton.deployment.search import FormSearch, SearchBudget
+from norton.graph.layers import check_network
 from norton.measure.latency import keep_freed_memory
 
 _KEPT = ("arch", "num_classes", "input_size")  # what networks say of themselves
