@@ -31,7 +31,7 @@ IN_LABEL = (
     "pruning",
     "pruning.criterion",
     "seed",
-    "way",
+    "rank_ratio",
     *BUDGET,
 )  # swept settings it shows anyway
 STEPS = ("train", "decompose", "prune", "finetune")

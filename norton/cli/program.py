@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from norton.cli.help import choices_of
 from norton.common.errors import InputError, NortonWarning
 from norton.common.files import write_whole
 
@@ -66,6 +67,7 @@ def script(
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra would print errors itself, in many lines
             try:
+                OmegaConf.register_new_resolver("choices_of", functools.partial(choices_of, CONFIGS), replace=True)
                 sys.argv[1:] = [quote(argument) for argument in translate(sys.argv[1:])]
                 hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
             except (*BAD_INPUT, KeyboardInterrupt) as error:

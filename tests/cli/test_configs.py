@@ -4,6 +4,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from norton.cli.help import choices_of, fits
 from norton.cli.program import CONFIGS
 from norton.decomposition import DECOMPOSITIONS
 from norton.models import NETWORKS
@@ -24,21 +25,27 @@ def composed(*overrides, name="pipeline"):
 def test_choice(group, choice):
     detection = {"detector": "detector", "detection_data": "detection_data@data"}
     detection["detection_training"] = "detection_training@training"
-    program = "detection_train" if group in detection else "ablation" if group == "way" else "pipeline"
+    program = "detection_train" if group in detection else "ablation" if group == "rank_ratio" else "pipeline"
     cfg = composed(f"{detection.get(group, group)}={choice}", name=program)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiment(experiment):
-    programs = {"scenes": "detection_train", "sweep": "ablation"}
-    program = programs.get(experiment.split("_")[0], "pipeline")
+    (program,) = (name for name in ("pipeline", "ablation", "detection_train") if fits(name, experiment))
     OmegaConf.to_container(composed(f"experiment={experiment}", name=program), resolve=True, throw_on_missing=True)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "base"))
 def test_program(name):
     assert "checkpoint" in composed(name=name)
+
+
+def test_help_lists_what_fits_the_command():
+    groups = dict(line.strip().split(": ", 1) for line in choices_of(CONFIGS, "ablation").splitlines() if ": " in line)
+    assert groups["experiment"] == ", ".join(name for name in EXPERIMENTS if name.startswith("sweep_"))
+    assert groups["rank_ratio"] == "3N, 4S, 6M, 8H" and "detector" not in groups
+    assert "experiment" not in choices_of(CONFIGS, "decompose") and choices_of(CONFIGS, "report") == ""
 
 
 def test_every_method_has_its_config():

@@ -112,16 +112,16 @@ def symbols_of(means: Sequence[Row]) -> dict[str, Symbol]:
 
 
 def colour_key(mean: Row) -> str | None:
-    """What colours tell apart: ways to spend a budget, else ranks, else rates."""
+    """What colours tell apart: choices of rank_ratio, else ranks, else rates."""
     said = mean["said"]
-    if "way" in said:
-        return str(said["way"])
+    if "rank_ratio" in said:
+        return str(said["rank_ratio"])
     return f"rank {said['rank']}" if "rank" in said else said.get("rates")
 
 
 def symbol_key(mean: Row) -> str:
     """What symbols tell apart: criteria, and whatever else was swept beside ranks and rates."""
-    said = {key: value for key, value in mean["said"].items() if key not in ("way", "rank", "rates")}
+    said = {key: value for key, value in mean["said"].items() if key not in ("rank_ratio", "rank", "rates")}
     return ", ".join(
         str(value) if key == "criterion" else f"{key.split('.')[-1]} {value}" for key, value in said.items()
     )

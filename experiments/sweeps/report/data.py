@@ -54,7 +54,7 @@ def row(point: str, about: Mapping[str, Any], record: Mapping[str, Any]) -> Row:
         said["rank"] = setting_text(asked)
         said |= {"rates": rates_text(asked)} if is_joint(asked) else {}
     # Whatever else was swept, by the name it was swept by; a group's choice says more than its settings.
-    known = set(IN_LABEL) - {"way"}
+    known = set(IN_LABEL) - {"rank_ratio"}
     said |= {key: value.strip("'\"") for key, value in about["swept"].items() if key not in known}
     settings = flattened(record["meaning"])
     for key in SEEDS:
@@ -155,7 +155,7 @@ def dense_networks(rows: Sequence[Row]) -> list[Row]:
 
 def name(said: Mapping[str, Any]) -> str:
     return ", ".join(
-        str(value) if key in ("rates", "criterion", "way") else f"{key} {value}" for key, value in said.items()
+        str(value) if key in ("rates", "criterion", "rank_ratio") else f"{key} {value}" for key, value in said.items()
     )
 
 
