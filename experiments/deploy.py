@@ -110,7 +110,7 @@ def open_networks(cfg: DictConfig) -> tuple[dict[str, Given], str | None]:
     about = origin["metrics"].get("data", getattr(net, "dataset", None))
     if cfg.dense is not None:
         first, second = tables.labels([cfg.dense, cfg.checkpoint])
-        dense = norton.load(cfg.dense)
+        dense = opening.load_file(cfg.dense, cfg)
         if dense.arch != net.arch:
             raise norton.InputError(f"{cfg.dense} holds a {dense.arch}, {cfg.checkpoint} a {net.arch}; give one kind")
         return {"dense": Given(first, dense, True), "network": Given(second, net, True)}, about

@@ -91,7 +91,7 @@ def open_files(cfg: DictConfig) -> dict[str, nn.Module]:
     if not isinstance(paths, list) or not paths:
         raise norton.InputError(f"compressed is {paths!r}; give compressed=[FILE,...]")
     told = {"rank": plain(cfg.rank), "compress_rate": plain(cfg.compress_rate)}
-    return {str(path): norton.load(str(path), **told) for path in paths}
+    return {str(path): opening.load_file(path, cfg, **told) for path in paths}
 
 
 def check_comparable(net: nn.Module, small: nn.Module, path: str) -> None:

@@ -98,7 +98,7 @@ def run_step(
     """
     path = stage_file(folder, number, step)
     if path.exists():
-        return norton.load(path), read(path)["lineage"]
+        return opening.load_file(path, cfg), read(path)["lineage"]
     if step == "decompose":
         net, used = steps.decompose(net, cfg, data), ("rank", "decomposition", "calibration")
     elif step == "prune":
@@ -116,7 +116,7 @@ def run_step(
 
 def measure(stages: dict[str, Path], cfg: DictConfig, data, folder: Path) -> None:
     """Measure every stage, write and show the results."""
-    nets = {name: norton.load(path) for name, path in stages.items()}
+    nets = {name: opening.load_file(path, cfg) for name, path in stages.items()}
     dense = dense_cost(next(iter(nets.values())))
     costs = {name: norton.complexity(net) for name, net in nets.items()}
     accuracies = {name: steps.evaluate(net, cfg, data) for name, net in nets.items()}

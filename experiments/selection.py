@@ -111,7 +111,7 @@ def decomposed(dense: nn.Module, cfg: DictConfig, folder: Path) -> nn.Module:
     path = folder / f"decomposed_seed{cfg.seed}.pt"
     if not path.exists():
         norton.save(steps.decompose(dense, cfg), path)
-    return norton.load(path)
+    return opening.load_file(path, cfg)
 
 
 def row(results: dict[Point, dict], budget: int, cfg: DictConfig) -> dict:

@@ -55,7 +55,7 @@ def start_network(cfg: DictConfig, data, sweep: Sweep, say: Callable[[str], None
             lineage = [*origin["lineage"], lineage_record("train", cfg, USED["train"])]
             norton.save(trained, path, metrics={"data": data.name}, lineage=lineage)
             shutil.rmtree(folder, ignore_errors=True)
-    return opened(path)[0], path
+    return opened(path, cfg.model.arch)[0], path
 
 
 def start_of(cfg: DictConfig) -> tuple[nn.Module, dict[str, Any]]:
@@ -67,7 +67,7 @@ def start_of(cfg: DictConfig) -> tuple[nn.Module, dict[str, Any]]:
     return opening.open_network(start)
 
 
-def opened(path: str | Path, arch: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
+def opened(path: str | Path, arch: str | None) -> tuple[nn.Module, dict[str, Any]]:
     """A network that points share and none changes, and the content of its file."""
     status = os.stat(path)
     return _opened_once(str(path), arch, status.st_mtime_ns, status.st_size)
@@ -97,7 +97,7 @@ def first_compressed(
     dense: nn.Module, file: Path | None, cfg: DictConfig, data, sweep: Sweep, say: Callable[[str], None]
 ) -> tuple[nn.Module, float | None, list]:
     """The network after the first compression, computed once for all points that begin so; its NMSE and lineage."""
-    lineage = list(opened(file)[1]["lineage"]) if file else start_of(cfg)[1]["lineage"]
+    lineage = list(opened(file, cfg.model.arch)[1]["lineage"]) if file else start_of(cfg)[1]["lineage"]
     step = next((step for step in first_steps(cfg) if step != "train"), None)
     if step is None:
         return dense, None, lineage
@@ -110,7 +110,7 @@ def first_compressed(
             net, nmse = compressed(dense, step, cfg, data, say)
             lineage = [*lineage, lineage_record(step, cfg, USED[step])]
             norton.save(net, path, metrics={"nmse": nmse}, lineage=lineage)
-    net, content = opened(path)
+    net, content = opened(path, cfg.model.arch)
     return net, content["metrics"]["nmse"], content["lineage"]
 
 
@@ -152,7 +152,7 @@ def usable(path: Path) -> bool:
     if not path.exists():
         return False
     try:
-        json.loads(path.read_text()) if path.suffix == ".json" else opened(path)
+        json.loads(path.read_text()) if path.suffix == ".json" else read(path)
     except ValueError:  # also InputError
         print(f"{path} is damaged and made again")
         path.unlink(missing_ok=True)

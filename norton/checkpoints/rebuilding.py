@@ -16,7 +16,7 @@ from norton.graph import wiring_of
 from norton.graph.layers import is_decomposed
 from norton.graph.plan import apply_plan_
 from norton.models import build, dense_network
-from norton.models.foreign import check_told, is_path, tell
+from norton.models.foreign import check_named, is_path
 
 
 def load(
@@ -35,7 +35,7 @@ def load(
 
     A file of `norton.save` may name the path of a constructor, such as `torchvision.models.resnet18` or one of your
     own: loading imports that path and calls it.  Outside of `torchvision.models` it does so only for a path that you
-    named yourself, here as arch= or before in `norton.build`; nothing in a file is ever run otherwise.
+    name here, as arch=, or not at all where you give net=; nothing in a file is ever run otherwise.
 
     Raises InputError if the file is missing, truncated, holds anything but tensors and plain data, or is of another
     network, rank or rates than told.
@@ -74,9 +74,7 @@ def network_of_plan(content: Mapping[str, Any], path, arch: str | None, net: nn.
     if arch is not None and content["arch"] != arch:
         raise InputError(f"{path}: holds a {content['arch'] or 'network of its own'}, not a {arch} as told")
     if net is None and content["arch"] is not None and is_path(content["arch"]):
-        if arch is not None:
-            tell(arch)
-        check_told(content["arch"], path)
+        check_named(content["arch"], arch, path)
     with _without_values(content["arch"]):
         if net is not None:
             dense = copy.deepcopy(net).to("meta")

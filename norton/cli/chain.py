@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 import norton
+from norton.cli.opening import load_file
 from norton.cli.settings import RECIPES, distills, has_budget, plain
 from norton.common.errors import InputError
 from norton.graph.plan import plan_of
@@ -35,7 +36,7 @@ def check_teachers(
         if group is None or not distills(cfg[group]):
             continue
         if (file := cfg[group].get("teacher")) is not None:
-            if (classes := norton.load(file).num_classes) != data.num_classes:
+            if (classes := load_file(file, cfg).num_classes) != data.num_classes:
                 raise InputError(
                     f"{group}.teacher={file} tells {classes} classes apart, the data {data.name} have "
                     f"{data.num_classes}; choose another"

@@ -1,5 +1,6 @@
 """What the settings name, opened: networks, data, calibration images."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,16 @@ def open_network(cfg: DictConfig, *, told: bool = False) -> tuple[nn.Module, dic
         raise InputError("no network: give checkpoint=FILE, or model=NAME for one with random weights")
     torch.manual_seed(cfg.seed)
     return build_model(cfg, 0, plain(cfg.model.get("compress_rate"))), {"metrics": {}, "lineage": []}
+
+
+def load_file(path: str | Path, cfg: DictConfig, **told: Any) -> nn.Module:
+    """The network of a file beside `checkpoint=`, of any kind or of the constructor that `model.arch=` names.
+
+    told: what else it is expected to be, as in `norton.load`.
+    """
+    content = read(path)
+    arch = cfg.model.arch if content.get("arch") == cfg.model.arch else None
+    return rebuild(content, path, arch=arch, **told)
 
 
 def build_model(cfg: DictConfig, rank=0, compress_rate=None) -> nn.Module:

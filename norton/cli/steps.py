@@ -10,7 +10,7 @@ from torch import nn
 import norton
 from norton.budget.choosing import check_feasible
 from norton.calibration.batchnorm import reestimate_batchnorm_
-from norton.cli.opening import calibration_images, check_classes, open_data
+from norton.cli.opening import calibration_images, check_classes, load_file, open_data
 from norton.cli.settings import (
     budget_options,
     calibration,
@@ -108,7 +108,7 @@ def fit(
     options.setdefault("loggers", make_loggers(cfg))
     if distills(cfg[group]):
         file = cfg[group].get("teacher")
-        options["teacher"] = dense if file is None else norton.load(file)
+        options["teacher"] = dense if file is None else load_file(file, cfg)
     return train(net, data, recipe(cfg[group], group), folder=folder, seed=cfg.seed, **options)
 
 

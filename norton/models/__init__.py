@@ -10,7 +10,7 @@ from norton.decomposition import layer_ranks
 from norton.graph import wiring_of
 from norton.graph.plan import apply_plan_
 from norton.models.base import NETWORKS, Network
-from norton.models.foreign import foreign_network, is_path, tell
+from norton.models.foreign import foreign_network, is_path
 from norton.pruning.allocation import Allocation, read_rates
 
 import_submodules(__name__)
@@ -39,8 +39,6 @@ def build(
 
     Raises InputError for an unknown network, a path that leads nowhere, and for ranks and rates that do not fit it.
     """
-    if is_path(arch):
-        tell(arch)
     net = dense_network(arch, num_classes, input_size)
     plan = []
     if rank != 0:

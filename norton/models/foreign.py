@@ -12,7 +12,6 @@ from norton.common.errors import InputError
 from norton.graph.meta import run_on_meta
 
 OPEN = "torchvision.models."  # constructors that anybody may name
-_TOLD: set[str] = set()  # the others that were named in this process, rather than read in a file
 PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
@@ -21,14 +20,12 @@ def is_path(arch: str) -> bool:
     return "." in arch
 
 
-def tell(path: str) -> None:
-    """Someone names this constructor, so that files that name it may be loaded too."""
-    _TOLD.add(path)
+def check_named(path: str, arch: str | None, file: object) -> None:
+    """Raise InputError for a constructor that a file names and nobody else: to load the file would run that code.
 
-
-def check_told(path: str, file: object) -> None:
-    """Raise InputError for a constructor that nobody but a file has named: to load it would run that code."""
-    if not path.startswith(OPEN) and path not in _TOLD:
+    arch: what the user names.
+    """
+    if not path.startswith(OPEN) and path != arch:
         raise InputError(
             f"{file}: its network is made by {path}, which loading would import and call; if that is code you would "
             f"run, say so with model.arch={path} from the shell, with arch={path!r} in norton.load"

@@ -9,7 +9,6 @@ from helpers.repository import DENSE, REPOSITORY
 
 import norton
 from norton.cli.program import quote
-from norton.models import foreign
 
 RESULTS = {"config.yaml", "metrics.json", "table.md", "picture.png"}
 
@@ -242,7 +241,6 @@ def test_the_next_command_names_a_constructor_of_the_users_own(tmp_path, monkeyp
         "    return nn.Sequential(*layers, nn.Linear(16, num_classes))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(foreign, "_TOLD", set())
     command = "model.arch=my_nets.small calibration.batchnorm=false"
     for program in ("prune.py compress_rate=0.5 pruning=l2", "decompose.py rank=1"):
         out = tmp_path / program[:3]
@@ -250,7 +248,6 @@ def test_the_next_command_names_a_constructor_of_the_users_own(tmp_path, monkeyp
         assert code == 0, error
         following = f"python evaluate.py checkpoint={out}/model.pt model.arch=my_nets.small"
         assert f"next: {following}\n" in said
-    foreign._TOLD.clear()  # as in a new process
     code, _, error = run_here(following.removesuffix(" model.arch=my_nets.small"), monkeypatch, capsys)
     assert code == 2 and "say so with model.arch=my_nets.small from the shell" in error
     _, said, error = run_here(f"{following} out={tmp_path}/b", monkeypatch, capsys)

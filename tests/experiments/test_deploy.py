@@ -14,7 +14,6 @@ from experiments import deploy
 from norton.common.errors import InputError
 from norton.deployment.exported import Exported
 from norton.measure.latency import Latency
-from norton.models import foreign
 
 MODULE = """
 from torch import nn
@@ -36,7 +35,6 @@ def files(tmp_path, monkeypatch):
     """A dense network and its compressed version, of a constructor that the command line names."""
     (tmp_path / "tinynet.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(foreign, "_TOLD", set())
     dense = randomise_(norton.build("tinynet.Net"))
     norton.save(dense, tmp_path / "wide.pt", metrics={"data": "mnist5k"})
     small = norton.prune(norton.decompose(dense, 1), {"0": 0.5}, criterion="l2")

@@ -11,7 +11,6 @@ from helpers.repository import REPOSITORY
 
 import norton
 from norton.checkpoints.files import read
-from norton.models import foreign
 
 SMALL = "checkpoints/resnet_56_clutter_rank1.pt"
 DATA = "data=clutter data.copies=[1,1,1]"
@@ -110,7 +109,6 @@ class Net(nn.Sequential):
 def test_a_network_of_images_of_an_unusual_size(tmp_path, monkeypatch, capsys):
     (tmp_path / "sized11.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(foreign, "_TOLD", set())
     net = randomise_(norton.build("sized11.Net", input_size=(3, 11, 11)))
     norton.save(net, tmp_path / "net.pt")
     apart = "model.arch=sized11.Net accuracy=false calibration.batchnorm=false bits=2"
