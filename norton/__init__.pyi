@@ -24,6 +24,7 @@ from .deployment.record import Deployment as Deployment
 from .graph import wiring_of as wiring_of
 from .graph.layers import set_form_ as set_form_
 from .measure.counting import complexity as complexity
+from .measure.summary import summary as summary
 from .models import build as build
 from .pruning import PruneOptions as PruneOptions
 from .pruning import prune as prune

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from norton.budget.costs import QUANTITIES
+from norton.common.tables import ShownAsTable
 from norton.decomposition.ranks import Rank
 
 
@@ -20,8 +21,8 @@ class Uniform:
     share: float
 
 
-@dataclass(frozen=True)
-class Choice:
+@dataclass(frozen=True, repr=False)
+class Choice(ShownAsTable):
     """What a budget buys, for `norton.decompose(net, choice.ranks)` and then `norton.prune(net, choice.rates)`.
 
     ranks: layer → rank, None where it stays dense; jointly all may, and then only `prune` is to follow.  rates: layer →
@@ -70,6 +71,9 @@ class Choice:
             cost = {f"{QUANTITIES[self.what]} before": f"{before:,}", f"{QUANTITIES[self.what]} after": f"{after:,}"}
             rows.append({**row, "output error": f"{self.errors.get(layer, 0.0):.4f}", **cost})
         return rows
+
+    def title(self) -> str:
+        return self.sentence()
 
     def sentence(self) -> str:
         """The choice beside the uniform one."""

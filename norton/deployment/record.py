@@ -11,13 +11,14 @@ from torch import Tensor, fx
 
 from norton.common.errors import InputError
 from norton.common.files import write_json
+from norton.common.tables import ShownAsTable
 from norton.common.version import __version__
 from norton.deployment.exact_forms import DENSE
 from norton.measure.machine import describe_machine
 
 
-@dataclass(frozen=True)
-class Deployment:
+@dataclass(frozen=True, repr=False)
+class Deployment(ShownAsTable):
     """What was chosen for a network, with the times it came from.
 
     forms: decomposed layer → form.  channels_last: the memory format.  layers: decomposed layer → `form, format` →
@@ -58,12 +59,20 @@ class Deployment:
             {
                 "layer": name,
                 "form": form,
-                "ms": _shown(self.layers[name].get(f"{form}, {layout}")),
-                "dense, ms": _shown(self.layers[name].get(f"{DENSE}, {layout}")),
-                "tried": ", ".join(f"{key} {_shown(ms)}" for key, ms in self.layers[name].items()),
+                "ms": _shown(self.layers.get(name, {}).get(f"{form}, {layout}")),
+                "dense, ms": _shown(self.layers.get(name, {}).get(f"{DENSE}, {layout}")),
+                "tried": ", ".join(f"{key} {_shown(ms)}" for key, ms in self.layers.get(name, {}).items()),
             }
             for name, form in self.forms.items()
         ]
+
+    def shown_rows(self) -> list[dict[str, Any]]:
+        """The rows without all that was tried."""
+        return [{key: value for key, value in row.items() if key != "tried"} for row in self.rows()]
+
+    def title(self) -> str:
+        timed = {"chosen", "dense"} <= self.networks.keys()  # which a choice made by hand is not
+        return f"{self.example} on {self.machine}: {self.sentence() if timed else self.summary()}"
 
     def counts(self) -> dict[str, int]:
         """Form → how many layers take it."""

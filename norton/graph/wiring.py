@@ -7,9 +7,11 @@ pruning must know (what is cut together, at which offsets, in which order) is de
 
 from collections.abc import Mapping, Sequence
 from math import gcd
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
+
+from norton.common.tables import ShownAsTable
 
 OUTPUT = "it is the network's output"  # the reason why the last layer stays whole
 
@@ -24,7 +26,7 @@ class Span(NamedTuple):
 Channels = tuple[Span, ...]
 
 
-class Wiring:
+class Wiring(ShownAsTable):
     """The channel axes of a network, named after the first layer that writes them.
 
     writers: axis → layers whose filters are its units; a layer with k times as many filters as the axis is wide has k
@@ -227,6 +229,27 @@ class Wiring:
         """First writer of each frozen axis → why it must stay whole."""
         return {self.name(axis): reason for axis, reason in self.frozen.items()}
 
+    def title(self) -> str:
+        whole = len(self.frozen)
+        return f"{len(self.writers)} axes of channels: {len(self.writers) - whole} can be pruned, {whole} stay whole"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row per axis that layers write."""
+        frozen, readers = self.frozen, {axis: [] for axis in self.writers}
+        for name, channels in self.reads:
+            for axis in {self.axis(span) for span in channels} & readers.keys():
+                readers[axis].append(name)
+        return [
+            {
+                "axis": self.name(axis),
+                "width": self.width(axis),
+                "other writers": _some(layers[1:]),
+                "readers": _some(readers[axis]),
+                "stays whole because": frozen.get(axis),
+            }
+            for axis, layers in self.writers.items()
+        ]
+
     def _new_axis(self, width: int) -> int:
         self._parent.append(len(self._parent))
         self._widths.append(width)
@@ -246,6 +269,11 @@ class Wiring:
         if len(x) != 1:
             raise ValueError("concatenated channels are not one axis")
         return self.axis(x[0])
+
+
+def _some(names: Sequence[str]) -> str | None:
+    """The first two of them, and how many more."""
+    return ", ".join([*names[:2], *([f"{len(names) - 2} more"] if len(names) > 2 else [])]) or None
 
 
 def positions(wiring: Wiring, channels: Channels, keep: Mapping[int, Sequence[int]]) -> list[int]:

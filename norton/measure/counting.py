@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import thop
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from norton.common.errors import InputError
 from norton.common.registry import Registry
+from norton.common.tables import ShownAsTable
 from norton.graph.input_sizes import stated_size
 from norton.graph.layers import check_network, is_decomposed, set_form_
 
@@ -25,8 +27,8 @@ class LayerCost:
     params: int
 
 
-@dataclass(frozen=True)
-class Complexity:
+@dataclass(frozen=True, repr=False)
+class Complexity(ShownAsTable):
     """Cost of a network for one image.
 
     macs: multiply-accumulates in the convention asked for.  params: all parameters.  params_printed: without the
@@ -38,6 +40,17 @@ class Complexity:
     params_printed: int
     by_layer: dict[str, LayerCost]
     convention: str
+
+    def title(self) -> str:
+        return f"{self.macs:,} MACs, {self.params:,} parameters (convention {self.convention})"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row per layer that costs anything."""
+        return [
+            {"layer": name, "MACs": cost.macs, "params": cost.params}
+            for name, cost in self.by_layer.items()
+            if cost.macs or cost.params
+        ]
 
     def as_dict(self) -> dict:
         return asdict(self)
