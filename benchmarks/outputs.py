@@ -17,7 +17,7 @@ from torch import nn
 
 import norton
 from norton import Calibration
-from norton.calibration.batchnorm import reestimate_batchnorm_
+from norton.calibration import reestimate_batchnorm_
 from norton.cli.tables import print_table
 
 FORMS = {

@@ -21,7 +21,7 @@ from norton.budget.layer_errors import Probe, probe_layers
 from norton.budget.pruning_curves import RATES, PruningCurves, check_criterion, pruning_curves_of
 from norton.budget.rank_curves import RankCurve, ranks_to_try
 from norton.budget.search import RankProblem, best_split
-from norton.calibration.outputs import Calibration, check_images
+from norton.calibration import Calibration, check_images
 from norton.common.errors import InputError
 from norton.decomposition.options import DecomposeOptions
 from norton.graph.input_sizes import stated_size

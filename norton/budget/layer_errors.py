@@ -11,8 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from norton.calibration.metric import Metric
-from norton.calibration.outputs import Calibration, fit_to_outputs
+from norton.calibration import Calibration, Metric, fit_to_outputs
 from norton.common.errors import warn
 from norton.graph.layers import weight_of
 

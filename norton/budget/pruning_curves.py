@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from norton.budget.layer_errors import Probe, relative_error, sampled_filters
-from norton.calibration.metric import Metric
+from norton.calibration import Metric
 from norton.common.errors import InputError
 from norton.graph import wiring_of
 from norton.graph.layers import as_dense

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from norton.budget.layer_errors import relative_error, sampled_filters
-from norton.calibration.metric import Metric
+from norton.calibration import Metric
 from norton.decomposition import DECOMPOSITIONS
 from norton.decomposition.cp import CPConv2d
 from norton.decomposition.layers import FilterWise

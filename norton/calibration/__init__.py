@@ -1,8 +1,26 @@
-"""What unlabelled images are used for: fitting layers to the outputs they gave, and BatchNorm.
+"""What unlabelled images are used for: fitting layers to the outputs that they gave, and BatchNorm.
 
-`replay` plays a network back layer by layer, `input_moments` gathers what a layer reads, `metric` is the distance in
-which the error of an output is that of a weight; `outputs` fits one layer after the other with these, `compensation`
-fits what pruning left, `batchnorm` re-estimates statistics.
+`settings` say how images are used and which can be.  `replay` plays a recorded network back on them layer by layer,
+`input_moments` gathers what a layer reads, `metric` is the distance in which the error of an output is that of a
+weight; with these, `outputs` fits one layer after the other, and `compensation` those that pruning left.
+`output_errors` measures layers, `batchnorm` re-estimates statistics.
 
-Imports `common` and `graph`.  The decompositions that are fitted lie in `decomposition`, above.
+Imports `common` and `graph`.  What makes a layer of a target and a metric is given as a function: the decompositions
+are in `decomposition`, above.  Where images come from is the matter of `data`.
 """
+
+from norton.calibration.batchnorm import reestimate_batchnorm_
+from norton.calibration.metric import Metric
+from norton.calibration.output_errors import output_errors
+from norton.calibration.outputs import LayerFit, fit_to_outputs
+from norton.calibration.settings import Calibration, check_images
+
+__all__ = [
+    "Calibration",
+    "LayerFit",
+    "Metric",
+    "check_images",
+    "fit_to_outputs",
+    "output_errors",
+    "reestimate_batchnorm_",
+]

@@ -2,10 +2,9 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from norton.common.errors import InputError
-from norton.graph.layers import in_form
+from norton.graph.layers import in_form, is_norm
 
 
 @torch.no_grad()
@@ -16,7 +15,7 @@ def reestimate_batchnorm_(net: nn.Module, images: Tensor, batch_size: int = 128)
     old statistics normalise by what is no longer there.  Each batch counts the same, so a last, smaller one is left
     out.  Raises InputError for fewer images than two.
     """
-    norms = [layer for layer in net.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    norms = [layer for layer in net.modules() if is_norm(layer)]
     if not norms:
         return net
     if len(images) < 2:

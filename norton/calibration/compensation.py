@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from norton.calibration.metric import Metric
-from norton.calibration.outputs import Calibration, Fit, fit_to_outputs
+from norton.calibration.outputs import LayerFit, fit_to_outputs
+from norton.calibration.settings import Calibration
 from norton.graph.layers import is_decomposed, is_norm
 from norton.graph.meta import on_meta
 from norton.graph.parameters import sharing_layers
@@ -49,7 +50,7 @@ def compensated(
     than once or share a parameter with others stay as they are cut.
     """
     inputs, outputs = kept_channels(wiring, keep)
-    fits = {name: _fit(small.get_submodule(name), how.sweeps) for name in layers_to_fit(small, inputs, how)}
+    fits = {name: _fit_of(small.get_submodule(name), how.sweeps) for name in layers_to_fit(small, inputs, how)}
     if not fits:
         return small
     read = {name: torch.tensor(channels) for name, channels in inputs.items()}
@@ -68,7 +69,11 @@ def layers_to_fit(small: nn.Module, inputs: Mapping[str, Sequence[int]], how: Ca
     # and 92.0% without, the relative squared error of the logits 0.030 and 0.089; top-1 was 96.3% before.
     calls = Counter(node.target for node in trace(on_meta(small).eval()).nodes if node.op == "call_module")
     shared = sharing_layers(small)
-    able = [name for name, layer in small.named_modules() if calls[name] < 2 and name not in shared and _fits(layer)]
+    able = [
+        name
+        for name, layer in small.named_modules()
+        if calls[name] < 2 and name not in shared and _can_be_fitted(layer)
+    ]
     less = [name for name in inputs if name in able]
     unreached = [name for name in less if name not in calls]
     order = [name for name in calls if name in able]
@@ -78,14 +83,16 @@ def layers_to_fit(small: nn.Module, inputs: Mapping[str, Sequence[int]], how: Ca
     return order[first:] + unreached
 
 
-def _fits(layer: nn.Module) -> bool:
+def _can_be_fitted(layer: nn.Module) -> bool:
     if is_decomposed(layer):
         return True
     plain = isinstance(layer, nn.Conv2d | nn.Linear) and "weight" in layer._parameters  # no parametrisation
     return plain and getattr(layer, "groups", 1) == 1
 
 
-def _fit(layer: nn.Module, sweeps: int) -> Fit:
+def _fit_of(layer: nn.Module, sweeps: int) -> LayerFit:
+    """How a layer that stays of its kind and size is fitted: towards W*, from what it is."""
+
     def fit(target: Tensor, metric: Metric | None) -> nn.Module:
         new = copy.deepcopy(layer)
         if metric is None:

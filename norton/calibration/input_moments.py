@@ -1,17 +1,18 @@
 """Second moments of what a layer reads: all that the expected squared error of its output depends on."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_BYTES_AT_ONCE = 2**28  # of patches
+_PATCH_BYTES = 2**28  # that are held at once
 
 
 @dataclass
-class Moments:
+class InputMoments:
     """Moments of the patches x that a layer reads, D = C·kh·kw numbers each as a flattened filter has them.
 
     second: E[x xᵀ], (D, D); or its diagonal blocks, that many consecutive channels each, where memory would not
@@ -25,7 +26,7 @@ class Moments:
     output_mean: Tensor | None
     rows: int
 
-    def centred(self) -> "Moments":
+    def centred(self) -> "InputMoments":
         """The same of x - E[x] and y - E[y]: what matters where a bias or BatchNorm takes up any constant."""
         second, start = [], 0
         for block in self.second:
@@ -33,11 +34,11 @@ class Moments:
             second.append(block - mean[:, None] * mean)
             start += len(block)
         cross = None if self.cross is None else self.cross - self.output_mean[:, None] * self.mean
-        return Moments(second, self.mean, cross, self.output_mean, self.rows)
+        return InputMoments(second, self.mean, cross, self.output_mean, self.rows)
 
 
 @torch.no_grad()
-def gather(
+def gather_moments(
     layer: nn.Conv2d | nn.Linear,
     inputs: Iterable[Tensor],
     targets: Iterable[Tensor] | None = None,
@@ -45,7 +46,7 @@ def gather(
     blocks: int = 1,
     positions: int | None = None,
     seed: int = 0,
-) -> Moments:
+) -> InputMoments:
     """The moments of a layer's patches over batches of its inputs, one batch in memory at a time.
 
     inputs: batches (N, C, H, W) or (N, ..., C).  targets: what the layer's output should be, without its bias.
@@ -56,14 +57,14 @@ def gather(
     sizes = block_sizes(layer, blocks)
     sums: list[Tensor] = []
     rows = 0
-    for x, y in zip(inputs, targets if targets is not None else iter(lambda: None, 0), strict=False):
-        chosen = _drawn(layer, x, positions, generator)
-        for part, aim in _parts(layer, x, y):
+    for x, y in zip(inputs, repeat(None) if targets is None else targets, strict=False):
+        chosen = _drawn_positions(layer, x, positions, generator)
+        for part, target in _parts_in_memory(layer, x, y):
             patch = patches(layer, part, chosen)
             found = [piece.mT @ piece for piece in patch.split(sizes, dim=1)] + [patch.sum(0)]
-            if aim is not None:
-                aim = output_rows(layer, aim, chosen)
-                found += [aim.mT @ patch, aim.sum(0)]
+            if target is not None:
+                wanted = output_rows(layer, target, chosen)
+                found += [wanted.mT @ patch, wanted.sum(0)]
             if not sums:
                 sums = [torch.zeros_like(value, dtype=torch.float64) for value in found]
             for total, value in zip(sums, found, strict=True):
@@ -71,8 +72,8 @@ def gather(
             rows += len(patch)
     for total in sums:
         total /= rows
-    second, (mean, *aims) = sums[: len(sizes)], sums[len(sizes) :]
-    return Moments(second, mean, *(aims or (None, None)), rows)
+    second, (mean, *of_targets) = sums[: len(sizes)], sums[len(sizes) :]
+    return InputMoments(second, mean, *(of_targets or (None, None)), rows)
 
 
 def block_sizes(layer: nn.Conv2d | nn.Linear, blocks: int) -> list[int]:
@@ -127,7 +128,7 @@ def _padded(layer: nn.Conv2d, x: Tensor) -> Tensor:
     return F.pad(x, sizes, mode=mode).contiguous()
 
 
-def positions_of(layer: nn.Conv2d | nn.Linear, x: Tensor) -> int:
+def count_positions(layer: nn.Conv2d | nn.Linear, x: Tensor) -> int:
     """How many patches a layer reads of one image in a batch of its inputs."""
     if isinstance(layer, nn.Linear):
         return x[0].numel() // x.shape[-1]
@@ -138,20 +139,20 @@ def positions_of(layer: nn.Conv2d | nn.Linear, x: Tensor) -> int:
     return count
 
 
-def _drawn(layer: nn.Module, x: Tensor, positions: int | None, generator: torch.Generator) -> Tensor | None:
+def _drawn_positions(layer: nn.Module, x: Tensor, positions: int | None, generator: torch.Generator) -> Tensor | None:
     if positions is None or isinstance(layer, nn.Linear):
         return None
-    count = positions_of(layer, x)
+    count = count_positions(layer, x)
     if positions >= count:
         return None
     return torch.randperm(count, generator=generator)[:positions].sort().values.to(x.device)
 
 
-def _parts(layer: nn.Module, x: Tensor, y: Tensor | None):
-    """Batches in parts whose patches fit the memory meant for them."""
+def _parts_in_memory(layer: nn.Module, x: Tensor, y: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """A batch and its targets in parts whose patches fit the memory meant for them."""
     if isinstance(layer, nn.Linear):
         size = len(x)
     else:
         row = x.shape[1] * layer.kernel_size[0] * layer.kernel_size[1] * x.element_size()
-        size = max(1, _BYTES_AT_ONCE // (row * positions_of(layer, x)))
+        size = max(1, _PATCH_BYTES // (row * count_positions(layer, x)))
     return zip(x.split(size), [None] * -(-len(x) // size) if y is None else y.split(size), strict=True)

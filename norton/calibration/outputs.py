@@ -9,7 +9,7 @@ squares first move its weight to
 which takes up the error of the layers before; then W* is decomposed, in weights first, then in the metric of S.  Where
 `sequential` is false, all layers are fitted to what they read in the network before, and W* is W.
 
-Pruning takes the same way, see `norton.calibration.compensation`: layers then have less inputs and filters than before.
+Pruning is made up for in the same way (`norton.calibration.compensation`): layers then have less inputs and filters.
 """
 
 import copy
@@ -17,65 +17,33 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
+from typing import Self
 
 import psutil
 import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from norton.calibration.input_moments import Moments, gather, output_rows, positions_of
+from norton.calibration.input_moments import InputMoments, count_positions, gather_moments
 from norton.calibration.metric import Metric
-from norton.calibration.replay import Walk
+from norton.calibration.replay import Replay
+from norton.calibration.settings import Calibration, check_images
 from norton.common.errors import InputError, first_line, warn
-from norton.graph.input_sizes import stated_size
-from norton.graph.layers import as_dense, in_form, is_decomposed, is_norm, set_form_, weight_of
+from norton.graph.layers import as_dense, in_form, is_norm, set_form_, weight_of
 
 # So many of a layer's patches are looked at per number of a filter, drawn evenly from all images, but not less than:
 _PATCHES_PER_NUMBER, _PATCHES_AT_LEAST = 64, 50_000
 _COPIES = 6  # of the second moments in float64 that are held at once
 
 # (target (O, C, kh, kw) or (O, C), metric) → the layer; metric None: nothing is known but the weight
-Fit = Callable[[Tensor, Metric | None], nn.Module]
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How calibration images are used.
-
-    sequential: each layer reads what the layers compressed before it give, and aims at what the network gave before;
-    else all of them read and aim at what there was before.  ridge: λ, relative to the mean variance of what a layer
-    reads; more where there are fewer patches than numbers in a filter.  sweeps: over body and tail of CP after its
-    heads; over all parts of other decompositions.  batch_size: images computed at a time.  memory: bytes that may be
-    taken beside the network; None: half of what is free.
-    """
-
-    sequential: bool = True
-    ridge: float = 0.01
-    sweeps: int = 2
-    batch_size: int = 128
-    memory: float | None = None
-
-    def __post_init__(self):
-        if not isinstance(self.sequential, bool):
-            raise InputError(f"sequential is {self.sequential!r}; it is true or false")
-        for name in ("ridge", "memory"):
-            value = getattr(self, name)
-            if name == "memory" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise InputError(f"{name} is {value!r}; it must be a number above 0")
-        for name, least in (("sweeps", 0), ("batch_size", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+LayerFit = Callable[[Tensor, Metric | None], nn.Module]
 
 
 @torch.no_grad()
 def fit_to_outputs(
     before: nn.Module,
     small: nn.Module,
-    fits: Mapping[str, Fit],
+    fits: Mapping[str, LayerFit],
     images: Tensor,
     how: Calibration,
     *,
@@ -99,38 +67,26 @@ def fit_to_outputs(
     are not finite, and a network that cannot be traced.
     """
     check_images(before, images)
-    device = next(before.parameters()).device
-    batches = [batch.to(device) for batch in images.split(how.batch_size)]
-    memory = how.memory or _free_memory(device) / 2
-    result, new = copy.deepcopy(small).eval(), {}
+    result = copy.deepcopy(small).eval()
+    new: dict[str, nn.Module] = {}
     with ExitStack() as forms:
         forms.enter_context(in_form(result, "fast"))
-        dense = Walk(set_form_(copy.deepcopy(before), "fast").eval(), batches)
-        dense.keep = _held_per_image(dense, before) * len(images) * (1 + how.sequential) <= memory / 2
-        if not dense.keep:
-            warn(
-                f"what {len(images)} images are between layers takes more memory than there is; streamed instead: for "
-                "each layer those before it are computed again"
-            )
-        walk = Walk(result, batches, keep=dense.keep) if how.sequential else dense
-        passage = _Passage(dense, walk, how, memory, kept or {}, read or {})
-        for name in track(passage.stops(fits), doing, disable=not progress, transient=True):
+        fitting = _Fitting.prepared(before, result, images, how, kept or {}, read or {})
+        for name in track(fitting.order(fits), doing, disable=not progress, transient=True):
             layer = result.get_submodule(name)
             if name in fits:
-                new[name] = passage.fitted(name, layer, fits[name], result)
+                new[name] = fitting.fitted(name, layer, fits[name])
                 new[name].train(small.get_submodule(name).training)
                 forms.enter_context(in_form(new[name], "fast"))
-                _put(result, layer, new[name])
+                _replace(result, layer, new[name])
             else:
-                passage.carry_(name, layer)
-    unreached = []
-    for name in sorted(fits.keys() - walk.calls.keys()):
+                fitting.shift_mean_(name, layer)
+    for name in sorted(fits.keys() - fitting.after.calls.keys()):
         layer = result.get_submodule(name)
         if layer not in new.values():  # else it is another name of one that was reached
-            unreached.append(name)
-            _put(result, layer, fits[name](weight_of(layer), None))
-    passage.remark_on("no calibration image reaches {}; weights alone decide there", unreached)
-    passage.finish(len(images))
+            fitting.unreached.append(name)
+            _replace(result, layer, fits[name](weight_of(layer), None))
+    fitting.warn_of_exceptions(len(images))
     modes = {name: layer.training for name, layer in small.named_modules()}
     for name, layer in result.named_modules():
         layer.training = modes.get(name, layer.training)
@@ -138,36 +94,64 @@ def fit_to_outputs(
 
 
 @dataclass
-class _Passage:
-    """Two networks on their way over the calibration images: as it was, and as it becomes."""
+class _Fitting:
+    """Two networks replayed in step on the calibration images: as it was, and as it becomes, which is `result`.
 
-    dense: Walk
-    walk: Walk
+    after: the replay of `result` where layers are fitted sequentially, else the same as `before`.  memory: bytes that
+    may be taken.  kept, read: see `fit_to_outputs`.  The lists are layers where something was done otherwise.
+    """
+
+    result: nn.Module
+    before: Replay
+    after: Replay
     how: Calibration
     memory: float
     kept: Mapping[str, Tensor]
     read: Mapping[str, Tensor]
-    few: list[str] = field(default_factory=list)
-    blocked: list[str] = field(default_factory=list)
+    few_patches: list[str] = field(default_factory=list)
+    in_blocks: list[str] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)
+    unreached: list[str] = field(default_factory=list)
 
-    def stops(self, fits: Mapping[str, Fit]) -> list[str]:
+    @classmethod
+    def prepared(
+        cls,
+        net: nn.Module,
+        result: nn.Module,
+        images: Tensor,
+        how: Calibration,
+        kept: Mapping[str, Tensor],
+        read: Mapping[str, Tensor],
+    ) -> Self:
+        """With replays that hold what is between layers, if the memory suffices; else with a warning."""
+        device = next(net.parameters()).device
+        batches = [batch.to(device) for batch in images.split(how.batch_size)]
+        memory = how.memory or _free_memory(device) / 2
+        before = Replay(set_form_(copy.deepcopy(net), "fast").eval(), batches)
+        before.keep = _held_per_image(before, net) * len(images) * (1 + how.sequential) <= memory / 2
+        if not before.keep:
+            warn(
+                f"what {len(images)} images are between layers takes more memory than there is; streamed instead: for "
+                "each layer those before it are computed again"
+            )
+        after = Replay(result, batches, keep=before.keep) if how.sequential else before
+        return cls(result, before, after, how, memory, kept, read)
+
+    def order(self, fits: Mapping[str, LayerFit]) -> list[str]:
         """Layers to be fitted and BatchNorms to be corrected, in the order in which they are computed."""
-        norms = {name for name, layer in self.walk.net.named_modules() if is_norm(layer)} - self.walk.repeated
+        norms = {name for name, layer in self.after.net.named_modules() if is_norm(layer)} - self.after.repeated
         wanted = fits.keys() | norms if self.how.sequential else fits.keys()
-        return [name for name in self.walk.calls if name in wanted]
+        return [name for name in self.after.calls if name in wanted]
 
-    def fitted(self, name: str, layer: nn.Module, fit: Fit, result: nn.Module) -> nn.Module:
+    def fitted(self, name: str, layer: nn.Module, fit: LayerFit) -> nn.Module:
         """The layer that takes the place of one, its bias or the mean of its BatchNorm in `result` corrected."""
-        if name in self.walk.repeated:  # what it reads later depends on what it becomes
+        if name in self.after.repeated:  # what it reads later depends on what it becomes
             self.repeated.append(name)
             return fit(weight_of(layer), None)
-        moments = self.moments(name, layer)
-        readers = self.walk.readers(name)
-        norm = result.get_submodule(readers[0]) if len(readers) == 1 and readers[0] is not None else None
-        norm = norm if norm is not None and is_norm(norm) else None
+        moments, norm = self.moments(name, layer), self.norm_of(name)
         ridge = self.how.ridge * max(1.0, len(moments.mean) / moments.rows)
-        new = fit(*aim(weight_of(layer), moments, ridge, free=layer.bias is not None or norm is not None))
+        centred = layer.bias is not None or norm is not None
+        new = fit(*least_squares_target(weight_of(layer), moments, ridge, centred=centred))
         change = weight_of(new).double().flatten(1) @ moments.mean - moments.output_mean
         if layer.bias is not None:
             new.bias.copy_(layer.bias - change)
@@ -175,36 +159,42 @@ class _Passage:
             norm.running_mean += change
         return new
 
-    def carry_(self, name: str, norm: nn.Module) -> None:
+    def norm_of(self, name: str) -> nn.Module | None:
+        """The BatchNorm that alone reads a layer."""
+        readers = self.after.readers(name)
+        if len(readers) != 1 or readers[0] is None:
+            return None
+        reader = self.result.get_submodule(readers[0])
+        return reader if is_norm(reader) else None
+
+    def shift_mean_(self, name: str, norm: nn.Module) -> None:
         """Move the mean of a BatchNorm as far as that of its inputs has moved.
 
         Re-estimating it would also take over how the images differ from those it was trained on.  Its variance stays:
         what least squares leave has less of it, and scaling that up would scale up the error with it.
         """
-        moved = channel_means(self.walk.inputs(name)) - self.channels(name, channel_means(self.dense.inputs(name)))
-        known = self.dense.net.get_submodule(name).running_mean
-        norm.running_mean.copy_(self.channels(name, known) + moved)
+        moved = channel_means(self.after.inputs(name)) - self.remaining(name, channel_means(self.before.inputs(name)))
+        known = self.before.net.get_submodule(name).running_mean
+        norm.running_mean.copy_(self.remaining(name, known) + moved)
 
-    def channels(self, name: str, values: Tensor) -> Tensor:
+    def remaining(self, name: str, values: Tensor) -> Tensor:
         """Those of the channels of the network before that are still there."""
         return values if name not in self.kept else values[self.kept[name].to(values.device)]
 
-    def moments(self, name: str, layer: nn.Module) -> Moments:
+    def moments(self, name: str, layer: nn.Module) -> InputMoments:
         """Of what a layer reads, and of what it should give."""
         dense = as_dense(layer)
-        size, count = dense.weight[0].numel(), sum(map(len, self.walk.batches))
-        if count * positions_of(dense, next(self.inputs(name, dense))) < size:
-            self.few.append(name)
+        size, count = dense.weight[0].numel(), sum(map(len, self.after.batches))
+        if count * count_positions(dense, next(self.inputs(name, dense))) < size:
+            self.few_patches.append(name)
         blocks = math.ceil(_COPIES * 8 * size**2 / (self.memory / 2))
         if blocks > 1:
-            self.blocked.append(name)
+            self.in_blocks.append(name)
         positions = math.ceil(max(_PATCHES_AT_LEAST, _PATCHES_PER_NUMBER * size) / count)
-        targets = None
-        if self.how.sequential or name in self.read:
-            before, filters = self.dense.net.get_submodule(name), self.kept.get(name)
-            targets = (_without_bias(before, y, filters) for y in self.dense.outputs(name))
-        moments = gather(dense, self.inputs(name, dense), targets, blocks=blocks, positions=positions)
-        if not all(sums.isfinite().all() for sums in (*moments.second, *([] if targets is None else [moments.cross]))):
+        targets = self.targets(name) if self.how.sequential or name in self.read else None
+        moments = gather_moments(dense, self.inputs(name, dense), targets, blocks=blocks, positions=positions)
+        sums = [*moments.second, *([] if moments.cross is None else [moments.cross])]
+        if not all(values.isfinite().all() for values in sums):
             raise InputError(
                 f"{name}: what it reads or should give on the calibration images is infinite or undefined; check the "
                 "weights and BatchNorm statistics of the layers before it"
@@ -216,38 +206,48 @@ class _Passage:
     def inputs(self, name: str, layer: nn.Module) -> Iterator[Tensor]:
         """What a layer reads in each batch; of the network before, the channels that it still reads."""
         if self.how.sequential or name not in self.read:
-            return self.walk.inputs(name)
+            return self.after.inputs(name)
         channels = -1 if isinstance(layer, nn.Linear) else 1
-        return (x.index_select(channels, self.read[name].to(x.device)) for x in self.walk.inputs(name))
+        return (x.index_select(channels, self.read[name].to(x.device)) for x in self.after.inputs(name))
 
-    def finish(self, count: int) -> None:
-        """Say once what was done otherwise in which layers."""
-        self.remark_on(
-            f"{count} images have fewer patches than a filter has numbers in {{}}; the ridge decides there: "
-            "use more images",
-            self.few,
-        )
-        self.remark_on(
-            "the covariance takes more memory than there is in {}; block-diagonal instead, and errors before "
-            "such a layer are not made up for",
-            self.blocked,
-        )
-        self.remark_on("called several times: {}; weights alone decide there", self.repeated)
+    def targets(self, name: str) -> Iterator[Tensor]:
+        """What a layer gave before in each batch, without its bias and without filters that are gone."""
+        layer, filters = self.before.net.get_submodule(name), self.kept.get(name)
+        channels = -1 if isinstance(as_dense(layer), nn.Linear) else 1
+        for y in self.before.outputs(name):
+            if layer.bias is not None:
+                y = y - (layer.bias if channels == -1 else layer.bias[:, None, None])
+            yield y if filters is None else y.index_select(channels, filters.to(y.device))
 
-    @staticmethod
-    def remark_on(text: str, layers: list[str]) -> None:
-        if layers:
-            some = ", ".join(layers[:3]) + (", ..." if len(layers) > 3 else "")
-            count = f"{len(layers)} layer{'s' * (len(layers) > 1)}"
-            warn(text.format(f"{count} ({some})"))
+    def warn_of_exceptions(self, count: int) -> None:
+        """Say once what was done otherwise in which layers; count: of the images."""
+        for text, layers in (
+            ("no calibration image reaches {}; weights alone decide there", self.unreached),
+            (
+                f"{count} images have fewer patches than a filter has numbers in {{}}; the ridge decides there: "
+                "use more images",
+                self.few_patches,
+            ),
+            (
+                "the covariance takes more memory than there is in {}; block-diagonal instead, and errors before "
+                "such a layer are not made up for",
+                self.in_blocks,
+            ),
+            ("called several times: {}; weights alone decide there", self.repeated),
+        ):
+            if layers:
+                some = ", ".join(layers[:3]) + (", ..." if len(layers) > 3 else "")
+                warn(text.format(f"{len(layers)} layer{'s' * (len(layers) > 1)} ({some})"))
 
 
-def aim(weight: Tensor, moments: Moments, ridge: float, free: bool) -> tuple[Tensor, Metric]:
+def least_squares_target(
+    weight: Tensor, moments: InputMoments, ridge: float, *, centred: bool
+) -> tuple[Tensor, Metric]:
     """W*, of the weight's shape and dtype, and the metric of an error in it.
 
-    free: whether a bias or BatchNorm takes up any constant, so that only what varies counts.
+    centred: whether a bias or BatchNorm takes up any constant, so that only what varies counts.
     """
-    used = moments.centred() if free else moments
+    used = moments.centred() if centred else moments
     # Sums over a batch are in the network's precision: of inputs that hardly vary, centring leaves rounding errors.
     rounding = 2 * torch.finfo(weight.dtype).eps * Metric(moments.second).trace
     metric = Metric(used.second).ridged(ridge, rounding)
@@ -258,93 +258,25 @@ def aim(weight: Tensor, moments: Moments, ridge: float, free: bool) -> tuple[Ten
     return moved.to(weight.dtype).view(weight.shape), metric.to(weight.dtype)
 
 
-@torch.no_grad()
-def output_errors(net: nn.Module, small: nn.Module, images: Tensor, batch_size: int = 32) -> dict[str, float]:
-    """Decomposed layer → E‖ŷ - y‖² / E‖y‖² of what varies in its outputs, y in the network before and ŷ after.
-
-    What `decompose` makes small with the objective `outputs`, with the errors of all layers before it; constants are
-    left out, since BatchNorm takes them up.  images: (N, C, H, W).  Layers that no image reaches are left out.
-    """
-    names = [name for name, layer in small.named_modules() if is_decomposed(layer)]
-    nets = [copy.deepcopy(one).eval() for one in (net, small)]
-    seen: list[dict[str, Tensor]] = [{}, {}]
-    for one, outputs in zip(nets, seen, strict=True):
-        for name in names:
-            one.get_submodule(name).register_forward_hook(partial(_keep, outputs, name))
-    sums: dict[str, list[Tensor]] = {}
-    for batch in images.split(batch_size):
-        for one, outputs in zip(nets, seen, strict=True):
-            outputs.clear()
-            one(batch)
-        for name in seen[0].keys() & seen[1].keys():
-            before, after = (output_rows(as_dense(nets[1].get_submodule(name)), found[name]) for found in seen)
-            for values in (after - before, before):
-                values = values.double()
-                rows = torch.full_like(values[0], len(values))
-                sums.setdefault(name, []).append(torch.stack([values.square().sum(0), values.sum(0), rows]))
-    return {name: _share_of_variance(sums[name]) for name in names if name in sums}
-
-
-def _keep(outputs: dict[str, Tensor], name: str, layer: nn.Module, args: tuple, output: Tensor) -> None:
-    outputs.setdefault(name, output.clone())
-
-
-def _share_of_variance(sums: list[Tensor]) -> float:
-    """Of the first, third, ... of sums (squares, values, rows) per channel, of that of the others."""
-    variances = []
-    for squares, values, rows in (sum(sums[::2]), sum(sums[1::2])):
-        variances.append((squares / rows - (values / rows).square()).clamp_min(0).sum().item())
-    return variances[0] / variances[1] if variances[1] > 0 else 0.0
-
-
 def channel_means(inputs: Iterator[Tensor]) -> Tensor:
     """(C,) float64: the mean of each channel over all batches (N, C, ...)."""
-    total, count = 0, 0
+    total, count = torch.zeros((), dtype=torch.float64), 0
     for x in inputs:
         total, count = total + x.transpose(0, 1).flatten(1).double().sum(1), count + x.numel() // x.shape[1]
     return total / count
 
 
-def check_images(net: nn.Module, images: Tensor) -> None:
-    """Raise InputError for calibration images that are none, or not of the network's size."""
-    if not isinstance(images, Tensor) or images.ndim != 4 or not len(images):
-        what = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise InputError(
-            f"calibration images of shape {what}; expected (N, C, H, W), at least one, a few hundred better"
-        )
-    size = stated_size(net)
-    if size is not None and tuple(images.shape[1:]) != size:
-        has, takes = ("×".join(map(str, shape)) for shape in (images.shape[1:], size))
-        raise InputError(f"calibration images of {has}; the network takes {takes}: resize them as for evaluation")
-    dtype = next(net.parameters()).dtype
-    if images.dtype != dtype:
-        raise InputError(f"calibration images are {images.dtype}, the network {dtype}; give both the same with .to()")
-    if torch.finfo(dtype).bits < 32:
-        raise InputError(
-            f"the network is {dtype}, too coarse to fit to outputs; take net.float(), and go back after it"
-        )
-    if not images.isfinite().all():
-        raise InputError("calibration images have infinite or undefined values")
-
-
-def _held_per_image(walk: Walk, net: nn.Module) -> float:
+def _held_per_image(replay: Replay, net: nn.Module) -> float:
     """Bytes per image; the first time that a network sees one, so that here is where it is found not to fit."""
     try:
-        return walk.held_per_image()
+        return replay.held_per_image()
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-        size = "×".join(map(str, walk.batches[0].shape[1:]))
+        size = "×".join(map(str, replay.batches[0].shape[1:]))
         said = f"{type(net).__name__} does not take calibration images of {size}: {first_line(error)}"
         raise InputError(said) from None
 
 
-def _without_bias(layer: nn.Module, y: Tensor, filters: Tensor | None) -> Tensor:
-    channels = -1 if isinstance(as_dense(layer), nn.Linear) else 1
-    if layer.bias is not None:
-        y = y - (layer.bias if channels == -1 else layer.bias[:, None, None])
-    return y if filters is None else y.index_select(channels, filters.to(y.device))
-
-
-def _put(net: nn.Module, old: nn.Module, new: nn.Module) -> None:
+def _replace(net: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Replace a layer under all its names."""
     names = [name for name, layer in net.named_modules(remove_duplicate=False) if layer is old]
     for name in names:

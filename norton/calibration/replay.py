@@ -3,6 +3,7 @@
 import copy
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -10,7 +11,7 @@ from torch import Tensor, fx, nn
 from norton.graph.recording import trace
 
 
-class Walk:
+class Replay:
     """The forward pass of a network on batches of images, which stops where it is asked to.
 
     Layers must be asked for in the order of `calls`.  A layer that is replaced in the network meanwhile is computed
@@ -29,7 +30,7 @@ class Walk:
         attributes = {node.target for node in self.nodes if node.op == "get_attr"} - own
         self.constants = {name: getattr(traced, name) for name in attributes}
         self.last_uses = _last_uses(self.nodes)
-        self._runs: list[_Run] = []
+        self._runs: list[_BatchRun] = []
         self.calls: dict[str, int] = {}  # layer → where it is called first
         times: Counter[nn.Module] = Counter()
         for place, node in enumerate(self.nodes):
@@ -59,35 +60,35 @@ class Walk:
     @torch.no_grad()
     def held_per_image(self) -> float:
         """The most bytes that are held at once per image."""
-        run = _Run(self, self.batches[0][:1])
+        run = _BatchRun(self, self.batches[0][:1])
         return max(run.advance(place + 1).held for place in range(len(self.nodes)))
 
     @torch.no_grad()
-    def _at(self, place: int) -> Iterator["_Run"]:
+    def _at(self, place: int) -> Iterator["_BatchRun"]:
         if self.keep and not self._runs:
-            self._runs = [_Run(self, batch) for batch in self.batches]
-        for run in self._runs or (_Run(self, batch) for batch in self.batches):
+            self._runs = [_BatchRun(self, batch) for batch in self.batches]
+        for run in self._runs or (_BatchRun(self, batch) for batch in self.batches):
             yield run.advance(place)
 
 
-class _Run(fx.Interpreter):
-    """One batch on its way."""
+class _BatchRun(fx.Interpreter):
+    """The forward pass of one batch, computed up to node number `place`."""
 
-    def __init__(self, walk: Walk, images: Tensor):
-        super().__init__(walk.net, graph=walk.graph, garbage_collect_values=False)
-        self.walk, self.images, self.place = walk, images, 0
+    def __init__(self, replay: Replay, images: Tensor):
+        super().__init__(replay.net, graph=replay.graph, garbage_collect_values=False)
+        self.replay, self.images, self.place = replay, images, 0
 
-    def placeholder(self, target, args, kwargs) -> Tensor:
+    def placeholder(self, target: Any, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         return self.images.clone()  # which a network may change
 
-    def fetch_attr(self, target: str):
-        return self.walk.constants[target] if target in self.walk.constants else super().fetch_attr(target)
+    def fetch_attr(self, target: str) -> Any:
+        return self.replay.constants[target] if target in self.replay.constants else super().fetch_attr(target)
 
-    def advance(self, place: int) -> "_Run":
+    def advance(self, place: int) -> "_BatchRun":
         """Compute up to a node, without it."""
-        for node in self.walk.nodes[self.place : place]:
+        for node in self.replay.nodes[self.place : place]:
             self.env[node] = self.run_node(node)
-            for used in self.walk.last_uses[node]:
+            for used in self.replay.last_uses[node]:
                 del self.env[used]
         self.place = max(self.place, place)
         return self
@@ -100,7 +101,8 @@ class _Run(fx.Interpreter):
 
 def _last_uses(nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
     """Node → the nodes whose values nobody needs after it."""
-    found, seen = defaultdict(list), set()
+    found: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+    seen: set[fx.Node] = set()
     for node in reversed(nodes):
         for used in node.all_input_nodes:
             if used not in seen:

@@ -9,7 +9,7 @@ from torch import nn
 
 import norton
 from norton.budget.choosing import check_feasible
-from norton.calibration.batchnorm import reestimate_batchnorm_
+from norton.calibration import reestimate_batchnorm_
 from norton.cli.opening import calibration_images, check_classes, load_file, open_data
 from norton.cli.settings import (
     budget_options,

@@ -8,8 +8,7 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from norton.calibration.metric import Metric
-from norton.calibration.outputs import Calibration, fit_to_outputs, output_errors
+from norton.calibration import Calibration, Metric, fit_to_outputs, output_errors
 from norton.common.errors import InputError, warn
 from norton.common.registry import import_submodules
 from norton.decomposition.cp_als import cp_filters

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from norton.calibration.metric import Metric
+from norton.calibration import Metric
 from norton.decomposition.cp_als import cp_filters
 from norton.decomposition.cp_outputs import refit
 from norton.decomposition.factors import Factors, reconstruct

@@ -16,7 +16,7 @@ Arrays here have the filter first: head (O, R, C), spatial kernels (O, R, kh·kw
 import torch
 from torch import Tensor
 
-from norton.calibration.metric import Metric
+from norton.calibration import Metric
 from norton.decomposition.factors import Factors, balanced
 
 _NUMBERS_AT_ONCE = 2**25  # of the metric contracted with heads

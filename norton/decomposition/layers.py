@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from norton.calibration.metric import Metric
+from norton.calibration import Metric
 from norton.common.errors import InputError
 from norton.decomposition.methods import is_spatial
 from norton.graph.slicing import cut_inputs_, cut_outputs_, select

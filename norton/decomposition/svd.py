@@ -5,7 +5,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from norton.calibration.metric import Metric
+from norton.calibration import Metric
 from norton.decomposition.layers import LayerWise, convolution, weight_of
 from norton.decomposition.methods import DECOMPOSITIONS
 

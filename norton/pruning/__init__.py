@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from norton.calibration import Calibration, check_images
 from norton.calibration.compensation import compensated
-from norton.calibration.outputs import Calibration, check_images
 from norton.common.errors import InputError, warn
 from norton.graph import wiring_of
 from norton.graph.input_sizes import Example

@@ -10,7 +10,7 @@ from torch import nn
 import norton
 from norton import DecomposeOptions, InputError, PruneOptions, choose_ranks
 from norton.budget.pruning_curves import lost_rows, pruning_curves_of
-from norton.calibration.metric import Metric
+from norton.calibration import Metric
 from norton.graph.plan import plan_of
 from norton.pruning import Pruning
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import norton
-from norton.calibration.batchnorm import reestimate_batchnorm_
+from norton.calibration import reestimate_batchnorm_
 
 
 def test_statistics_are_those_of_the_activations():

@@ -12,7 +12,7 @@ from helpers.networks import randomise_
 from torch import nn
 
 import norton
-from norton.calibration.batchnorm import reestimate_batchnorm_
+from norton.calibration import reestimate_batchnorm_
 from norton.decomposition import DECOMPOSITIONS
 from norton.models.resnet_cifar import CifarResNet
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from helpers.metrics import noise
 from torch import nn
 
-from norton.calibration.input_moments import gather, output_rows, patches
+from norton.calibration.input_moments import gather_moments, output_rows, patches
 
 GEOMETRIES = [
     {"kernel_size": 3, "padding": 1},
@@ -34,7 +34,7 @@ def test_patches_times_filters_are_the_outputs(geometry):
 def test_moments_are_those_of_all_patches():
     layer = nn.Conv2d(3, 4, 3, padding=1).double()
     batches = [noise(2, 3, 5, 6, seed=1) + 1, noise(3, 3, 5, 6, seed=2)]
-    found = gather(layer, iter(batches), (F.conv2d(x, layer.weight, padding=1) for x in batches))
+    found = gather_moments(layer, iter(batches), (F.conv2d(x, layer.weight, padding=1) for x in batches))
     rows = F.unfold(torch.cat(batches), 3, padding=1).mT.flatten(0, 1)
     y = rows @ layer.weight.flatten(1).T
     torch.testing.assert_close(found.second[0], sum(torch.outer(x, x) for x in rows) / len(rows))
@@ -50,7 +50,7 @@ def test_moments_are_those_of_all_patches():
 def test_blocks_are_those_of_the_whole_matrix():
     layer = nn.Conv2d(5, 2, 3).double()
     x = noise(4, 5, 6, 6)
-    whole, parts = gather(layer, [x]).centred(), gather(layer, [x], blocks=2).centred()
+    whole, parts = gather_moments(layer, [x]).centred(), gather_moments(layer, [x], blocks=2).centred()
     assert [len(block) for block in parts.second] == [27, 18]  # whole channels
     torch.testing.assert_close(parts.second[0], whole.second[0][:27, :27])
     torch.testing.assert_close(parts.second[1], whole.second[0][27:, 27:])
@@ -59,14 +59,14 @@ def test_blocks_are_those_of_the_whole_matrix():
 def test_drawn_positions_are_of_the_map_and_estimate_the_moments():
     layer = nn.Conv2d(2, 2, 3, padding=1).double()
     batches = [noise(50, 2, 8, 8, seed=seed).relu() for seed in range(4)]
-    whole, drawn = gather(layer, batches), gather(layer, batches, positions=16)
+    whole, drawn = gather_moments(layer, batches), gather_moments(layer, batches, positions=16)
     assert (whole.rows, drawn.rows) == (200 * 64, 200 * 16)
     assert 0 < (whole.second[0] - drawn.second[0]).norm() < 0.1 * whole.second[0].norm()
-    assert torch.equal(drawn.second[0], gather(layer, batches, positions=16).second[0])
+    assert torch.equal(drawn.second[0], gather_moments(layer, batches, positions=16).second[0])
 
 
 def test_linear_layers_have_moments_too():
     layer, x = nn.Linear(6, 3).double(), noise(4, 5, 6)
-    found = gather(layer, [x], [x @ layer.weight.T])
+    found = gather_moments(layer, [x], [x @ layer.weight.T])
     torch.testing.assert_close(found.second[0], x.flatten(0, 1).T @ x.flatten(0, 1) / 20)
     torch.testing.assert_close(found.cross, layer.weight @ found.second[0])

@@ -11,18 +11,19 @@ from torch import nn
 
 import norton
 from norton import Calibration, InputError
-from norton.calibration.input_moments import Moments
-from norton.calibration.outputs import aim, output_errors
-from norton.calibration.replay import Walk
+from norton.calibration import output_errors
+from norton.calibration.input_moments import InputMoments
+from norton.calibration.outputs import least_squares_target
+from norton.calibration.replay import Replay
 from norton.common.errors import NortonWarning
 
 
-def test_aim_is_ridge_regression_on_the_dense_outputs():
+def test_the_target_is_ridge_regression_on_the_dense_outputs():
     x, y, weight = noise(80, 12) + 1, noise(80, 3, seed=1) + 2, noise(3, 12, seed=2)
-    moments = Moments([x.T @ x / 80], x.mean(0), y.T @ x / 80, y.mean(0), 80)
-    for free in (True, False):
-        found, metric = aim(weight, moments, 0.1, free)
-        a, b = (x - x.mean(0), y - y.mean(0)) if free else (x, y)
+    moments = InputMoments([x.T @ x / 80], x.mean(0), y.T @ x / 80, y.mean(0), 80)
+    for centred in (True, False):
+        found, metric = least_squares_target(weight, moments, 0.1, centred=centred)
+        a, b = (x - x.mean(0), y - y.mean(0)) if centred else (x, y)
         level = 0.1 * (a.square().sum() / 80 / 12)
         rows = torch.cat([a, (80 * level).sqrt() * torch.eye(12, dtype=torch.float64)])
         right = torch.cat([b, (80 * level).sqrt() * weight.T])
@@ -154,26 +155,26 @@ def test_little_memory_takes_blocks_of_channels(net):
     assert drift(net, small, images) < drift(net, norton.decompose(net, {"conv1": 1}), images)
 
 
-def test_a_walk_computes_what_the_network_computes(net):
+def test_a_replay_computes_what_the_network_computes(net):
     images = calibration_images()
     batches = list(images.split(25))
     for keep in (True, False):
-        walk = Walk(net, batches, keep=keep)
-        assert list(walk.calls)[:3] == ["stem", "conv1", "bn1"]
-        assert walk.readers("conv1") == ["bn1"]
-        assert walk.readers("stem") == [None]
-        torch.testing.assert_close(torch.cat(list(walk.inputs("conv1"))), net.stem(images).relu())
-        torch.testing.assert_close(torch.cat(list(walk.outputs("conv1"))), net.conv1(net.stem(images).relu()))
-        torch.testing.assert_close(torch.cat(list(walk.outputs("fc"))), net(images))
+        replay = Replay(net, batches, keep=keep)
+        assert list(replay.calls)[:3] == ["stem", "conv1", "bn1"]
+        assert replay.readers("conv1") == ["bn1"]
+        assert replay.readers("stem") == [None]
+        torch.testing.assert_close(torch.cat(list(replay.inputs("conv1"))), net.stem(images).relu())
+        torch.testing.assert_close(torch.cat(list(replay.outputs("conv1"))), net.conv1(net.stem(images).relu()))
+        torch.testing.assert_close(torch.cat(list(replay.outputs("fc"))), net(images))
 
 
 @pytest.mark.parametrize("arch", ["vgg_16_bn", "resnet_56", "densenet_40"])
-def test_the_declared_networks_can_be_walked(arch):
+def test_the_declared_networks_can_be_replayed(arch):
     net = randomise_(norton.build(arch))
     x = torch.randn(2, 3, 32, 32)
-    walk = Walk(net, [x])
-    last = [name for name in walk.calls if isinstance(net.get_submodule(name), nn.Linear)][-1]
-    torch.testing.assert_close(next(walk.outputs(last)), net(x).detach())
+    replay = Replay(net, [x])
+    last = [name for name in replay.calls if isinstance(net.get_submodule(name), nn.Linear)][-1]
+    torch.testing.assert_close(next(replay.outputs(last)), net(x).detach())
 
 
 class Twice(nn.Module):

@@ -8,7 +8,7 @@ from helpers.commands import succeeds, written
 from PIL import Image
 
 import norton
-from norton.calibration.batchnorm import reestimate_batchnorm_
+from norton.calibration import reestimate_batchnorm_
 from norton.data.datamodule import ClassificationData
 from norton.training import evaluate
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.metrics import errors, noise, some_metric
 
-from norton.calibration.metric import Metric
+from norton.calibration import Metric
 from norton.decomposition import cp_filters
 from norton.decomposition.cp_outputs import refit
 from norton.decomposition.factors import Factors, balanced, reconstruct

@@ -10,7 +10,7 @@ from helpers.repository import REPOSITORY
 from omegaconf import OmegaConf
 
 import norton
-from norton.calibration.batchnorm import reestimate_batchnorm_
+from norton.calibration import reestimate_batchnorm_
 from norton.data.datamodule import ClassificationData
 
 DENSE = "checkpoints/resnet_56_clutter.pt"

@@ -2,7 +2,7 @@
 
 import torch
 
-from norton.calibration.metric import Metric
+from norton.calibration import Metric
 from norton.decomposition.factors import Factors, reconstruct
 
 

@@ -1,0 +1,58 @@
+"""How calibration images are used, and which images can be."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from norton.common.checks import check_boolean, check_number, check_whole_number
+from norton.common.errors import InputError
+from norton.graph.input_sizes import stated_size
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How calibration images are used.
+
+    sequential: each layer reads what the layers compressed before it give, and aims at what the network gave before;
+    else all of them read and aim at what there was before.  ridge: λ, relative to the mean variance of what a layer
+    reads; more where there are fewer patches than numbers in a filter.  sweeps: over body and tail of CP after its
+    heads; over all parts of other decompositions.  batch_size: images computed at a time.  memory: bytes that may be
+    taken beside the network; None: half of what is free.  Raises InputError for settings that are none.
+    """
+
+    sequential: bool = True
+    ridge: float = 0.01
+    sweeps: int = 2
+    batch_size: int = 128
+    memory: float | None = None
+
+    def __post_init__(self) -> None:
+        check_boolean("sequential", self.sequential)
+        check_number("ridge", self.ridge, above=0)
+        if self.memory is not None:
+            check_number("memory", self.memory, above=0)
+        check_whole_number("sweeps", self.sweeps, 0)
+        check_whole_number("batch_size", self.batch_size, 1)
+
+
+def check_images(net: nn.Module, images: Tensor) -> None:
+    """Raise InputError for calibration images that are none, or not of the network's size."""
+    if not isinstance(images, Tensor) or images.ndim != 4 or not len(images):
+        what = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise InputError(
+            f"calibration images of shape {what}; expected (N, C, H, W), at least one, a few hundred better"
+        )
+    size = stated_size(net)
+    if size is not None and tuple(images.shape[1:]) != size:
+        has, takes = ("×".join(map(str, shape)) for shape in (images.shape[1:], size))
+        raise InputError(f"calibration images of {has}; the network takes {takes}: resize them as for evaluation")
+    dtype = next(net.parameters()).dtype
+    if images.dtype != dtype:
+        raise InputError(f"calibration images are {images.dtype}, the network {dtype}; give both the same with .to()")
+    if torch.finfo(dtype).bits < 32:
+        raise InputError(
+            f"the network is {dtype}, too coarse to fit to outputs; take net.float(), and go back after it"
+        )
+    if not images.isfinite().all():
+        raise InputError("calibration images have infinite or undefined values")
