@@ -21,7 +21,7 @@ from norton.deployment.assembling import assemble
 from norton.deployment.deploying import compiled
 from norton.deployment.exact_forms import DENSE
 from norton.deployment.export import to_onnx, to_program
-from norton.deployment.exported import relative
+from norton.deployment.exported import relative_difference
 from norton.deployment.folding import fold
 from norton.deployment.int8 import to_int8
 from norton.deployment.onnx_networks import OnnxNet, run_in_fresh_process
@@ -331,7 +331,7 @@ def measure(ways: Sequence[Way], images: Tensor, cfg: DictConfig, data) -> list[
         row |= {"difference": None, "top1": None, "batches": {size: taken[size][number] for size in taken}}
         if way.net is not None:
             outputs = run_once(way.net, images[:COMPARED])
-            row["difference"] = relative(outputs, eager.setdefault(way.role, outputs))
+            row["difference"] = relative_difference(outputs, eager.setdefault(way.role, outputs))
             if data is not None and way.given.trained:
                 row["top1"] = steps.evaluate(way.net, cfg, data)["top1"]
         rows.append(row)

@@ -39,7 +39,7 @@ def main(cfg: DictConfig) -> None:
     for number, (name, bits) in enumerate(asked.items(), start=1):
         print(f"{number} of {len(asked)}: {bits_text(bits)}", flush=True)
         nets[name] = calibrated(norton.share_weights(net, bits), cfg, data)
-        files[name] = {"bits": bits, "error": relative_error(net, nets[name]), **measure(nets[name], cfg, data)}
+        files[name] = {"bits": bits, "error": relative_weight_error(net, nets[name]), **measure(nets[name], cfg, data)}
 
     folder = program.open_folder(cfg)
     for name, found in files.items():
@@ -83,7 +83,7 @@ def measure(net: nn.Module, cfg: DictConfig, data) -> dict[str, float]:
 
 
 @torch.no_grad()
-def relative_error(net: nn.Module, small: nn.Module) -> float:
+def relative_weight_error(net: nn.Module, small: nn.Module) -> float:
     """‖W - Ŵ‖² / ‖W‖² over the weights of all layers together."""
     before, after = layer_weights(net), layer_weights(small)
     pairs = [(a.double(), b.double()) for name in before for a, b in zip(before[name], after[name], strict=True)]

@@ -20,7 +20,7 @@ Probe = Callable[[Tensor, Metric | None], None]
 _NOTHING = 1e-5  # of the squares with a ridge: what may be left of nothing when the ridge is taken off
 
 
-def relative_error(lost: Tensor, rows: Tensor, metric: Metric | None) -> float:
+def relative_output_error(lost: Tensor, rows: Tensor, metric: Metric | None) -> float:
     """The expected squared outputs of `lost` (n, D) relative to those of `rows` (n, D), flattened filters.
 
     Without a metric, of their weights.  0 where there are no outputs to lose.

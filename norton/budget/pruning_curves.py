@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from norton.budget.layer_errors import Probe, relative_error, sampled_filters
+from norton.budget.layer_errors import Probe, relative_output_error, sampled_filters
 from norton.calibration import Metric
 from norton.common.errors import InputError
 from norton.graph import wiring_of
@@ -103,7 +103,7 @@ class PruningCurves:
                         lost = torch.ones(size, dtype=torch.bool, device=rows.device)
                         lost[kept] = False
                         error = lost_rows(rows, lost.repeat_interleave(rows.shape[1] // size), metric, self.refit)
-                        self.errors[name][place, rate] = relative_error(error, rows, metric)
+                        self.errors[name][place, rate] = relative_output_error(error, rows, metric)
             np.maximum.accumulate(self.errors[name], axis=1, out=self.errors[name])
 
         return probe

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor, nn
 
-from norton.budget.layer_errors import relative_error, sampled_filters
+from norton.budget.layer_errors import relative_output_error, sampled_filters
 from norton.calibration import Metric
 from norton.decomposition import DECOMPOSITIONS
 from norton.decomposition.cp import CPConv2d
 from norton.decomposition.layers import FilterWise
 from norton.decomposition.options import DecomposeOptions, method_options
-from norton.decomposition.ranks import Rank, ranks_of, resolve
+from norton.decomposition.ranks import Rank, possible_ranks, resolve
 from norton.graph.slicing import cut_outputs_
 
 MOST_RANKS = 16  # of a layer that are tried, where it has more
@@ -21,7 +21,7 @@ MOST_RANKS = 16  # of a layer that are tried, where it has more
 def ranks_to_try(net: nn.Module, name: str, method: str, uniform: int | None) -> list[Rank]:
     """Ranks of a layer from all 1 on, at most `MOST_RANKS` and what the uniform rank is for it."""
     layer = net.get_submodule(name)
-    found = ranks_of(layer, method)
+    found = possible_ranks(layer, method)
     if len(found) > MOST_RANKS:
         bare, shaped = copy.deepcopy(layer).to("meta"), DECOMPOSITIONS[method].shaped_like
         found = [rank for rank in found if _parameters(shaped(bare, rank)) < _parameters(bare)]
@@ -73,5 +73,5 @@ class RankCurve:
             # A higher rank can do whatever a lower one does.
             before = zip(found, self.ranks, strict=False)
             below = [error for error, other in before if np.all(np.less_equal(other, rank))]
-            found.append(min([relative_error(lost, weight.flatten(1), metric), *below]))
+            found.append(min([relative_output_error(lost, weight.flatten(1), metric), *below]))
         self.errors = np.array([0.0, *found])

@@ -14,7 +14,7 @@ from norton.common.registry import import_submodules
 from norton.decomposition.cp_als import cp_filters
 from norton.decomposition.methods import DECOMPOSITIONS, decomposable
 from norton.decomposition.options import OBJECTIVES, DecomposeOptions
-from norton.decomposition.ranks import RankRule, layer_ranks, layer_rules, relative_error, resolve
+from norton.decomposition.ranks import RankRule, layer_ranks, layer_rules, resolve, weight_nmse
 from norton.graph.layers import check_network, is_decomposed
 from norton.graph.plan import OPERATIONS, record_step
 
@@ -174,4 +174,4 @@ def _nmse(weight: Tensor, approximation: Tensor, name: str) -> float:
             f"NMSE: {name} is {tuple(weight.shape)} in one network and {tuple(approximation.shape)} in the other; "
             "compare before pruning"
         )
-    return relative_error(weight, approximation)
+    return weight_nmse(weight, approximation)

@@ -116,7 +116,7 @@ def resolve(name: str, layer: nn.Module, asked: RankRule, method: str, **options
     return _plain(_feasible(decomposition, layer, ranks))
 
 
-def ranks_of(layer: nn.Module, method: str) -> list[Rank]:
+def possible_ranks(layer: nn.Module, method: str) -> list[Rank]:
     """A layer's ranks from all 1 to the full ones; where a method has several, those that the rule `nmse` tries."""
     return [_plain(ranks) for ranks in _way(DECOMPOSITIONS[method], layer, 0)[0]]
 
@@ -226,12 +226,12 @@ def nmse_bound(decomposition: Any, layer: nn.Module, bound: float, decomposed: C
     way, guess = _way(decomposition, layer, bound)
 
     def meets(place: int) -> bool:
-        return relative_error(layer.weight, decomposed(way[place]).composed_weight()) <= bound
+        return weight_nmse(layer.weight, decomposed(way[place]).composed_weight()) <= bound
 
     return way[_first(meets, len(way), guess)]
 
 
-def relative_error(weight: Tensor, approximation: Tensor) -> float:
+def weight_nmse(weight: Tensor, approximation: Tensor) -> float:
     """Mean over filters of ‖W[o] - Ŵ[o]‖² / ‖W[o]‖²; filters of zeros do not count."""
     weight, approximation = weight.double().flatten(1), approximation.double().flatten(1)
     norms = weight.square().sum(1)

@@ -36,7 +36,7 @@ def compared(what: str, run: Callable[[Tensor], Tensor], net: nn.Module, example
     worst = 0.0
     for size in _BATCHES:
         images = torch.randn(size, *example.shape[1:], generator=generator)
-        worst = max(worst, relative(run(images), net(images)))
+        worst = max(worst, relative_difference(run(images), net(images)))
     if worst > TOLERANCE:
         raise InputError(
             f"the outputs of {what} differ from the network's by {worst:.1e} of their size, more than {TOLERANCE:.0e}; "
@@ -45,7 +45,7 @@ def compared(what: str, run: Callable[[Tensor], Tensor], net: nn.Module, example
     return worst
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
+def relative_difference(found: Tensor, expected: Tensor) -> float:
     """‖y - y'‖ / ‖y‖, infinite where shapes differ or a value is not finite."""
     if found.shape != expected.shape or not found.isfinite().all():
         return float("inf")

@@ -10,7 +10,7 @@ from torch import Tensor
 from norton.common.checks import check_whole_number
 from norton.common.errors import InputError
 from norton.common.files import write_whole
-from norton.deployment.exported import Exported, described, quiet, relative
+from norton.deployment.exported import Exported, described, quiet, relative_difference
 from norton.deployment.onnx_networks import OnnxNet
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def to_int8(
             raise overflow from error
         content = done.read_bytes()
     some = images[:batch_size]
-    difference = relative(OnnxNet(content)(some), expected(some))
+    difference = relative_difference(OnnxNet(content)(some), expected(some))
     if not math.isfinite(difference):
         raise overflow
     return Exported(write_whole(path, content), difference, in_float(model))

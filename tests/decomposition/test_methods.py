@@ -12,7 +12,7 @@ from torch import nn
 
 import norton
 from norton.decomposition import DECOMPOSITIONS
-from norton.decomposition.ranks import relative_error, resolve
+from norton.decomposition.ranks import resolve, weight_nmse
 from norton.graph.layers import width
 from norton.graph.plan import plan_of
 from norton.graph.slicing import cut_inputs_, cut_outputs_
@@ -67,7 +67,7 @@ def test_it_computes_its_composed_weight(method, make, bias):
     small = decomposed(layer, method, {"fraction": 0.2})
     x = inputs(layer, torch.float64)
     torch.testing.assert_close(small(x), dense_twin(layer, small)(x), rtol=1e-10, atol=1e-10)
-    assert relative_error(layer.weight, small.composed_weight()) > 1e-3  # truncated, or the test says nothing
+    assert weight_nmse(layer.weight, small.composed_weight()) > 1e-3  # truncated, or the test says nothing
     assert (small.bias is None) is not bias
     assert width(small) == 6
 
@@ -115,7 +115,7 @@ def test_the_error_falls_with_the_rank(method):
     torch.manual_seed(4)
     layer = next(make() for make in LAYERS if DECOMPOSITIONS[method].accepts(make()))
     layers = [decomposed(layer, method, {"fraction": f}) for f in (0.01, 0.25, 0.5, 0.75, 1)]
-    errors = [relative_error(layer.weight, small.composed_weight()) for small in layers]
+    errors = [weight_nmse(layer.weight, small.composed_weight()) for small in layers]
     assert all(after <= before for before, after in pairwise(errors))
     assert 0.2 < errors[0] < 1
     assert errors[-1] < 1e-10
@@ -207,12 +207,12 @@ def test_filter_wise_methods_are_nested():
     layer = nn.Conv2d(10, 6, 3, dtype=torch.float64)
     for rank in (1, 2, 4):
         cp, tucker = (
-            relative_error(layer.weight, DECOMPOSITIONS[m].from_conv(layer, rank, name="layer").composed_weight())
+            weight_nmse(layer.weight, DECOMPOSITIONS[m].from_conv(layer, rank, name="layer").composed_weight())
             for m in ("cp", "tucker_filter")
         )
         train = DECOMPOSITIONS["tt_filter"].from_conv(layer, (rank, 3), name="layer").composed_weight()
         assert tucker <= cp
-        assert relative_error(layer.weight, train) == pytest.approx(tucker, rel=1e-9)
+        assert weight_nmse(layer.weight, train) == pytest.approx(tucker, rel=1e-9)
 
 
 # In a network

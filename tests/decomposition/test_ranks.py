@@ -10,7 +10,7 @@ from torch import nn
 
 import norton
 from norton.decomposition import DECOMPOSITIONS, layer_ranks
-from norton.decomposition.ranks import _first, _way, relative_error
+from norton.decomposition.ranks import _first, _way, weight_nmse
 from norton.decomposition.vbmf import noise_variance, threshold, vbmf_rank
 from norton.graph.plan import plan_of
 
@@ -30,7 +30,7 @@ def layer_for(method, seed=0):
 
 def error_at(conv, method, ranks):
     rank = ranks[0] if len(ranks) == 1 else list(ranks)
-    return relative_error(conv.weight, DECOMPOSITIONS[method].from_conv(conv, rank, name="conv").composed_weight())
+    return weight_nmse(conv.weight, DECOMPOSITIONS[method].from_conv(conv, rank, name="conv").composed_weight())
 
 
 def resolved(conv, method, rank, **options):

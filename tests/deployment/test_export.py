@@ -15,7 +15,7 @@ from norton.common.errors import NortonWarning
 from norton.deployment import export, exported
 from norton.deployment.assembling import assemble
 from norton.deployment.export import to_onnx, to_program
-from norton.deployment.exported import relative
+from norton.deployment.exported import relative_difference
 from norton.deployment.folding import fold
 from norton.deployment.int8 import to_int8
 from norton.deployment.onnx_networks import OnnxNet
@@ -197,9 +197,9 @@ def test_other_outputs_are_not_written(write, monkeypatch, tmp_path):
 
 def test_relative():
     one = torch.tensor([3.0, 4.0])
-    assert relative(one * 1.1, one) == pytest.approx(0.1)
-    assert relative(one[:1], one) == relative(one * float("nan"), one) == float("inf")
-    assert relative(0 * one, 0 * one) == 0
+    assert relative_difference(one * 1.1, one) == pytest.approx(0.1)
+    assert relative_difference(one[:1], one) == relative_difference(one * float("nan"), one) == float("inf")
+    assert relative_difference(0 * one, 0 * one) == 0
 
 
 def test_files_and_images_that_do_not_fit(files, images, tmp_path):
