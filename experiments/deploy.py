@@ -153,7 +153,8 @@ def calibration_images(cfg: DictConfig, nets: Mapping[str, Given], data, about: 
     """Images (N, C, H, W) for INT8 and to compare outputs on: as configured, else noise; and a word on that."""
     net = nets["network"].net
     if cfg.calibration.folder is not None:
-        opening.choose_data(cfg, about)  # whose normalisation they need
+        opening.choose_data(cfg, about)
+        data = data or opening.open_data(cfg)  # whose normalisation they need
     if data is not None or cfg.calibration.folder is not None:
         return opening.calibration_images(net, cfg, data), []
     said = ["INT8 is calibrated on noise, as there are no images: its times count, not its outputs"] if cfg.int8 else []

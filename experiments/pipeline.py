@@ -1,6 +1,7 @@
 """The whole chain: dense network → decompose → prune → fine-tune, each stage measured."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from omegaconf import DictConfig
@@ -9,10 +10,9 @@ from torch import nn
 import norton
 from norton.checkpoints.files import read
 from norton.cli import opening, pictures, program, steps, tables
-from norton.cli.budgets import spend_budget
-from norton.cli.chain import can_teach, check_teachers, lineage_record
+from norton.cli.chain import Chain
 from norton.cli.rows import cost_row, dense_cost
-from norton.cli.settings import RECIPES, check_settings, has_budget, rates_text, require, setting_text
+from norton.cli.settings import check_settings, has_budget, rates_text, require, setting_text
 from norton.common.files import write_json
 from norton.deployment.comparing import deploy_alike
 from norton.graph.plan import plan_of
@@ -32,28 +32,31 @@ def main(cfg: DictConfig) -> None:
     net, origin = opening.open_network(cfg)
     opening.check_classes(net, data)
     check_data(cfg, data)
-    for step in cfg.steps:
-        steps.check_fit(net, cfg, step)
-    check_teachers(net, origin["lineage"], cfg, cfg.steps, data)
+    chain = Chain(cfg, data)
+    stage = chain.start(net, origin["lineage"])
+    chain.check(stage, cfg.steps)
+    check_file(net, cfg)
     folder = program.open_folder(cfg)
-    stages = {}
+    files = {}
     if "train" not in cfg.steps:
         start = stage_file(folder, 0, "start")
-        stages["start" if plan_of(net) else "dense"] = start
+        files["start" if plan_of(net) else "dense"] = start
         if not start.exists():
             norton.save(net, start, **origin)
-    dense = None
     for number, step in enumerate(cfg.steps, start=1):
         if step == "decompose" and has_budget(cfg):
-            cfg, choice = spend_budget(net, cfg, data, path=folder / "budget.json")
+            choice = chain.spend(stage, folder / "budget.json")
             tables.print_table(choice.rows(), f"chosen for {setting_text(cfg)}")
             print(choice.sentence())
-        if can_teach(net, origin["lineage"], opened=cfg.checkpoint is not None):
-            dense = net
-        net, origin["lineage"] = run_step(net, origin["lineage"], step, number, cfg, data, folder, dense)
-        stages[label(step, stages)] = stage_file(folder, number, step)
+        path = stage_file(folder, number, step)
+        if path.exists():  # of a run that was stopped later
+            stage = chain.opened(path, stage)
+        else:
+            stage = chain.take(stage, step, folder=folder / path.stem)
+            norton.save(stage.net, path, lineage=stage.lineage)
+        files[label(step, files)] = path
     if leave_devices():  # on several devices every process runs the chain; one reports
-        measure(stages, cfg, data, folder)
+        measure(files, cfg, data, folder)
 
 
 def check_steps(cfg: DictConfig) -> None:
@@ -82,41 +85,15 @@ def check_data(cfg: DictConfig, data) -> None:
     opening.check_latency_batch(cfg, data)
 
 
-def run_step(
-    net: nn.Module,
-    lineage: list,
-    step: str,
-    number: int,
-    cfg: DictConfig,
-    data,
-    folder: Path,
-    dense: nn.Module | None,
-) -> tuple[nn.Module, list]:
-    """Run one step and save its network, or take the network of a run that was stopped after it.
-
-    dense: the last network of the chain before any compression, if it was trained.
-    """
-    path = stage_file(folder, number, step)
-    if path.exists():
-        return opening.load_file(path, cfg), read(path)["lineage"]
-    if step == "decompose":
-        net, used = steps.decompose(net, cfg, data), ("rank", "decomposition", "calibration")
-    elif step == "prune":
-        net, used = steps.prune(net, cfg, data), ("compress_rate", "pruning", "calibration")
-    else:
-        recipe = RECIPES[step]
-        net = steps.fit(net, cfg, recipe, data, folder / f"{number}_{step}", dense=dense)
-        used = (recipe, "data", "seed")
-    if step in ("decompose", "prune"):
-        steps.calibrate_(net, cfg, data)
-    lineage = [*lineage, lineage_record(step, cfg, used)]
-    norton.save(net, path, lineage=lineage)
-    return net.eval(), lineage
+def check_file(net: nn.Module, cfg: DictConfig) -> None:
+    """Raise InputError, before any work, where the files of the chain could not be opened again at its end."""
+    with TemporaryDirectory() as folder:
+        opening.load_file(norton.save(net, Path(folder) / "start.pt"), cfg)
 
 
-def measure(stages: dict[str, Path], cfg: DictConfig, data, folder: Path) -> None:
-    """Measure every stage, write and show the results."""
-    nets = {name: opening.load_file(path, cfg) for name, path in stages.items()}
+def measure(files: dict[str, Path], cfg: DictConfig, data, folder: Path) -> None:
+    """Measure the network of every stage, write and show the results."""
+    nets = {name: opening.load_file(path, cfg) for name, path in files.items()}
     dense = dense_cost(next(iter(nets.values())))
     costs = {name: norton.complexity(net) for name, net in nets.items()}
     accuracies = {name: steps.evaluate(net, cfg, data) for name, net in nets.items()}
@@ -124,7 +101,7 @@ def measure(stages: dict[str, Path], cfg: DictConfig, data, folder: Path) -> Non
     times = latencies(deploy_alike(nets, images, cfg.latency, progress=True), images)
     milliseconds = f"ms / {cfg.latency_batch} images"
     rows, metrics = [], {}
-    for name, path in stages.items():
+    for name, path in files.items():
         # The final file claims what was measured, once.
         content = read(path)
         claims: dict[str, Any] = {**accuracies[name], "macs": costs[name].macs, "params": costs[name].params}

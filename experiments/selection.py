@@ -96,7 +96,7 @@ def measure(dense: nn.Module, point: Point, cfg: DictConfig, data, folder: Path)
     cfg.compress_rate, cfg.pruning.selection = cfg.budgets[point.budget], point.selection
     data.splits  # noqa: B018  made by data.seed: all points see the same pictures, in an order of their own
     data.seed = point.seed
-    pruned = steps.calibrate_(steps.prune(decomposed(dense, cfg, folder), cfg, data), cfg, data)
+    pruned = steps.calibrate_(steps.prune(decomposed(dense, cfg, data, folder), cfg, data), cfg, data)
     tuned = steps.fit(pruned, cfg, "training", data, folder / "training" / point.name, dense=dense)
     cost, whole = norton.complexity(tuned), norton.complexity(dense)
     return {
@@ -106,11 +106,11 @@ def measure(dense: nn.Module, point: Point, cfg: DictConfig, data, folder: Path)
     }
 
 
-def decomposed(dense: nn.Module, cfg: DictConfig, folder: Path) -> nn.Module:
+def decomposed(dense: nn.Module, cfg: DictConfig, data, folder: Path) -> nn.Module:
     """The network of a seed, decomposed once and kept."""
     path = folder / f"decomposed_seed{cfg.seed}.pt"
     if not path.exists():
-        norton.save(steps.decompose(dense, cfg), path)
+        norton.save(steps.decompose(dense, cfg, data), path)
     return opening.load_file(path, cfg)
 
 

@@ -161,7 +161,7 @@ def compressed(net: nn.Module, trial: Trial, cfg: DictConfig, data) -> nn.Module
     cfg = cfg.copy()
     if trial.kind == "rank":
         cfg.rank = {trial.layer: rules(net, trial.value, cfg)[trial.layer]}
-        small = steps.decompose(net, cfg, progress=False)
+        small = steps.decompose(net, cfg, data, progress=False)
     else:
         cfg.compress_rate = {trial.layer: trial.value}
         small = steps.prune(net, cfg, data, progress=False)

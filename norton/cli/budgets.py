@@ -8,14 +8,14 @@ from torch import nn
 
 import norton
 from norton.budget.choice import Choice
-from norton.cli.opening import calibration_images
+from norton.cli.opening import Data, calibration_images
 from norton.cli.settings import budget_options, calibration
 from norton.cli.steps import pruning_with_data
 from norton.common.files import write_json
 
 
 def spend_budget(
-    net: nn.Module, cfg: DictConfig, data=None, *, path: Path | None = None, progress: bool = True
+    net: nn.Module, cfg: DictConfig, data: Data, *, path: Path | None = None, progress: bool = True
 ) -> tuple[DictConfig, Choice]:
     """The config with the ranks, and rates, that its budget buys for a network; and the choice.
 

@@ -1,6 +1,9 @@
-"""The steps one after the other: who teaches whom, and what a checkpoint remembers of them."""
+"""The chain: steps one after the other, each on what the one before left; who teaches whom; what files remember."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -8,13 +11,109 @@ from omegaconf import DictConfig
 from torch import nn
 
 import norton
-from norton.cli.opening import load_file
+from norton.budget.choice import Choice
+from norton.checkpoints.files import read
+from norton.cli import steps
+from norton.cli.budgets import spend_budget
+from norton.cli.opening import Data, load_file
 from norton.cli.settings import RECIPES, distills, has_budget, plain
 from norton.common.errors import InputError
+from norton.graph.layers import is_decomposed
 from norton.graph.plan import plan_of
 
+Record = Mapping[str, Any]
+# The settings that a step goes by.
+USED = {
+    "train": ("pretraining", "data", "seed"),
+    "decompose": ("rank", "decomposition", "calibration"),
+    "prune": ("compress_rate", "pruning", "calibration"),
+    "finetune": ("training", "data", "seed"),
+}
 
-def can_teach(net: nn.Module, lineage: Sequence[Mapping[str, Any]], *, opened: bool) -> bool:
+
+@dataclass(frozen=True)
+class Stage:
+    """A network on its way through the chain.
+
+    lineage: a record per step behind it.  errors: layer → NMSE, of the last step that decomposed.  teacher: the last
+    dense network before it that was trained, from which those made of it can learn; None where there is none.
+    """
+
+    net: nn.Module
+    lineage: Sequence[Record] = ()
+    errors: Mapping[str, float] = field(default_factory=dict)
+    teacher: nn.Module | None = None
+
+    @property
+    def nmse(self) -> float | None:
+        """The mean over the layers that were decomposed; None where none was."""
+        return fmean(self.errors.values()) if self.errors else None
+
+
+class Chain:
+    """The steps of a config: train, decompose, prune, finetune, each from one stage to the next.
+
+    cfg: its settings, in which `spend` fills in ranks and rates.  data: for all steps; None where nothing says which:
+    a step that needs images then raises InputError.  progress: show bars.
+    """
+
+    def __init__(self, cfg: DictConfig, data: Data, *, progress: bool = True):
+        self.cfg, self.data, self.progress = cfg, data, progress
+
+    def start(self, net: nn.Module, lineage: Sequence[Record] = ()) -> Stage:
+        """The stage that the chain begins with; lineage: the records of the network's checkpoint."""
+        return self._stage(net, lineage, Stage(net))
+
+    def check(self, start: Stage, chain: Sequence[str]) -> None:
+        """Raise InputError, before any work, for steps that do not fit the network or lack what they need."""
+        for step in chain:
+            steps.check_fit(start.net, self.cfg, step)
+            if step not in RECIPES:
+                steps.check_images(start.net, self.cfg, self.data, step)
+        check_teachers(start.net, start.lineage, self.cfg, chain, self.data)
+
+    def spend(self, stage: Stage, path: Path | None = None) -> Choice:
+        """Choose the ranks, and rates, that the budget buys, for the steps to come; path: see `spend_budget`."""
+        self.cfg, choice = spend_budget(stage.net, self.cfg, self.data, path=path, progress=self.progress)
+        return choice
+
+    def take(self, stage: Stage, step: str, *, folder: Path | None = None, **training: Any) -> Stage:
+        """One step.  folder: for the state of a training; training: more of `norton.training.fit`."""
+        if step in RECIPES:
+            assert folder is not None and self.data is not None
+            training.setdefault("seed", self.cfg[_seed(step, self.cfg)])
+            net = steps.fit(stage.net, self.cfg, RECIPES[step], self.data, folder, dense=stage.teacher, **training)
+            errors = stage.errors
+        else:
+            net, errors = self._compressed(stage, step)
+        return self._stage(net.eval(), [*stage.lineage, lineage_record(step, self.cfg)], stage, errors)
+
+    def opened(self, path: Path, before: Stage) -> Stage:
+        """The stage after a step whose network lies in a file; before: the stage that it was made from."""
+        return self._stage(load_file(path, self.cfg), read(path)["lineage"], before)
+
+    def _compressed(self, stage: Stage, step: str) -> tuple[nn.Module, Mapping[str, float]]:
+        errors = stage.errors
+        if step == "decompose":
+            small = steps.decompose(stage.net, self.cfg, self.data, progress=self.progress)
+            if _decomposed(small) - _decomposed(stage.net):
+                errors = norton.layer_nmse(stage.net, small)
+        else:
+            small = steps.prune(stage.net, self.cfg, self.data, progress=self.progress)
+        return steps.calibrate_(small, self.cfg, self.data), errors
+
+    def _stage(
+        self, net: nn.Module, lineage: Sequence[Record], before: Stage, errors: Mapping[str, float] | None = None
+    ) -> Stage:
+        able = can_teach(net, lineage, opened=self.cfg.checkpoint is not None)
+        return Stage(net, list(lineage), before.errors if errors is None else errors, net if able else before.teacher)
+
+
+def _decomposed(net: nn.Module) -> set[str]:
+    return {name for name, layer in net.named_modules() if is_decomposed(layer)}
+
+
+def can_teach(net: nn.Module, lineage: Sequence[Record], *, opened: bool) -> bool:
     """Whether a network is a dense one that was trained, so that those made of it can learn from it.
 
     lineage: the records of the steps behind it.  opened: from a file, which published ones are without a lineage.  What
@@ -25,7 +124,7 @@ def can_teach(net: nn.Module, lineage: Sequence[Mapping[str, Any]], *, opened: b
 
 
 def check_teachers(
-    net: nn.Module, lineage: Sequence[Mapping[str, Any]], cfg: DictConfig, chain: Sequence[str], data
+    net: nn.Module, lineage: Sequence[Record], cfg: DictConfig, chain: Sequence[str], data: Data
 ) -> None:
     """Raise InputError, before any work, where a step of a chain from `net` will have no teacher, or an unfit one."""
     found = False
@@ -48,8 +147,12 @@ def check_teachers(
             )
 
 
-def lineage_record(step: str, cfg: DictConfig, keys: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What a checkpoint remembers of the step that made it; teacher: that it learned from, if any."""
+def lineage_record(step: str, cfg: DictConfig, keys: Sequence[str] | None = None) -> dict[str, Any]:
+    """What a checkpoint remembers of the step that made it: the settings `keys`, those of `USED` if None.
+
+    teacher: that it learned from, if any.
+    """
+    keys = [_seed(step, cfg) if key == "seed" else key for key in USED[step]] if keys is None else keys
     settings = {key: plain(cfg[key]) for key in keys}
     if has_budget(cfg) and step in ("decompose", "prune"):
         settings["budget"] = plain(cfg.budget)
@@ -57,3 +160,8 @@ def lineage_record(step: str, cfg: DictConfig, keys: tuple[str, ...] = ()) -> di
         if distills(cfg[group]):
             settings["teacher"] = cfg[group].get("teacher") or "the dense network"
     return {"step": step, **settings, "norton": norton.__version__, "torch": str(torch.__version__)}
+
+
+def _seed(step: str, cfg: DictConfig) -> str:
+    """The seed of a step: dense networks of a sweep have one of their own, which its points share."""
+    return "pretraining_seed" if step == "train" and "pretraining_seed" in cfg else "seed"

@@ -1,7 +1,8 @@
 """What the settings name, opened: networks, data, calibration images."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -12,8 +13,14 @@ from norton.checkpoints.rebuilding import rebuild
 from norton.cli.program import CONFIGS
 from norton.cli.settings import plain
 from norton.common.errors import InputError
+from norton.graph.input_sizes import stated_size
 from norton.models import build
 from norton.models.foreign import is_path
+
+if TYPE_CHECKING:
+    from norton.data.datamodule import ClassificationData
+
+Data: TypeAlias = "ClassificationData | None"  # None: nothing says which
 
 
 def open_network(cfg: DictConfig, *, told: bool = False) -> tuple[nn.Module, dict[str, Any]]:
@@ -59,7 +66,19 @@ def inherited(origin: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in origin["metrics"].items() if key == "data"}
 
 
-def open_data(cfg: DictConfig):
+def data_for(net: nn.Module, origin: Mapping[str, Any], cfg: DictConfig) -> Data:
+    """The data of `data=`; with auto, those that a checkpoint's accuracy is about, which the config then names.
+
+    None with auto where nothing says which: of a checkpoint that does not, and of random weights.
+    """
+    about = origin["metrics"].get("data", getattr(net, "dataset", None)) if cfg.checkpoint is not None else None
+    if cfg.data.name == "auto" and about is None:
+        return None
+    choose_data(cfg, about)
+    return open_data(cfg)
+
+
+def open_data(cfg: DictConfig) -> "ClassificationData":
     """The LightningDataModule of `data=`; its files are looked for at the first use."""
     from norton.data.datamodule import ClassificationData  # Lightning takes seconds to import
 
@@ -69,21 +88,27 @@ def open_data(cfg: DictConfig):
         raise InputError(f"data={cfg.data.get('name')}: {error}") from None
 
 
-def choose_data(cfg: DictConfig, name: str) -> None:
+def datasets() -> dict[str, Path]:
+    """Dataset → its YAML."""
+    return {path.stem: path for path in sorted((CONFIGS / "data").glob("*.yaml")) if path.stem != "auto"}
+
+
+def choose_data(cfg: DictConfig, name: str | None) -> None:
     """Put the dataset `name` in the place of `data=auto`, in the config itself; other choices of a user stay."""
     if cfg.data.name != "auto":
         return
-    known = {path.stem: path for path in sorted((CONFIGS / "data").glob("*.yaml")) if path.stem != "auto"}
+    choices = datasets()
     if name is None:
-        raise InputError(f"nothing says which data its accuracy is about; choose data= out of {', '.join(known)}")
-    if name not in known:
-        choices = ", ".join(known)
-        raise InputError(f"its accuracy is about {name!r}, which is none of the data here: {choices}; choose data=")
+        raise InputError(f"nothing says which data its accuracy is about; choose data= out of {', '.join(choices)}")
+    if name not in choices:
+        raise InputError(
+            f"its accuracy is about {name!r}, which is none of the data here: {', '.join(choices)}; choose data="
+        )
     told = {key: value for key, value in cfg.data.items() if value is not None and key != "name"}
-    cfg.data = OmegaConf.merge(OmegaConf.load(known[name]), told)
+    cfg.data = OmegaConf.merge(OmegaConf.load(choices[name]), told)
 
 
-def check_classes(net: nn.Module, data) -> None:
+def check_classes(net: nn.Module, data: "ClassificationData") -> None:
     """Raise InputError where the data have other classes than the network."""
     if getattr(net, "num_classes", data.num_classes) != data.num_classes:
         number = f"only {data.num_classes}" if data.num_classes < net.num_classes else f"{data.num_classes}"
@@ -93,7 +118,18 @@ def check_classes(net: nn.Module, data) -> None:
         )
 
 
-def check_latency_batch(cfg: DictConfig, data) -> None:
+def check_size(net: nn.Module, data: "ClassificationData") -> None:
+    """Raise InputError where the images of the data are of another size than the network's."""
+    size = stated_size(net)
+    if size is not None and tuple(size) != tuple(data.input_size):
+        own, theirs = ("×".join(map(str, shape[1:])) for shape in (size, data.input_size))
+        raise InputError(
+            f"the network takes images of {own} pixels, the data {data.name} have {theirs}; choose another data=, or "
+            "say what a network of your own takes with model.input_size=[channels,height,width]"
+        )
+
+
+def check_latency_batch(cfg: DictConfig, data: "ClassificationData") -> None:
     """Raise InputError where the test split has too few images to measure latency with."""
     if cfg.latency_batch is not None and len(data.splits.test) < cfg.latency_batch:
         raise InputError(
@@ -101,16 +137,29 @@ def check_latency_batch(cfg: DictConfig, data) -> None:
         )
 
 
-def calibration_images(net: nn.Module, cfg: DictConfig, data=None) -> Tensor | None:
-    """Unlabelled images, transformed as for evaluation: of a folder, or training images; None where there are none."""
+def calibration_images(net: nn.Module, cfg: DictConfig, data: Data) -> Tensor | None:
+    """Unlabelled images, transformed as for evaluation: of a folder, or training images; None where there are none.
+
+    data: also says how images of a folder are normalised.
+    """
     c, dtype = cfg.calibration, next(net.parameters()).dtype
     if c.folder is not None:
         from norton.data.pictures import read_pictures
 
-        images = read_pictures(c.folder, net.input_size, cfg.data.name, c.images)
+        images = read_pictures(c.folder, net.input_size, known(data).name, c.images)
         if len(images) < 2:
             raise InputError(f"calibration.folder: {c.folder} holds {len(images)} image; give a few hundred")
         return images.to(dtype)
     if c.images is None:
         return None
-    return (open_data(cfg) if data is None else data).calibration_images(c.images).to(dtype)
+    return known(data).calibration_images(c.images).to(dtype)
+
+
+def known(data: Data) -> "ClassificationData":
+    """The data, or InputError where nothing says which they are."""
+    if data is None:
+        raise InputError(
+            "nothing says which data the network was trained on, whose images and normalisation are needed; "
+            f"choose data= out of {', '.join(datasets())}"
+        )
+    return data

@@ -1,13 +1,12 @@
 """Networks as rows of tables: costs, layers, widths, and what was left whole."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from omegaconf import DictConfig
 from torch import nn
 
 from norton.cli.settings import plain, pruning_arguments
-from norton.cli.tables import millions
+from norton.cli.tables import Row, millions
 from norton.graph import wiring_of
 from norton.graph.layers import is_decomposed, width
 from norton.graph.wiring import OUTPUT
@@ -16,7 +15,7 @@ from norton.models import build
 from norton.pruning import spared
 
 
-def cost_row(cost: Complexity, dense: Complexity) -> dict[str, Any]:
+def cost_row(cost: Complexity, dense: Complexity) -> Row:
     """MACs and parameters as columns of a table, with what was removed against the dense network."""
     return {
         "MACs": millions(cost.macs),
@@ -45,11 +44,17 @@ def rank_text(rank: int | tuple[int, ...]) -> int | str:
 
 
 def layer_rows(
-    net: nn.Module, small: nn.Module, errors: Mapping[str, float], outputs: Mapping[str, float] | None = None
-) -> list[dict[str, Any]]:
-    """A row per decomposed layer: rank, NMSE, MACs before and after, and the errors of outputs where they are known."""
-    before, after = complexity(net).by_layer, complexity(small).by_layer
-    rows = []
+    small: nn.Module,
+    before: Complexity,
+    after: Complexity,
+    errors: Mapping[str, float],
+    outputs: Mapping[str, float] | None = None,
+) -> list[Row]:
+    """A row per decomposed layer of a network: rank, NMSE, MACs, and the errors of outputs where they are known.
+
+    before, after: the cost of the network before it was decomposed, and now.
+    """
+    rows: list[Row] = []
     for name, error in errors.items():
         layer = small.get_submodule(name)
         rows.append(
@@ -59,16 +64,17 @@ def layer_rows(
                 "rank": rank_text(layer.rank),
                 "NMSE": f"{error:.4f}",
                 **({"output error": f"{outputs[name]:.4f}" if name in outputs else "-"} if outputs else {}),
-                "MACs before": f"{before[name].macs:,}",
-                "MACs after": f"{after[name].macs:,}",
+                "MACs before": f"{before.by_layer[name].macs:,}",
+                "MACs after": f"{after.by_layer[name].macs:,}",
             }
         )
     return rows
 
 
-def width_rows(net: nn.Module, small: nn.Module) -> list[dict[str, Any]]:
+def width_rows(net: nn.Module, small: nn.Module) -> list[Row]:
     """A row per channel axis: its layers and the filters before and after."""
-    before, rows = wiring_of(net), []
+    before = wiring_of(net)
+    rows: list[Row] = []
     for axis, writers in before.writers.items():
         each = before.filters(axis)[0]  # of a group, that goes as a whole
         more = f" (+{len(writers) - 1} tied)" if len(writers) > 1 else ""
@@ -87,13 +93,13 @@ def left_whole(net: nn.Module, cfg: DictConfig) -> dict[str, str]:
     return wiring.left_whole | spared(net, wiring, plain(cfg.compress_rate), options=options)
 
 
-def whole_rows(left: Mapping[str, str]) -> list[dict[str, Any]]:
+def whole_rows(left: Mapping[str, str]) -> list[Row]:
     """A row per kind of reason why filters stay, with layers that it is about; the network's output is left out."""
     kinds: dict[str, list[tuple[str, str]]] = {}
     for layer, reason in left.items():
         if reason != OUTPUT:
             kinds.setdefault(reason.split(": ")[-1], []).append((layer, reason))
-    rows = []
+    rows: list[Row] = []
     for found in kinds.values():
         layers, more = [layer for layer, _ in found[:2]], len(found) - 2
         rows.append({"left whole": ", ".join(layers) + f" and {more} more" * (more > 0), "why": found[0][1]})

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 import norton
 from norton.budget.choosing import check_feasible
 from norton.calibration import reestimate_batchnorm_
-from norton.cli.opening import calibration_images, check_classes, load_file, open_data
+from norton.cli.opening import Data, calibration_images, check_classes, check_size, known, load_file
 from norton.cli.settings import (
     budget_options,
     calibration,
@@ -25,8 +26,12 @@ from norton.cli.settings import (
     require,
     trainer_options,
 )
+from norton.common.errors import InputError
 from norton.decomposition.ranks import layer_rules
 from norton.pruning import Pruning, asks_for, check_prune
+
+if TYPE_CHECKING:
+    from norton.data.datamodule import ClassificationData
 
 
 def check_fit(net: nn.Module, cfg: DictConfig, step: str) -> None:
@@ -43,7 +48,27 @@ def check_fit(net: nn.Module, cfg: DictConfig, step: str) -> None:
         check_prune(net, rates, pruning.criterion, options=pruning.options)
 
 
-def decompose(net: nn.Module, cfg: DictConfig, data=None, *, progress: bool = True) -> nn.Module:
+def check_images(net: nn.Module, cfg: DictConfig, data: Data, step: str) -> None:
+    """Raise InputError, before any work, where the images that a step needs are missing, or do not suit the network."""
+    c = cfg.calibration
+    looks = step == "prune" and asks_for(plain(cfg.pruning.criterion))[0]
+    fits = cfg.decomposition.objective == "outputs" if step == "decompose" else bool(cfg.pruning.compensate)
+    if not looks and not fits and (not c.batchnorm or (cfg.checkpoint is None and data is None)):
+        return
+    if not looks and c.folder is None and c.images is None:
+        return
+    try:
+        data = known(data)
+        if looks or c.folder is None:
+            check_classes(net, data)
+            check_size(net, data)
+    except InputError as error:
+        if looks or fits:
+            raise
+        raise InputError(f"{error}; or leave BatchNorm as it is with calibration.batchnorm=false") from None
+
+
+def decompose(net: nn.Module, cfg: DictConfig, data: Data, *, progress: bool = True) -> nn.Module:
     """`norton.decompose` as configured, with calibration images where its objective asks for them."""
     require(cfg, "decompose")
     if leaves_dense(cfg):
@@ -54,13 +79,13 @@ def decompose(net: nn.Module, cfg: DictConfig, data=None, *, progress: bool = Tr
     return norton.decompose(net, plain(cfg.rank), **how.arguments(), **used, progress=progress)
 
 
-def output_errors(net: nn.Module, small: nn.Module, cfg: DictConfig, data=None) -> dict[str, float]:
+def output_errors(net: nn.Module, small: nn.Module, cfg: DictConfig, data: Data) -> dict[str, float]:
     """Of the layers decomposed for outputs, on the calibration images; empty for other objectives."""
     images = calibration_images(net, cfg, data) if cfg.decomposition.objective == "outputs" else None
     return {} if images is None else norton.decomposition.output_errors(net, small, images)
 
 
-def prune(net: nn.Module, cfg: DictConfig, data=None, *, progress: bool = True) -> nn.Module:
+def prune(net: nn.Module, cfg: DictConfig, data: Data, *, progress: bool = True) -> nn.Module:
     """`norton.prune` as configured, with calibration images where the criterion or compensation asks for them.
 
     A criterion takes training images of `data`, with labels where it asks for them; compensation then takes the same.
@@ -74,28 +99,40 @@ def prune(net: nn.Module, cfg: DictConfig, data=None, *, progress: bool = True) 
     return norton.prune(net, plain(cfg.compress_rate), **pruning.arguments(), calibration=how, progress=progress)
 
 
-def pruning_with_data(net: nn.Module, cfg: DictConfig, data=None) -> Pruning:
+def pruning_with_data(net: nn.Module, cfg: DictConfig, data: Data) -> Pruning:
     """The settings of the group `pruning`, with the images and labels that the criterion asks for."""
     pruning = pruning_arguments(cfg)
     needs_images, needs_labels = asks_for(pruning.criterion)
     if not needs_images:
         return pruning
-    data = open_data(cfg) if data is None else data
+    data = known(data)
     check_classes(net, data)
     images, labels = data.calibration_batch(cfg.calibration.images)
     return replace(pruning, images=images, labels=labels if needs_labels else None)
 
 
-def calibrate_(net: nn.Module, cfg: DictConfig, data=None) -> nn.Module:
-    """Re-estimate BatchNorm as configured, in place."""
-    images = calibration_images(net, cfg, data) if cfg.calibration.batchnorm else None
+def calibrate_(net: nn.Module, cfg: DictConfig, data: Data) -> nn.Module:
+    """Re-estimate BatchNorm as configured, in place; of random weights only on data that are named."""
+    if not cfg.calibration.batchnorm or (cfg.checkpoint is None and data is None):
+        return net
+    try:
+        images = calibration_images(net, cfg, data)
+    except InputError as error:
+        raise InputError(f"{error}; or leave BatchNorm as it is with calibration.batchnorm=false") from None
     if images is not None:
         reestimate_batchnorm_(net, images, cfg.calibration.batch_size)
     return net
 
 
 def fit(
-    net: nn.Module, cfg: DictConfig, group: str, data, folder: Path, *, dense: nn.Module | None = None, **options
+    net: nn.Module,
+    cfg: DictConfig,
+    group: str,
+    data: "ClassificationData",
+    folder: Path,
+    *,
+    dense: nn.Module | None = None,
+    **options: Any,
 ) -> nn.Module:
     """Train by the recipe of a config group; state and logs go to `folder`.
 
@@ -104,15 +141,15 @@ def fit(
     """
     from norton.training import fit as train
 
-    options = {**trainer_options(cfg), **options}
+    options = {"seed": cfg.seed, **trainer_options(cfg), **options}
     options.setdefault("loggers", make_loggers(cfg))
     if distills(cfg[group]):
         file = cfg[group].get("teacher")
         options["teacher"] = dense if file is None else load_file(file, cfg)
-    return train(net, data, recipe(cfg[group], group), folder=folder, seed=cfg.seed, **options)
+    return train(net, data, recipe(cfg[group], group), folder=folder, **options)
 
 
-def evaluate(net: nn.Module, cfg: DictConfig, data, split: str = "test") -> dict[str, float]:
+def evaluate(net: nn.Module, cfg: DictConfig, data: "ClassificationData", split: str = "test") -> dict[str, float]:
     """Accuracies in percent, on one device."""
     from norton.training import evaluate as measure
 

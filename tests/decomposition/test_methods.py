@@ -370,7 +370,7 @@ def test_ranks_in_tables_and_messages(tmp_path):
     small = norton.decompose(net, {"features.conv8": [3, 4], "features.conv1": [2, 2]}, method="tucker")
     small = norton.decompose(small, {"classifier.linear1": 5}, method="svd")
     assert ranks_in(small) == {(3, 4), (2, 2), 5}
-    rows = layer_rows(net, small, norton.layer_nmse(net, small))
+    rows = layer_rows(small, norton.complexity(net), norton.complexity(small), norton.layer_nmse(net, small))
     assert [row["rank"] for row in rows] == ["2, 2", "3, 4", 5]
     kinds = {row["layer"]: row["kind"] for row in width_rows(net, small)}
     assert kinds["features.conv8"] == "rank 3, 4"

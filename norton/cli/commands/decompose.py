@@ -4,8 +4,7 @@ from omegaconf import DictConfig
 
 import norton
 from norton.cli import opening, pictures, program, steps, tables
-from norton.cli.budgets import spend_budget
-from norton.cli.chain import lineage_record
+from norton.cli.chain import Chain
 from norton.cli.hints import evaluation
 from norton.cli.rows import cost_row, layer_rows
 from norton.cli.settings import check_settings, has_budget, setting_text
@@ -14,25 +13,26 @@ from norton.common.files import write_json
 
 @program.script("decompose")
 def main(cfg: DictConfig) -> None:
-    program.check_folder(cfg)
     check_settings(cfg)
     net, origin = opening.open_network(cfg)
-    asked, setting, choice = cfg, setting_text(cfg), None
-    if has_budget(cfg):
-        cfg, choice = spend_budget(net, cfg)
-    small = steps.decompose(net, cfg)
-    errors = norton.layer_nmse(net, small)
-    steps.calibrate_(small, cfg)
-    outputs = steps.output_errors(net, small, cfg)
-    rows = layer_rows(net, small, errors, outputs)
-
+    data = opening.data_for(net, origin, cfg)
+    program.check_folder(cfg)  # only now: the data that are chosen belong to its config
+    chain = Chain(cfg, data)
+    start = chain.start(net, origin["lineage"])
+    chain.check(start, ["decompose"])
+    setting, choice = setting_text(cfg), chain.spend(start) if has_budget(cfg) else None
+    done = chain.take(start, "decompose")
+    if not done.errors:
+        raise norton.InputError(f"{setting} decomposes no layer of this {type(net).__name__}; give some of them a rank")
+    small, errors = done.net, done.errors
+    outputs = steps.output_errors(net, small, chain.cfg, data)
     before, after = norton.complexity(net), norton.complexity(small)
-    metrics = {**opening.inherited(origin), "nmse": norton.nmse(net, small), "macs": after.macs, "params": after.params}
+    rows = layer_rows(small, before, after, errors, outputs)
+    metrics = {**opening.inherited(origin), "nmse": done.nmse, "macs": after.macs, "params": after.params}
     if choice:
         metrics["budget"] = choice.summary()
-    record = lineage_record("decompose", cfg, ("rank", "decomposition", "calibration"))
-    folder = program.open_folder(asked)  # only now: bad input must not leave a folder behind
-    norton.save(small, folder / "model.pt", metrics=metrics, lineage=[*origin["lineage"], record])
+    folder = program.open_folder(cfg)  # only now: bad input must not leave a folder behind
+    norton.save(small, folder / "model.pt", metrics=metrics, lineage=done.lineage)
     write_json(
         folder / "metrics.json",
         {
@@ -53,7 +53,7 @@ def main(cfg: DictConfig) -> None:
         tables.print_table(choice.rows(), f"ranks for {setting}")
         print(choice.sentence())
     tables.print_table(rows, f"{type(net).__name__} decomposed at {setting}")
-    total = {"": "network", "NMSE": f"{metrics['nmse']:.4f}", **cost_row(after, before)}
+    total = {"": "network", "NMSE": f"{done.nmse:.4f}", **cost_row(after, before)}
     tables.print_table([total])
     print(f"written to {folder}/: model.pt, config.yaml, metrics.json, table.md, picture.png")
     print(f"next: {evaluation(net, folder / 'model.pt')}")

@@ -3,8 +3,8 @@
 from omegaconf import DictConfig
 
 import norton
-from norton.cli import opening, pictures, program, steps, tables
-from norton.cli.chain import lineage_record
+from norton.cli import opening, pictures, program, tables
+from norton.cli.chain import Chain
 from norton.cli.hints import evaluation
 from norton.cli.rows import cost_row, left_whole, whole_rows, width_rows
 from norton.cli.settings import check_settings
@@ -14,19 +14,22 @@ from norton.pruning import describe
 
 @program.script("prune")
 def main(cfg: DictConfig) -> None:
-    program.check_folder(cfg)
     check_settings(cfg)
     net, origin = opening.open_network(cfg)
-    small = steps.prune(net, cfg)
-    steps.calibrate_(small, cfg)
+    data = opening.data_for(net, origin, cfg)
+    program.check_folder(cfg)  # only now: the data that are chosen belong to its config
+    chain = Chain(cfg, data)
+    start = chain.start(net, origin["lineage"])
+    chain.check(start, ["prune"])
+    done = chain.take(start, "prune")
+    small = done.net
 
     before, after = norton.complexity(net), norton.complexity(small)
     rows, left = width_rows(net, small), left_whole(net, cfg)
     filters = {row["layer"]: row["after"] for row in rows}
     metrics = {**opening.inherited(origin), "macs": after.macs, "params": after.params, "filters": filters}
-    record = lineage_record("prune", cfg, ("compress_rate", "pruning", "calibration"))
     folder = program.open_folder(cfg)  # only now: bad input must not leave a folder behind
-    norton.save(small, folder / "model.pt", metrics=metrics, lineage=[*origin["lineage"], record])
+    norton.save(small, folder / "model.pt", metrics=metrics, lineage=done.lineage)
     write_json(folder / "metrics.json", {**metrics, "left_whole": left})
     tables.write_table(folder / "table.md", rows)
     panels = {f"filters {when}": {row["layer"]: row[when] for row in rows} for when in ("before", "after")}
