@@ -57,6 +57,10 @@ def check_images(net: nn.Module, cfg: DictConfig, data: Data, step: str) -> None
         return
     if not looks and c.folder is None and c.images is None:
         return
+    if c.folder is not None:
+        from norton.data.pictures import files_of_folder  # torchvision's transforms take a second to import
+
+        files_of_folder(c.folder)
     try:
         data = known(data)
         if looks or c.folder is None:

@@ -48,6 +48,13 @@ def read_picture(path: str | Path) -> Image.Image:
         raise InputError(f"cannot read {path} as an image ({error}); mend it or take it away") from None
 
 
+def files_of_folder(folder: str | Path) -> list[Path]:
+    """The image files of `calibration.folder`.  Raises InputError where it is missing or holds none."""
+    if not Path(str(folder)).is_dir():
+        raise InputError(f"calibration.folder: no folder at {folder}; give one with image files")
+    return image_files(str(folder))
+
+
 def read_pictures(folder: str | Path, input_size: Sequence[int], data: str, count: int | None) -> Tensor:
     """`count` images of a folder, evenly from its sorted files: (N, 3, H, W), as a network of this size takes them.
 
@@ -57,8 +64,7 @@ def read_pictures(folder: str | Path, input_size: Sequence[int], data: str, coun
 
     Raises InputError for a folder that is missing or holds no images, and an image that cannot be read.
     """
-    if not Path(str(folder)).is_dir():
-        raise InputError(f"calibration.folder: no folder at {folder}; give one with image files")
+    files = files_of_folder(folder)
     _, height, width = input_size
     side = min(height, width)
     module = inspect.getmodule(DATASETS[data])
@@ -71,7 +77,6 @@ def read_pictures(folder: str | Path, input_size: Sequence[int], data: str, coun
             v2.Normalize(module.MEAN, module.STD),
         ]
     )
-    files = image_files(str(folder))
     if count is not None and len(files) < count:
         warn(f"{folder} holds {len(files)} images, of {count} asked for")
     count = min(count or len(files), len(files))
