@@ -105,8 +105,7 @@ def _run(command: str, *arguments: str) -> None:
     # A network of one's own, model.arch=my_module.my_network, is found in the current folder, as `python -m` finds it.
     sys.path.append(os.getcwd())
     with optional():
-        module = importlib.import_module(module_of(command))
-        (getattr(module, "main", None) or module.run)()
+        importlib.import_module(module_of(command)).main()
 
 
 def _settings_only(command: str) -> None:
