@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from norton.common.errors import InputError
+from norton.common.checks import check_whole_number
 from norton.graph.layers import set_form_
 from norton.measure.counting import CONVENTIONS
 
@@ -58,8 +58,7 @@ def detector_complexity(
     """
     size = (size, size) if isinstance(size, int) else tuple(size)
     for name, number, least in (("size", min(size), 32), ("proposals", proposals, 0), ("detections", detections, 0)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            raise InputError(f"{name} is {number!r}; it must be a whole number of at least {least}")
+        check_whole_number(name, number, least)
     counted = set_form_(copy.deepcopy(net), "factored").eval().float().cpu()
     hooks = dict(CONVENTIONS[convention])
     if nn.BatchNorm2d in hooks:

@@ -10,6 +10,7 @@ from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
 
+from norton.common.checks import is_whole_number
 from norton.common.errors import InputError
 from norton.graph.plan import plan_of
 
@@ -65,7 +66,7 @@ def fpn_backbone(backbone: nn.Module, trainable_layers: int, frozen_batchnorm: b
         raise InputError(
             f"the backbone is a {name}; detectors stand on a resnet_50 of this project, dense or compressed"
         )
-    if isinstance(trainable_layers, bool) or not isinstance(trainable_layers, int) or not 0 <= trainable_layers <= 5:
+    if not is_whole_number(trainable_layers) or not 0 <= trainable_layers <= 5:
         raise InputError(f"trainable_layers is {trainable_layers!r}; choose 0 to 5")
     backbone = copy.deepcopy(backbone)
     trained = (*STAGES[:trainable_layers], *(["bn1"] if trainable_layers == 5 else []))

@@ -19,6 +19,7 @@ from pycocotools import mask as rle
 from rich.progress import track
 from torch import Tensor
 
+from norton.common.checks import check_whole_number
 from norton.common.errors import InputError
 from norton.common.files import write_json
 from norton.data.datasets.clutter import colours, photographs, regions
@@ -50,9 +51,7 @@ def write_scenes(
     """
     root = Path(root)
     for name, number in {"size": size, **counts}.items():
-        least = 2 * SIDES[0] if name == "size" else 1
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            raise InputError(f"scenes: {name} is {number!r}; it must be a whole number of at least {least}")
+        check_whole_number(f"scenes: {name}", number, 2 * SIDES[0] if name == "size" else 1)
     settings = {"seed": seed, "size": size, "counts": dict(counts), "version": 1}
     if root.exists() and any(root.iterdir()):
         _check_same(root, settings)

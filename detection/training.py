@@ -1,7 +1,6 @@
 """Training and scoring detectors with Lightning: the published schedules, the best epoch by AP."""
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from detection.coco import Target
 from detection.data import DetectionData
 from detection.scoring import TYPES, results_of, score
+from norton.common.checks import check_number, check_whole_number
 from norton.common.errors import InputError
 from norton.data.splits import generator
 from norton.graph.layers import FORMS, set_form_
@@ -44,13 +44,9 @@ class DetectionRecipe:
 
     def __post_init__(self):
         for name in ("epochs", "warmup_steps"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise InputError(f"training.{name} is {value!r}; it must be a whole number of at least 0")
+            check_whole_number(f"training.{name}", getattr(self, name), 0)
         for name in ("learning_rate", "momentum", "weight_decay", "warmup_factor", "gradient_clip"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise InputError(f"training.{name} is {value!r}; it must be a number of at least 0")
+            check_number(f"training.{name}", getattr(self, name), least=0)
         if self.form not in FORMS:
             raise InputError(f"training.form is {self.form!r}; choose one of {', '.join(FORMS)}")
         if list(self.steps) != sorted(self.steps) or any(not isinstance(step, int) or step < 1 for step in self.steps):

@@ -23,6 +23,7 @@ from detection.frames import Frame, frame_rate, frames, is_video, write_video
 from detection.scenes import write_scenes
 from norton.cli import program, tables
 from norton.cli.settings import check_whole, find_device, plain
+from norton.common.checks import is_number
 from norton.common.files import write_json, write_whole
 from norton.deployment.comparing import check_latency_mode, deploy_alike
 from norton.graph.layers import FORMS, set_form_
@@ -65,7 +66,7 @@ def check_settings(cfg: DictConfig) -> None:
     for name in ("timed_images", "repeats", "limit"):
         if cfg[name] is not None:
             check_whole(cfg, name, 1)
-    if isinstance(cfg.threshold, bool) or not isinstance(cfg.threshold, int | float) or not 0 <= cfg.threshold <= 1:
+    if not is_number(cfg.threshold) or not 0 <= cfg.threshold <= 1:
         raise norton.InputError(f"threshold is {cfg.threshold!r}; it must be a number between 0 and 1")
 
 

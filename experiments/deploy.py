@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import norton
 from norton.cli import opening, pictures, program, steps, tables
 from norton.cli.settings import check_whole, plain
+from norton.common.checks import check_boolean
 from norton.common.files import write_json, write_whole
 from norton.deployment.assembling import assemble
 from norton.deployment.deploying import compiled
@@ -77,8 +78,7 @@ def check_settings(cfg: DictConfig) -> None:
     for name, least in (("repeats", 1), ("seed", 0), ("calibration.images", 1), ("calibration.batch_size", 1)):
         check_whole(cfg, name, least)
     for name in ("compile", "int8", "accuracy", "reduce_range"):
-        if not isinstance(cfg[name], bool):
-            raise norton.InputError(f"{name} is {cfg[name]!r}; choose true or false")
+        check_boolean(name, cfg[name])
     sizes = plain(cfg.batch_sizes)
     if not isinstance(sizes, list) or not sizes or not all(type(size) is int and size > 0 for size in sizes):
         raise norton.InputError(f"batch_sizes is {sizes!r}; it must be a list of whole numbers of at least 1")

@@ -16,6 +16,7 @@ from experiments.nmse import open_files
 from norton.cli import opening, pictures, program, tables
 from norton.cli.rows import dense_cost
 from norton.cli.settings import check_settings, plain
+from norton.common.checks import check_whole_number
 from norton.common.files import write_json
 from norton.data.pictures import image_files, read_picture
 from norton.data.splits import DATASETS, generator
@@ -106,9 +107,7 @@ def check(cfg: DictConfig) -> None:
     if cfg.target is True:  # what Hydra makes of target=true
         cfg.target = "true"
     for name, least in (("statistics_images", 0), ("batch_size", 1)):
-        value = cfg[name]
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise norton.InputError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+        check_whole_number(name, cfg[name], least)
     if cfg.target not in ("dense", "true"):
         raise norton.InputError(f"target is {cfg.target!r}; choose dense (the dense network's prediction) or true")
     images = plain(cfg.images)

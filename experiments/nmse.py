@@ -12,6 +12,7 @@ from torch import nn
 import norton
 from norton.cli import opening, pictures, program, steps, tables
 from norton.cli.settings import check_settings, plain
+from norton.common.checks import check_boolean, is_whole_number
 from norton.common.files import write_json, write_whole
 from norton.decomposition.ranks import layer_rules
 from norton.graph.layers import is_decomposed
@@ -49,13 +50,12 @@ def main(cfg: DictConfig) -> None:
 def check(cfg: DictConfig) -> None:
     """Raise InputError for settings that need no network to be found bad."""
     check_settings(cfg)
-    if not isinstance(cfg.accuracy, bool):
-        raise norton.InputError(f"accuracy is {cfg.accuracy!r}; choose true or false")
+    check_boolean("accuracy", cfg.accuracy)
     ranks = plain(cfg.ranks)
     if not isinstance(ranks, list) or not ranks:
         raise norton.InputError(f"ranks is {ranks!r}; give a list of at least one, e.g. ranks=[1,2,3]")
     for rank in ranks:
-        if isinstance(rank, bool) or not isinstance(rank, int):
+        if not is_whole_number(rank):
             raise norton.InputError(f"ranks has {rank!r}; ranks are whole numbers of at least 1")
     if cfg.compressed is None and (cfg.rank is not None or cfg.compress_rate is not None):
         raise norton.InputError(

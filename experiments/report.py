@@ -15,6 +15,7 @@ from experiments.sweeps.report.page import page
 from experiments.sweeps.report.pictures import budget_picture, heat_picture, pareto_picture
 from norton.cli import program, tables
 from norton.cli.settings import plain
+from norton.common.checks import is_number
 from norton.common.files import write_whole
 
 
@@ -79,7 +80,7 @@ def check(cfg: DictConfig) -> None:
 
 
 def _number(value: Any, low: float, high: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+    return is_number(value) and low <= value <= high
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import norton
 from norton.cli import opening, pictures, program, steps, tables
 from norton.cli.chain import check_teachers
 from norton.cli.settings import check_settings, plain, require
+from norton.common.checks import is_whole_number
 from norton.common.files import write_json
 from norton.measure.counting import percent_removed
 from norton.pruning import SELECTIONS, describe, has_distance
@@ -77,7 +78,7 @@ def check(cfg: DictConfig) -> None:
             "distance, or selections=[exact]"
         )
     for seed in cfg.seeds:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        if not is_whole_number(seed, 0):
             raise norton.InputError(f"seeds has {seed!r}; seeds are whole numbers of at least 0")
 
 

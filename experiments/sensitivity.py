@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import norton
 from norton.cli import opening, pictures, program, steps, tables
 from norton.cli.settings import check_settings, check_whole, find_device, plain
+from norton.common.checks import is_number
 from norton.common.files import write_json, write_whole
 from norton.decomposition.ranks import layer_rules
 from norton.graph.layers import in_form
@@ -77,7 +78,7 @@ def check(cfg: DictConfig) -> None:
         if values and len({str(value) for value in values}) < len(values):
             raise norton.InputError(f"{name} is {values!r}; each may stand there once")
     for rate in plain(cfg.rates) or []:
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1:
+        if not is_number(rate) or not 0 < rate < 1:
             raise norton.InputError(f"rates has {rate!r}; a rate is the fraction of filters removed, between 0 and 1")
 
 

@@ -16,6 +16,7 @@ from norton.cli import opening, pictures, program, steps, tables
 from norton.cli.chain import lineage_record
 from norton.cli.hints import evaluation
 from norton.cli.settings import check_settings, plain
+from norton.common.checks import check_boolean
 from norton.common.files import write_json
 
 LOSSLESS = "lossless"  # the file of the network as it is
@@ -59,8 +60,7 @@ def main(cfg: DictConfig) -> None:
 def check(cfg: DictConfig) -> dict[str, Bits]:
     """Name of a file → its bits.  Raises InputError for settings that need no network to be found bad."""
     check_settings(cfg)
-    if not isinstance(cfg.accuracy, bool):
-        raise norton.InputError(f"accuracy is {cfg.accuracy!r}; choose true or false")
+    check_boolean("accuracy", cfg.accuracy)
     asked = BITS if cfg.bits is None else plain(cfg.bits)
     asked = asked if isinstance(asked, list) else [asked]
     names = [f"bits_{b}" if not isinstance(b, Mapping) else f"patterns_{i}" for i, b in enumerate(asked, start=1)]

@@ -22,6 +22,7 @@ from norton.budget.pruning_curves import RATES, PruningCurves, check_criterion, 
 from norton.budget.rank_curves import RankCurve, ranks_to_try
 from norton.budget.search import RankProblem, best_split
 from norton.calibration import Calibration, check_images
+from norton.common.checks import is_whole_number
 from norton.common.errors import InputError
 from norton.decomposition.options import DecomposeOptions
 from norton.graph.input_sizes import stated_size
@@ -66,7 +67,7 @@ def choose_ranks(
     check_network(net)
     what, share = asked_share(macs, params)
     calibration = calibration or Calibration()
-    if filters is not None and (isinstance(filters, bool) or not isinstance(filters, int) or filters < 1):
+    if filters is not None and not is_whole_number(filters, 1):
         raise InputError(f"filters is {filters!r}; it must be a whole number of at least 1, or None for all")
     if images is not None:
         check_images(net, images)

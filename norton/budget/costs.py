@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from norton.common.checks import is_number
 from norton.common.errors import InputError
 from norton.decomposition import DECOMPOSITIONS
 from norton.decomposition.ranks import Rank, layer_rules, resolve
@@ -25,7 +26,7 @@ def asked_share(macs: Any, params: Any) -> tuple[str, float]:
         said = "both macs and params are" if given else "neither macs nor params is"
         raise InputError(f"budget: {said} given; give the share to keep of one of them, e.g. macs=0.4")
     [(what, share)] = given.items()
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+    if not is_number(share) or not 0 < share < 1:
         raise InputError(f"budget: {what} is {share!r}; it is the share to keep, above 0 and below 1, e.g. {what}=0.4")
     return what, share
 

@@ -1,7 +1,6 @@
 """What a checkpoint claims, in its file, its name and the registry beside it, held against what is measured."""
 
 import hashlib
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from norton.checkpoints.published_names import PublishedName, parse_name
 from norton.checkpoints.rebuilding import ranks_in, widths_of
+from norton.common.checks import is_number
 from norton.common.errors import InputError
 from norton.measure.counting import complexity
 from norton.models import build
@@ -67,7 +67,7 @@ def _checked(metrics: Any, where: str) -> Claim:
         if key == "data":
             if not isinstance(value, str):
                 raise InputError(f"{where}: data is {value!r}; expected the name of a dataset")
-        elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        elif not is_number(value):
             raise InputError(f"{where}: {key} is {value!r}, which is not a number")
         claim[key] = value
     return claim

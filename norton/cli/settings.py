@@ -8,6 +8,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 import norton
 from norton.budget.costs import QUANTITIES, asked_share
+from norton.common.checks import check_boolean, check_whole_number
 from norton.common.errors import InputError
 from norton.deployment.comparing import check_latency_mode
 from norton.pruning import Pruning
@@ -53,9 +54,7 @@ def require(cfg: DictConfig, step: str) -> None:
 
 def check_whole(cfg: DictConfig, name: str, least: int) -> None:
     """Raise InputError where a setting is no whole number of at least `least`."""
-    value = OmegaConf.select(cfg, name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+    check_whole_number(name, OmegaConf.select(cfg, name), least)
 
 
 def calibration(cfg: DictConfig) -> norton.Calibration:
@@ -63,8 +62,7 @@ def calibration(cfg: DictConfig) -> norton.Calibration:
     settings = plain(cfg.calibration)
     if not isinstance(settings, dict):
         raise InputError(f"calibration is {settings!r}; its settings are given one by one, e.g. calibration.images=512")
-    if not isinstance(settings["batchnorm"], bool):
-        raise InputError(f"calibration.batchnorm is {settings['batchnorm']!r}; it is true or false")
+    check_boolean("calibration.batchnorm", settings["batchnorm"])
     fields_of = {field.name for field in fields(norton.Calibration)}
     try:
         return norton.Calibration(**{key: value for key, value in settings.items() if key in fields_of})
@@ -144,8 +142,8 @@ def check_budget(cfg: DictConfig) -> None:
     if not isinstance(given := plain(cfg.get("budget", {})), dict):
         raise InputError(f"budget is {given!r}; give the share to keep of one thing, e.g. choice.macs=0.4")
     joint = OmegaConf.select(cfg, "budget.joint")
-    if joint is not None and not isinstance(joint, bool):
-        raise InputError(f"budget.joint is {joint!r}; it is true or false")
+    if joint is not None:
+        check_boolean("budget.joint", joint)
     if not has_budget(cfg):
         if joint:
             raise InputError("budget.joint without a budget; give the share to keep, e.g. choice.macs=0.4")

@@ -13,7 +13,7 @@ def is_whole_number(value: Any, least: int | None = None) -> TypeGuard[int]:
 
 def is_number(value: Any) -> TypeGuard[int | float]:
     """Whether a value is a number, and finite."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
 def check_boolean(name: str, value: Any) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.data.distributed import DistributedSampler
 
+from norton.common.checks import check_whole_number
 from norton.common.errors import InputError
 from norton.data.splits import DEFAULT_ROOT, Splits, generator, load_data
 
@@ -65,9 +66,7 @@ def devices() -> tuple[int, int]:
 def check_loading(name: str, **settings: int) -> None:
     """Raise InputError for a batch_size below 1, or num_workers or seed below 0."""
     for setting, value in settings.items():
-        least = 1 if setting == "batch_size" else 0
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(f"data {name}: {setting} {value!r} must be a whole number of at least {least}")
+        check_whole_number(f"data {name}: {setting}", value, 1 if setting == "batch_size" else 0)
 
 
 class ClassificationData(lightning.LightningDataModule):

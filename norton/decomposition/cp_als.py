@@ -16,6 +16,7 @@ Inside this file arrays are laid out (R, k, n): term, position, filter.
 import torch
 from torch import Tensor
 
+from norton.common.checks import check_whole_number
 from norton.common.errors import InputError
 from norton.decomposition.factors import Factors
 from norton.decomposition.methods import check_rank
@@ -50,8 +51,7 @@ def cp_filters(
     Raises InputError for a weight that is not finite and a rank out of range.
     """
     for setting, value in (("starts", starts), ("iterations", iterations)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name}: {setting} is {value!r}; it must be a whole number of at least 1")
+        check_whole_number(f"{name}: {setting}", value, 1)
     filters, scale = _normalised(weight, name)
     kernel = weight.shape[2:]
     rank = check_rank(name, rank, kernel.numel(), f"a {kernel[0]}x{kernel[1]} filter")

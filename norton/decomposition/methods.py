@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor, nn
 
+from norton.common.checks import is_whole_number
 from norton.common.errors import InputError
 from norton.common.registry import Registry
 from norton.graph.layers import is_decomposed
@@ -93,7 +94,7 @@ def matching_layers(
 
 def check_rank(name: str, rank: int, full: int, what: str) -> int:
     """The rank, or an InputError that says which are allowed; what: that is exact at the full one."""
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+    if not is_whole_number(rank, 1):
         raise InputError(f"{name}: rank {rank!r} is not a whole number of at least 1; use null to leave a layer dense")
     if rank > full:
         raise InputError(f"{name}: rank {rank} exceeds {full}, at which {what} is exact; use rank <= {full}")

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from norton.common.checks import is_whole_number
 from norton.common.errors import InputError
 from norton.decomposition.methods import DECOMPOSITIONS
 
@@ -34,7 +35,7 @@ class DecomposeOptions:
             raise InputError(f"decomposition {self.method!r} has no option {', '.join(unknown)}; it has {has}")
         if self.objective not in OBJECTIVES:
             raise InputError(f"objective is {self.objective!r}; choose one of {', '.join(OBJECTIVES)}")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+        if not is_whole_number(self.seed):
             raise InputError(f"seed is {self.seed!r}; it must be a whole number")
 
     def arguments(self) -> dict[str, Any]:

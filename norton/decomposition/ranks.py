@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from norton.common.checks import is_number
 from norton.common.errors import InputError
 from norton.common.registry import Registry
 from norton.decomposition.layers import energies
@@ -179,7 +180,7 @@ def _check_rule(name: str, asked: Mapping, method: str) -> None:
         raise InputError(f"{name}: rank {dict(asked)} is no rule; a rule is one of {', '.join(RULES)} with a number")
     [(kind_of_rule, number)] = asked.items()
     allowed = RULES[kind_of_rule]
-    if isinstance(number, bool) or not isinstance(number, int | float) or not allowed.least <= number <= allowed.most:
+    if not is_number(number) or not allowed.least <= number <= allowed.most:
         raise InputError(
             f"{name}: {kind_of_rule} {number!r} is not a number from {allowed.least:g} to {allowed.most:g}"
         )

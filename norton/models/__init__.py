@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from norton.common.checks import check_whole_number
 from norton.common.errors import InputError
 from norton.common.registry import import_submodules
 from norton.decomposition import layer_ranks
@@ -58,9 +59,8 @@ def dense_network(arch: str, num_classes: int | None = None, input_size: Sequenc
     """The dense network, which remembers what it takes to build it again."""
     if num_classes is None and not is_path(arch):
         num_classes = NETWORKS[arch].default_classes
-    whole = isinstance(num_classes, int) and not isinstance(num_classes, bool)
-    if num_classes is not None and not (whole and num_classes >= 1):
-        raise InputError(f"{arch}: num_classes is {num_classes!r}; it must be a whole number of at least 1")
+    if num_classes is not None:
+        check_whole_number(f"{arch}: num_classes", num_classes, 1)
     if is_path(arch):
         return foreign_network(arch, num_classes, input_size)
     if input_size is not None and tuple(input_size) != NETWORKS[arch].input_size:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from norton.common.checks import is_whole_number
 from norton.common.errors import InputError
 from norton.graph.meta import run_on_meta
 
@@ -88,7 +89,7 @@ def _takes(make: Callable, name: str) -> bool:
 
 def _checked_size(size: Sequence[int]) -> tuple[int, ...]:
     size = tuple(size) if isinstance(size, Sequence) else (size,)
-    if len(size) != 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size):
+    if len(size) != 3 or not all(is_whole_number(n, 1) for n in size):
         raise InputError(f"input_size is {size}; give (channels, height, width), e.g. [3,224,224]")
     return size
 

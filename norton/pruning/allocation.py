@@ -9,6 +9,7 @@ from math import gcd, lcm
 import numpy as np
 from torch import nn
 
+from norton.common.checks import is_number
 from norton.common.errors import InputError
 from norton.graph.wiring import Wiring
 from norton.pruning.alignment import Edge, aligned_keep
@@ -34,7 +35,7 @@ def read_rates(rates: str | float | Sequence[float] | Mapping[str, float | None]
 
 
 def _one_rate(rate: float, where: str) -> float:
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+    if not is_number(rate) or not 0 <= rate < 1:
         raise InputError(
             f"compress_rate: {where} is {rate!r}; a rate is the fraction of filters removed, at least 0 and below 1"
         )

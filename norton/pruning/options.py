@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from norton.calibration.compensation import COMPENSATIONS
+from norton.common.checks import check_whole_number
 from norton.common.errors import InputError
 from norton.pruning.criteria.kinds import kind_of
 from norton.pruning.normalisation import NORMALISATIONS, TIES
@@ -66,11 +67,8 @@ class PruneOptions:
                 raise InputError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(known)}")
         NORMALISATIONS[self.normalisation]
         for name in ("min_filters", "round_to"):
-            value = getattr(self, name)
-            if value is None and name == "min_filters":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} is {value!r}; it must be a whole number of at least 1")
+            if name != "min_filters" or self.min_filters is not None:
+                check_whole_number(name, getattr(self, name), 1)
         if self.filters is not None and not isinstance(self.filters, Mapping):
             raise InputError(f"filters is {self.filters!r}; give {{LAYER: '105, 8, 9, 11-13'}}")
         if self.compensate is not None and self.compensate not in COMPENSATIONS:

@@ -9,6 +9,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from norton.common.checks import check_number
 from norton.common.errors import InputError
 from norton.decomposition.factors import Factors
 from norton.graph.layers import is_decomposed
@@ -70,8 +71,7 @@ def _names_weighted(parts: Mapping[str, float]) -> list[str]:
         raise InputError(f"criterion: weighted is {parts!r}; give criteria with weights, {{l2: 0.7, fpgm: 0.3}}")
     for name, weight in parts.items():
         kind_of(name)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < np.inf:
-            raise InputError(f"criterion: the weight of {name} is {weight!r}; it must be a number above 0")
+        check_number(f"criterion: the weight of {name}", weight, above=0)
     return list(parts)
 
 

@@ -1,6 +1,5 @@
 """Classification as a LightningModule: loss, metrics, and the published optimiser and schedule."""
 
-import math
 from dataclasses import dataclass
 
 import lightning
@@ -11,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torchmetrics.classification import MulticlassAccuracy
 
+from norton.common.checks import check_boolean, check_number, check_whole_number
 from norton.common.errors import InputError
 from norton.graph.layers import FORMS
 from norton.training.distillation import Distillation
@@ -50,10 +50,8 @@ class Recipe:
     form: str = "fast"
 
     def __post_init__(self):
-        if isinstance(self.epochs, bool) or not isinstance(self.epochs, int):
-            raise InputError(f"training.epochs is {self.epochs!r}; it must be a whole number of at least 0")
+        check_whole_number("training.epochs", self.epochs, 0)
         for field in (
-            "epochs",
             "warmup_epochs",
             "learning_rate",
             "momentum",
@@ -66,9 +64,7 @@ class Recipe:
             "distill_weight",
             "distill_features",
         ):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise InputError(f"training.{field} is {value!r}; it must be a number of at least 0")
+            check_number(f"training.{field}", getattr(self, field), least=0)
         if self.selection not in ("validation", "test"):
             raise InputError(f"training.selection is {self.selection!r}; choose one of validation, test")
         if self.form not in FORMS:
@@ -77,8 +73,7 @@ class Recipe:
             raise InputError(f"training.warmup_factor is {self.warmup_factor}; it must be above 0 and at most 1")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"training.label_smoothing is {self.label_smoothing}; it must be in [0, 1)")
-        if not isinstance(self.distill, bool):
-            raise InputError(f"training.distill is {self.distill!r}; it must be true or false")
+        check_boolean("training.distill", self.distill)
         if not self.temperature:
             raise InputError("training.temperature is 0; it must be above 0, and 1 softens nothing")
         if self.distill_weight > 1:

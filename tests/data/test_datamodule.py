@@ -84,7 +84,7 @@ def test_calibration_images():
 
 
 def test_bad_batch_size():
-    with pytest.raises(InputError, match="batch_size 0"):
+    with pytest.raises(InputError, match="batch_size is 0"):
         ClassificationData("mnist5k", 0)
 
 

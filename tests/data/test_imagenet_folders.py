@@ -125,7 +125,7 @@ def test_vanished_image(own_tree):
 def test_validation_is_no_count(tree, validation):
     with pytest.raises(InputError) as caught:
         load(tree, validation=validation)
-    says(caught, f"validation {validation!r} must be a whole number of at least 1")
+    says(caught, f"validation is {validation!r}; it must be a whole number of at least 1")
 
 
 @pytest.mark.parametrize("validation", [24, 50000])

@@ -249,7 +249,7 @@ def test_digits_are_not_mirrored(root):
 
 @pytest.mark.parametrize("make, message", [
     (lambda root: DetectionData("nix", "boxes", 2), "unknown detection data 'nix'; choose one of scenes, coco"),
-    (lambda root: DetectionData("coco", "boxes", 0), "batch_size 0 must be"),
+    (lambda root: DetectionData("coco", "boxes", 0), "batch_size is 0; it must be"),
     (lambda root: DetectionData("coco", "boxes", 2, root=root).images("val"), "no annotations at"),
     (lambda root: DetectionRecipe(epochs=-1), "training.epochs is -1"),
     (lambda root: DetectionRecipe(epochs=1, steps=[4, 2]), "rising epochs"),

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, is_image_file, make_dataset, pil_loader
 from torchvision.transforms import v2
 
+from norton.common.checks import check_whole_number
 from norton.common.errors import InputError
 from norton.data.splits import DATASETS, Splits, generator, stratified_order
 
@@ -199,8 +200,7 @@ def imagenet(root: Path, seed: int, validation: int = 50000) -> Splits:
     validation: how many of the training images are held out, stratified, to select on; the images of `val/` are the
     test set. Either folder may be absent as long as nothing is asked of its splits.
     """
-    if isinstance(validation, bool) or not isinstance(validation, int) or validation < 1:
-        raise InputError(f"imagenet: validation {validation!r} must be a whole number of at least 1")
+    check_whole_number("imagenet: validation", validation, 1)
     classes = _classes_of(root)
     normalise = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
     centre = v2.Compose([v2.Resize(RESIZED), v2.CenterCrop(SIZE), *normalise])
