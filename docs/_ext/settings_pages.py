@@ -128,11 +128,8 @@ def _base(name: str) -> list[Setting]:
 
 
 def _examples(help_: dict) -> list[str]:
-    """The lines under `Examples:` of a command's help."""
-    text = str(help_.get("template", "")) + "\n"
-    _, found, rest = text.partition("Examples:\n")
-    block = rest.split("\n\n")[0] if found else ""
-    return [line.strip() for line in block.splitlines() if line.strip()]
+    """The examples of a command's help."""
+    return str(help_.get("footer", "")).splitlines()
 
 
 def _group_page(folder: str, users: list[str]) -> str:

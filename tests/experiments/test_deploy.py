@@ -10,7 +10,10 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import norton
-from experiments import deploy
+from experiments.deployment import variants
+from experiments.deployment.networks import Given
+from experiments.deployment.results import verdicts
+from experiments.deployment.variants import BySize, Preparation
 from norton.common.errors import InputError
 from norton.deployment.exported import Exported
 from norton.measure.latency import Latency
@@ -92,7 +95,7 @@ def test_program(files, tmp_path, monkeypatch, capsys):
 
 
 def test_random_weights_alone(files, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("norton.deployment.deploying.compiled", lambda net, example: net)  # or it would take minutes
+    monkeypatch.setattr(variants, "compiled", lambda net, example: net)  # or it would take minutes
     code, out, error = run("model.arch=tinynet.Net compile=true", tmp_path, monkeypatch, capsys)
     assert code == 0, error
     rows = metrics_of(tmp_path / "out")["rows"]
@@ -106,8 +109,8 @@ def test_what_fails_is_a_row_without_numbers(files, tmp_path, monkeypatch, capsy
     def refuse(*_, **__):
         raise InputError("no such luck")
 
-    for name in ("deploying.compiled", "export.to_program", "export.to_onnx"):
-        monkeypatch.setattr(f"norton.deployment.{name}", refuse)
+    for name in ("compiled", "to_program", "to_onnx"):
+        monkeypatch.setattr(variants, name, refuse)
     settings = "model.arch=tinynet.Net rank=1 compile=true"
     code, out, error = run(settings, tmp_path, monkeypatch, capsys)
     assert code == 0, error
@@ -140,12 +143,12 @@ def test_what_the_quantiser_lacks_is_noted_of_the_file_that_is_kept(best, tmp_pa
         return {way: Latency(1.0 if way == best else 2.0, "dense", (1.0, 2.0)) for way in nets}
 
     for name, stub in (("to_int8", quantise), ("latencies", times), ("OnnxNet", lambda file: file.read_bytes())):
-        monkeypatch.setattr(deploy, name, stub)
+        monkeypatch.setattr(variants, name, stub)
     for way in ("forms", "dense"):
         (tmp_path / f"{way}.onnx").touch()
     cfg = OmegaConf.create({"calibration": {"batch_size": 2}, "reduce_range": False, "repeats": 1})
-    given, folder, notes = deploy.Given("small", nn.ReLU(), False), tmp_path / "out", []
-    prepared = deploy.Preparation(cfg, "network", given, {}, torch.zeros(1), torch.zeros(1), folder, notes)
+    given, folder, notes = Given("small", nn.ReLU(), False), tmp_path / "out", []
+    prepared = Preparation(cfg, "network", given, {}, torch.zeros(1), torch.zeros(1), folder, notes)
     net, path = prepared.int8(tmp_path)
     assert net == path.read_bytes() == best.encode()
     assert path == folder / "network.int8.onnx"
@@ -165,7 +168,7 @@ def test_networks_see_only_the_sizes_they_are_for():
             seen.append((self.name, len(x)))
             return 2 * x.flatten(1)
 
-    net, images = deploy.BySize({4: Counts("large"), 1: Counts("single")}), torch.randn(11, 3, 2, 2)
+    net, images = BySize({4: Counts("large"), 1: Counts("single")}), torch.randn(11, 3, 2, 2)
     for count in (11, 4, 1, 3):
         torch.testing.assert_close(net(images[:count]), 2 * images[:count].flatten(1))
     large = ("large", 4)
@@ -179,7 +182,7 @@ def row(role, form, ms):
 def test_verdicts_compare_with_the_best_dense_row():
     rows = [row("dense", "eager", 9.0), row("dense", "INT8", 2.0), row("network", "eager", 4.0)]
     rows += [row("network", "ONNX", 5.0), row("network", "INT8", None)]
-    (line,) = deploy.verdicts(rows)
+    (line,) = verdicts(rows)
     assert line == (
         "batch 8: network is fastest as eager, 4.00 ms, 0.50 times as fast as the dense network at its best, INT8"
     )
