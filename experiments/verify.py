@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 import norton
-from norton.checkpoints import verification
+from norton.checkpoints import claims, verification
 from norton.checkpoints.verification import CANNOT_BE_JUDGED, FAILS, HOLDS
 from norton.cli import program, tables
 from norton.cli.settings import check_settings
@@ -20,9 +20,9 @@ WORDS = {HOLDS: "holds", FAILS: "does not hold", CANNOT_BE_JUDGED: "cannot be ju
 def main(cfg: DictConfig) -> int:
     check_settings(cfg)
     registry = Path(cfg.registry)
-    entries = verification.read_registry(registry)
+    entries = claims.read_registry(registry)
     folder = program.open_folder(cfg)
-    results = {name: judged(verification.locate(registry.parent, name), entry, cfg) for name, entry in entries.items()}
+    results = {name: judged(claims.find_listed(registry.parent, name), entry, cfg) for name, entry in entries.items()}
     rows = [row(name, entries[name], result) for name, result in results.items()]
     write_json(folder / "metrics.json", results)
     tables.write_table(folder / "table.md", rows)
@@ -43,7 +43,7 @@ def judged(path: Path | None, entry: dict[str, Any], cfg: DictConfig) -> dict[st
     cfg.checkpoint = str(path)
     cfg.data.root = cfg.data.root or cfg.roots.get(entry.get("data"))
     try:
-        verification.check_sum(path, entry)
+        claims.check_checksum(path, entry)
         return verify(cfg, entry).as_dict()
     except norton.InputError as error:
         return {"verdict": f"cannot be judged: {error}", "verdict_code": CANNOT_BE_JUDGED}

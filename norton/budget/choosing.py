@@ -9,6 +9,7 @@ ways to save compete (`norton.budget.pruning_curves`).
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -83,15 +84,24 @@ def choose_ranks(
         name: RankCurve(net.get_submodule(name), name, ranks, decomposition, sweeps, filters)
         for name, ranks in candidates.items()
     }
-    probes: dict[str, list[Probe]] = {name: [curve.probe] for name, curve in curves.items() if curve.ranks}
-    for name in prunable.readers() if prunable else []:
-        probes.setdefault(name, []).append(prunable.probe(name, filters, decomposition.seed))
-    probe_layers(net, probes, images, calibration, progress)
+    probe_layers(net, _probes(curves, prunable, filters, decomposition.seed), images, calibration, progress)
     problem = RankProblem(costs, curves, budget)
     found = problem.solve(net, [] if uniform is None else [problem.uniform(uniform)])
     if prunable:
         found = best_split(problem, found, prunable, share)
+    assert found is not None  # for `checked_budget` found one
     return problem.choice(found, share, uniform, prunable)
+
+
+def _probes(
+    curves: Mapping[str, RankCurve], prunable: PruningCurves | None, filters: int | None, seed: int
+) -> dict[str, list[Probe]]:
+    """Layer → what measures the errors of its ranks, and of what it no longer reads."""
+    probes: dict[str, list[Probe]] = {name: [curve.probe] for name, curve in curves.items() if curve.ranks}
+    if prunable:
+        for name in prunable.readers():
+            probes.setdefault(name, []).append(prunable.probe(name, filters, seed))
+    return probes
 
 
 def check_feasible(

@@ -53,7 +53,9 @@ def choose(
     order = sorted(range(len(options)), key=lambda which: options[which].cost[0] - options[which].cost[-1])
     enough = _total(errors, best)
     enough += _ROUNDING * max(1.0, enough)
-    cost, error, steps = np.zeros(1, np.int64), np.zeros(1), []
+    cost: NDArray = np.zeros(1, np.int64)
+    error: NDArray = np.zeros(1)
+    steps = []
     for place, which in enumerate(order):
         own, count = options[which], len(options[which].cost)
         cost, error = (cost[:, None] + own.cost).ravel(), (error[:, None] + own.error).ravel()
@@ -71,20 +73,21 @@ def choose(
 
 
 def fill(
-    costs: Sequence[ArrayLike], errors: Sequence[ArrayLike], chosen: Sequence[int], least: int, budget: int
+    costs: Sequence[NDArray], errors: Sequence[NDArray], chosen: Sequence[int], least: int, budget: int
 ) -> list[int] | None:
     """The least error with a cost from `least` to the budget that other options of at most two layers lead to.
 
     None where none does.  Of many options only the `_CHANGES` are looked at that change the error least.
     """
-    layer, option, rise, change = [-1], [0], [0], [0.0]  # the first one changes nothing
-    for which, (cost, error, now) in enumerate(zip(costs, errors, chosen, strict=True)):
-        for place in range(len(cost)):
-            if place != now:
-                layer.append(which), option.append(place)
-                rise.append(int(cost[place] - cost[now])), change.append(float(error[place] - error[now]))
-    kept = np.argsort(np.abs(change), kind="stable")[:_CHANGES]
-    layer, option, rise, change = (np.array(values)[kept] for values in (layer, option, rise, change))
+    changes = [(-1, 0, 0, 0.0)]  # the first one changes nothing
+    changes += [
+        (which, place, int(cost[place] - cost[now]), float(error[place] - error[now]))
+        for which, (cost, error, now) in enumerate(zip(costs, errors, chosen, strict=True))
+        for place in range(len(cost))
+        if place != now
+    ]
+    changes = sorted(changes, key=lambda one: abs(one[3]))[:_CHANGES]
+    layer, option, rise, change = map(np.array, zip(*changes, strict=True))
     before = sum(int(cost[place]) for cost, place in zip(costs, chosen, strict=True))
     after = before + rise[:, None] + rise
     able = (least <= after) & (after <= budget) & ((layer[:, None] != layer) | (layer < 0))
@@ -92,9 +95,9 @@ def fill(
         return None
     pair = np.unravel_index(np.where(able, change[:, None] + change, np.inf).argmin(), able.shape)
     found = list(chosen)
-    for place in pair:
-        if layer[place] >= 0:
-            found[layer[place]] = int(option[place])
+    for which in pair:
+        if layer[which] >= 0:
+            found[layer[which]] = int(option[which])
     return found
 
 

@@ -66,7 +66,7 @@ class PruningCurves:
         }
 
     def pruned(self, level: Level) -> nn.Module:
-        keep = {}
+        keep: dict[int, list[int]] = {}
         for group, rate in zip(self.groups, level, strict=True):
             keep |= {axis: self.kept[rate][axis] for axis in group if axis in self.kept[rate]}
         small = copy.deepcopy(self.net)
@@ -115,7 +115,7 @@ class PruningCurves:
         """
         cost = _CostModel(self, costs)
         level, found = list(self.unpruned), [(self.unpruned, 1.0)]
-        table = sum(self.errors.values())
+        table = sum(self.errors.values(), np.zeros(()))
         while steps := [group for group, rate in enumerate(level) if rate + 1 < len(RATES)]:
             now, prices = cost(level), {}
             for group in steps:
@@ -124,7 +124,7 @@ class PruningCurves:
                 saved, added = now - cost(level), table[group, rate + 1] - table[group, rate]
                 level[group] = rate
                 prices[group] = added / saved if saved > 0 else 0.0
-            level[min(prices, key=prices.get)] += 1
+            level[min(prices, key=prices.__getitem__)] += 1
             found.append((tuple(level), cost(level) / cost(self.unpruned)))
         return found
 
@@ -141,7 +141,7 @@ class _CostModel:
         wiring = curves.wiring
         self.axes = [axis for group in curves.groups for axis in group]
         place = {axis: i for i, axis in enumerate(self.axes)}
-        self.group = np.repeat(np.arange(len(curves.groups)), [len(group) for group in curves.groups])
+        self.group: np.ndarray = np.repeat(np.arange(len(curves.groups)), [len(group) for group in curves.groups])
         self.left = np.array(
             [
                 [len(keep[axis]) / wiring.width(axis) if axis in keep else 1.0 for keep in curves.kept]
@@ -167,7 +167,7 @@ class _CostModel:
                     self.writes[names.index(name)] = place[axis]
 
     def __call__(self, level: Sequence[int]) -> float:
-        left = np.append(self.left[np.arange(len(self.axes)), np.asarray(level)[self.group]], 1.0)
+        left: np.ndarray = np.append(self.left[np.arange(len(self.axes)), np.asarray(level)[self.group]], 1.0)
         return float((self.cost * (self.reads @ left) * left[self.writes]).sum())
 
 

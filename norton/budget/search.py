@@ -80,7 +80,11 @@ class RankProblem:
 
     def choice(self, found: Solution, share: float, uniform: int | None, curves: PruningCurves | None) -> Choice:
         costs, level = self.costs, found.level
-        net = costs.net if level is None else curves.pruned(level)
+        net, lost, rates = costs.net, {}, {}
+        if curves is not None:
+            rates = curves.rates(level or curves.unpruned)
+            if level is not None:
+                net, lost = curves.pruned(level), curves.error_by_reader(level)
         ranks = self.chosen(found.places)
         cost, after = costs.count(costs.shaped(net, ranks))
         if cost > self.budget:
@@ -93,8 +97,7 @@ class RankProblem:
                 "for: the steps between ranks are too coarse here for a choice that uses more and is not worse"
             )
         errors = {name: float(own[place]) for name, own, place in zip(ranks, self.errors, found.places, strict=True)}
-        rates = {} if curves is None else curves.rates(curves.unpruned if level is None else level)
-        for name, error in ({} if level is None else curves.error_by_reader(level)).items():
+        for name, error in lost.items():
             errors[name] = errors.get(name, 0.0) + error
         named = {alias: rank for name, rank in ranks.items() for alias in costs.layers[name]}
         by_layer = {
@@ -116,20 +119,19 @@ def best_split(problem: RankProblem, ranked: Solution | None, curves: PruningCur
     left = np.array([part for _, part in path])
     tried: dict[int, Solution | None] = {0: ranked}
 
-    def attempt(places: Iterable[int]) -> int:
+    def attempt(places: Iterable[int]) -> tuple[int, Solution]:
         for place in places:
             if place not in tried:
                 level = path[place][0]
                 found = problem.solve(curves.pruned(level), level=level)
                 tried[place] = found and replace(found, error=found.error + curves.error(level))
-        able = [place for place, found in tried.items() if found]
-        return min(
-            able, key=lambda place: (place > 0 and not problem.uses_all(tried[place]), tried[place].error, place)
-        )
+        able = {place: found for place, found in tried.items() if found}
+        return min(able.items(), key=lambda one: (one[0] > 0 and not problem.uses_all(one[1]), one[1].error, one[0]))
 
     first = [int(np.argmax(left <= max(share**part, left[-1]))) for part in _SPLITS]
     alone = curves.first_within(path, lambda net: problem.costs.count(net)[0] <= problem.budget)  # no ranks at all
-    best, known = attempt([*first, len(path) - 1, *([] if alone is None else [alone])]), sorted(tried)
+    best, _ = attempt([*first, len(path) - 1, *([] if alone is None else [alone])])
+    known = sorted(tried)
     near = known.index(best)
     low, high = known[max(0, near - 1)], known[min(len(known) - 1, near + 1)]
-    return tried[attempt(np.linspace(low, high, _REFINED + 2).round().astype(int).tolist())]
+    return attempt(np.linspace(low, high, _REFINED + 2).round().astype(int).tolist())[1]

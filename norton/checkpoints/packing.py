@@ -39,7 +39,9 @@ def pack(state: Mapping[str, Tensor]) -> dict[str, Any]:
     The bytes of all others lie by their place in a number: the exponents of weights are much alike, their last digits
     are not.
     """
-    table, values, indices = {}, {}, [torch.empty(0, dtype=torch.uint8)]
+    table: dict[str, list] = {}
+    values: dict[str, list[Tensor]] = {}
+    indices = [torch.empty(0, dtype=torch.uint8)]
     for name, tensor in state.items():
         flat, count = tensor.flatten(), 0
         if (found := distinct_values(flat)) is not None:

@@ -1,6 +1,7 @@
 """Published files, which hold weights alone: network, rank and widths from the names and shapes of their layers."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ def identify(state_dict: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def network_of_shapes(state: Mapping[str, Tensor], path, arch: str | None = None) -> nn.Module:
+def network_of_shapes(state: Mapping[str, Tensor], path: str | Path, arch: str | None = None) -> nn.Module:
     """The network on the meta device that has a published file's names and shapes, or the nearest to them."""
     found = identify(state)
     if arch is not None and found is not None and arch != found:

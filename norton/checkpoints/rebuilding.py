@@ -62,7 +62,7 @@ def rebuild(
     return rebuilt.eval()
 
 
-def network_of_plan(content: Mapping[str, Any], path, arch: str | None, net: nn.Module | None) -> nn.Module:
+def network_of_plan(content: Mapping[str, Any], path: str | Path, arch: str | None, net: nn.Module | None) -> nn.Module:
     if not isinstance(content["format"], int) or content["format"] != FORMAT:
         raise InputError(f"{path}: format {content['format']!r} is not {FORMAT}; use the Norton version that wrote it")
     types = {"plan": list, "metrics": dict, "lineage": list, "arch": str | None, "num_classes": int | None}
@@ -101,7 +101,7 @@ def _without_values(arch: str | None) -> Iterator[None]:
             yield
 
 
-def _check_stated(net: nn.Module, path, rank, compress_rate, by: str) -> None:
+def _check_stated(net: nn.Module, path: str | Path, rank: Any, compress_rate: Any, by: str) -> None:
     """Compare rank and rates that somebody states with what the weights are."""
     if rank is None and compress_rate is None:
         return
@@ -128,7 +128,7 @@ def widths_of(net: nn.Module) -> dict[str, int]:
     return {wiring.name(axis): wiring.width(axis) for axis in wiring.writers}
 
 
-def load_strictly_(net: nn.Module, state: Mapping[str, Tensor], path) -> None:
+def load_strictly_(net: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
     """Give a network a file's weights, in place.  Raises InputError naming the first layer that differs."""
     expected = net.state_dict()
     wrong = [key for key in expected if key not in state] + [key for key in state if key not in expected]

@@ -56,7 +56,7 @@ def layer_weights(net: nn.Module) -> dict[str, list[nn.Parameter]]:
 def layer_bits(net: nn.Module, bits: Bits) -> dict[str, int]:
     """Layer → bits, for the layers that are to be shared; raises InputError as `share_weights` does."""
     rules, names = dict(bits) if isinstance(bits, Mapping) else {"*": bits}, list(layer_weights(net))
-    found = {}
+    found: dict[str, int | None] = {}
     for pattern, count in rules.items():
         right = is_whole_number(count, 1) and count <= MOST_BITS
         if not right and (count is not None or not isinstance(bits, Mapping)):
@@ -66,7 +66,7 @@ def layer_bits(net: nn.Module, bits: Bits) -> dict[str, int]:
             some = ", ".join(names[:4])
             raise InputError(f"bits: pattern {pattern!r} matches none of the {len(names)} layers with weights: {some}")
         found = {**dict.fromkeys(matched, count), **found}
-    return {name: found[name] for name in names if found.get(name) is not None}
+    return {name: count for name in names if (count := found.get(name)) is not None}
 
 
 def shared(weight: Tensor, count: int) -> Tensor:
@@ -92,11 +92,12 @@ def cluster(numbers: Tensor, count: int) -> Tensor:
         return distinct
     sums = torch.cat([ordered.new_zeros(1), ordered.cumsum(0)])
     ends = torch.tensor([0, len(ordered)], device=ordered.device)
-    values, edges = torch.linspace(ordered[0], ordered[-1], count, dtype=ordered.dtype, device=ordered.device), None
+    values = torch.linspace(ordered[0], ordered[-1], count, dtype=ordered.dtype, device=ordered.device)
+    edges = ends[:0]
     for _ in range(MOST_ROUNDS):
         before, inner = edges, torch.searchsorted(ordered, midpoints(values), right=True)
         edges = torch.cat([ends[:1], inner, ends[1:]])
-        if before is not None and torch.equal(before, edges):
+        if torch.equal(before, edges):
             break
         sizes = edges.diff()
         values = torch.where(sizes > 0, sums[edges].diff() / sizes.clamp(min=1), values)

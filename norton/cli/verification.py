@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from norton.checkpoints import verification
+from norton.checkpoints.claims import Claim, claims_of_entry, claims_of_file, claims_of_name
 from norton.checkpoints.files import read
 from norton.checkpoints.published_names import parse_name, resembles_name
 from norton.checkpoints.rebuilding import rebuild
@@ -30,7 +31,7 @@ class Verification:
     cost: Complexity
     split: str
     last_step: str | None
-    claims: dict[str, verification.Claim]
+    claims: dict[str, Claim]
     notes: list[str]
     verdict: Verdict
     data: Any = None
@@ -60,7 +61,7 @@ def verify(cfg: DictConfig, entry: dict[str, Any] | None = None) -> Verification
     content = read(cfg.checkpoint)
     told = {"arch": cfg.model.arch, "rank": plain(cfg.rank), "compress_rate": plain(cfg.compress_rate)}
     net = rebuild(content, cfg.checkpoint, **told).float()  # a file in half precision meets float32 images
-    claimed, lies, notes, unread = collect_claims(cfg.checkpoint, content, net, entry)
+    claimed, contradictions, notes, unread = collect_claims(cfg.checkpoint, content, net, entry)
     cost = complexity(net)
     measured: dict[str, Any] = {"macs": cost.macs, "params": cost.params}
     about = next((claim["data"] for claim in claimed.values() if "data" in claim), getattr(net, "dataset", None))
@@ -75,7 +76,7 @@ def verify(cfg: DictConfig, entry: dict[str, Any] | None = None) -> Verification
         if not automatic:
             raise
         verdict = verification.judge(
-            claimed, measured, lies=lies, missing="; ".join(filter(None, (unread, str(error))))
+            claimed, measured, contradictions=contradictions, missing="; ".join(filter(None, (unread, str(error))))
         )
         return Verification(**found, notes=notes, verdict=verdict)
     missing, about = unread, about or data.name
@@ -85,27 +86,27 @@ def verify(cfg: DictConfig, entry: dict[str, Any] | None = None) -> Verification
         measured |= {**accuracy, "data": data.name}
     if cfg.split != "test" or data.name != about:
         missing = f"the claim is about {about}, test; this is {data.name}, {cfg.split}"
-    verdict = verification.judge(claimed, measured, lies=lies, missing=missing)
+    verdict = verification.judge(claimed, measured, contradictions=contradictions, missing=missing)
     return Verification(**found, data=data, accuracy=accuracy, notes=notes, verdict=verdict)
 
 
 def collect_claims(
     path: str, content: dict[str, Any], net: nn.Module, entry: dict[str, Any] | None
-) -> tuple[dict[str, verification.Claim], list[str], list[str], str]:
+) -> tuple[dict[str, Claim], list[str], list[str], str]:
     """Source → claim; what the name says wrongly of the network; notes for people; why the name cannot be read."""
-    found, lies, unread = {"file": verification.of_file(content, path)}, [], ""
+    found, contradictions, unread = {"file": claims_of_file(content, path)}, [], ""
     try:
         name = parse_name(path)
     except InputError as error:
         name, unread = None, str(error)
     if name:
-        lies = verification.disagreements(name, net)
-        found["name"] = {"top1": name.top1} if lies else verification.of_name(name, net.num_classes)
+        contradictions = verification.find_contradictions(name, net)
+        found["name"] = {"top1": name.top1} if contradictions else claims_of_name(name, net.num_classes)
     if entry:
-        found["registry"] = verification.of_registry(entry)
-    notes = [f"{lie}; the file counts" for lie in lies]
+        found["registry"] = claims_of_entry(entry)
+    notes = [f"{said}; the file counts" for said in contradictions]
     if unread and resembles_name(path):
         notes.append(f"{unread}; the name is left out of account")
     if name and abs(found["file"].get("top1", name.top1) - name.top1) > verification.TOLERANCE:
         notes.append("the file and its name claim different accuracies; both are held against what is measured")
-    return {source: claim for source, claim in found.items() if claim}, lies, notes, unread
+    return {source: claim for source, claim in found.items() if claim}, contradictions, notes, unread

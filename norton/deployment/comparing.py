@@ -51,9 +51,6 @@ def check_latency_mode(mode: Any) -> None:
         raise InputError(f"latency is {mode!r}; choose {' or '.join(LATENCY_MODES)}")
 
 
-shared_choices: dict[tuple[str, ...], Deployment] = {}
-
-
 def _deploy_once(net: nn.Module, example: Tensor, repeats: int) -> nn.Module:
     """`deploy`, measured once for networks of equal shapes."""
     key = tuple(conditions(fold(net), example).values())

@@ -5,6 +5,7 @@ operator is the one that torch.compile puts into frozen networks (torch._inducto
 """
 
 from collections import Counter
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +36,8 @@ class PackedConv2d(nn.Conv2d):
         if self._packed_from is None or self._packed_from[0] is not self.weight or self._packed_from[1] != self._age():
             self._packed = torch._C._nn.mkldnn_reorder_conv2d_weight(self.weight.to_mkldnn(), *geometry, input.shape)
             self._packed_from = self.weight, self._age()
-        after = "relu" if self.relu else "none", [], ""
-        return torch.ops.mkldnn._convolution_pointwise(input, self._packed, self.bias, *geometry, *after)
+        after = "relu" if self.relu else "none"
+        return torch.ops.mkldnn._convolution_pointwise(input, self._packed, self.bias, *geometry, after, [], "")
 
     def _age(self) -> int:
         return 0 if self.weight.is_inference() else self.weight._version  # which counts changes in place
@@ -51,7 +52,7 @@ class PackedConv2d(nn.Conv2d):
         backward = torch.is_grad_enabled() and any(one.requires_grad for one in (x, *self.parameters()))
         return not backward and forward_ad._current_level < 0
 
-    def _apply(self, *args, **kwargs) -> nn.Module:
+    def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
         self._packed_from = None  # for the weight stays the same object
         return super()._apply(*args, **kwargs)
 
@@ -82,9 +83,9 @@ def join_relus_(net: fx.GraphModule) -> fx.GraphModule:
     calls = {node: _last(net.get_submodule(node.target)) for node in net.graph.nodes if node.op == "call_module"}
     often = Counter(map(id, calls.values()))
     for node, conv in calls.items():
-        after = next(iter(node.users), None)
         if not isinstance(conv, PackedConv2d) or often[id(conv)] > 1 or len(node.users) != 1:
             continue
+        [after] = node.users
         if _is_relu(net, after):
             conv.relu = True
             after.replace_all_uses_with(node)

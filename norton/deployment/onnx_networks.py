@@ -84,9 +84,8 @@ def _refusals() -> tuple[type[Exception], ...]:
     """What onnxruntime raises; its exceptions have no common base."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
-    names += ("RuntimeException",)
-    return tuple(getattr(state, name) for name in names)
+    names = "Fail InvalidArgument InvalidGraph InvalidProtobuf NoSuchFile NotImplemented RuntimeException"
+    return tuple(getattr(state, name) for name in names.split())
 
 
 def _reason(error: Exception) -> str:

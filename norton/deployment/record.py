@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, fx
@@ -47,9 +47,9 @@ class Deployment(ShownAsTable):
             found = cls(**json.loads(Path(path).read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path} is no saved deployment ({error}); Deployment.save writes them") from None
-        for field in fields(cls):
-            if not isinstance(getattr(found, field.name), get_origin(field.type) or field.type):
-                raise InputError(f"{path} is no saved deployment ({field.name}); Deployment.save writes them")
+        for name, kind in get_type_hints(cls).items():
+            if not isinstance(getattr(found, name), get_origin(kind) or kind):
+                raise InputError(f"{path} is no saved deployment ({name}); Deployment.save writes them")
         return found
 
     def rows(self) -> list[dict[str, Any]]:

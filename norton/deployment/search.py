@@ -22,7 +22,8 @@ NEAR = 1.3  # times the best form of a layer alone: what is tried in the whole n
 WON = 0.98  # of the time: less than that counts as faster
 MOST_TURNS = 40  # of a layer that is timed
 
-Choices = Mapping[tuple, str]  # layers of one geometry and input → form
+Forms = dict[tuple, str]  # layers of one geometry and input → form
+Trial = tuple[Forms, bool]  # and whether the memory format is channels-last
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class FormSearch:
         start = time.perf_counter()
         for key, names in self.bar.track(self.groups.items(), description="time layers"):
             self.alone[key] = self.time_forms(exact_forms(self.layers[names[0]]), key[-1])
-        starts: dict[str, tuple[Mapping[tuple, str], bool]] = {}
+        starts: dict[str, Trial] = {}
         for channels_last in self.formats:
             if best := {key: self._ranked(key, channels_last)[0] for key in self.groups}:
                 starts[f"best alone, {format_name(channels_last)}"] = best, channels_last
@@ -77,8 +78,8 @@ class FormSearch:
         times = self._compare(starts)
         self.bar.advance(task)
         self.networks |= times
-        chosen, channels_last = starts[min(times, key=times.get)]
-        dense_format = starts[min((name for name in starts if name.startswith(DENSE)), key=times.get)][1]
+        chosen, channels_last = starts[min(times, key=times.__getitem__)]
+        dense_format = starts[min((name for name in starts if name.startswith(DENSE)), key=times.__getitem__)][1]
         for key, form in self._neighbours(chosen, channels_last):
             if time.perf_counter() - start > self.budget.patience:
                 break
@@ -128,7 +129,7 @@ class FormSearch:
                 found[key] = min(found[key], forward_seconds(*calls[key]))
         return {key: 1000 * seconds for key, seconds in found.items()}
 
-    def _uniform(self) -> dict[str, tuple[dict[tuple, str], bool]]:
+    def _uniform(self) -> dict[str, Trial]:
         """Name → one form for all layers that have it, in the format in which the layers alone are faster.
 
         Such a choice does not hang on whether each layer was timed undisturbed.
@@ -136,7 +137,7 @@ class FormSearch:
         sums = {
             last: sum(self.alone[key][self._ranked(key, last)[0], last] for key in self.groups) for last in self.formats
         }
-        last = min(sums, key=sums.get)
+        last = min(sums, key=sums.__getitem__)
         names = dict.fromkeys(name for key in self.groups for name, _ in self.alone[key] if name != DENSE)
         return {
             f"{name}, {format_name(last)}": (
@@ -148,9 +149,9 @@ class FormSearch:
 
     def _ranked(self, key: tuple, channels_last: bool) -> list[str]:
         own = {form: ms for (form, last), ms in self.alone[key].items() if last == channels_last}
-        return sorted(own, key=own.get)
+        return sorted(own, key=own.__getitem__)
 
-    def _neighbours(self, chosen: Mapping[tuple, str], channels_last: bool) -> list[tuple[tuple, str]]:
+    def _neighbours(self, chosen: Forms, channels_last: bool) -> list[tuple[tuple, str]]:
         """Changes of one choice that may win, those first that are nearest in time alone."""
         near = []
         for key, names in self.groups.items():
@@ -161,9 +162,7 @@ class FormSearch:
                     near.append((lost * len(names), key, form))
         return [(key, form) for _, key, form in sorted(near, key=operator.itemgetter(0))[: self.budget.trials]]
 
-    def _final(
-        self, chosen: Mapping[tuple, str], channels_last: bool, dense_format: bool
-    ) -> tuple[Mapping[tuple, str], bool]:
+    def _final(self, chosen: Forms, channels_last: bool, dense_format: bool) -> Trial:
         """The choice, or all layers dense where it is not faster than that."""
         dense = dict.fromkeys(self.groups, DENSE)
         if chosen == dense:
@@ -177,12 +176,10 @@ class FormSearch:
         self.networks |= {"chosen": times["dense"], "dense": times["dense"]}
         return dense, dense_format
 
-    def _by_layer(self, chosen: Mapping[tuple, str]) -> dict[str, str]:
+    def _by_layer(self, chosen: Forms) -> dict[str, str]:
         return {name: chosen[key] for key, names in self.groups.items() for name in names}
 
-    def _compare(
-        self, tried: Mapping[str, tuple[Mapping[tuple, str], bool]], repeats: int | None = None
-    ) -> dict[str, float]:
+    def _compare(self, tried: Mapping[str, Trial], repeats: int | None = None) -> dict[str, float]:
         """Name → milliseconds of the whole network, the lower quartile: what disturbs only adds."""
         nets = {name: assemble(self.folded, self._by_layer(of), last) for name, (of, last) in tried.items()}
         times = latencies(nets, self.example, repeats=repeats or self.repeats)

@@ -45,6 +45,9 @@ _SUMS = 8192  # float32 sums of a program: 32 for each thread of 8 warps
 _CHANNEL_BYTES = 128  # of inputs that a step of the matrix products reads of a position
 
 
+_Geometry = tuple[int, int, int, int, int, int]  # see `_axis`
+
+
 class Tile(NamedTuple):
     """What a program computes, all powers of two: images × rows × columns, at least 16 positions, and filters."""
 
@@ -94,7 +97,16 @@ def fused_cp(
 
 
 @fused_cp.register_fake
-def _(x, head, taps, bias, kernel_size, stride, padding, dilation):
+def _(
+    x: Tensor,
+    head: Tensor,
+    taps: Tensor,
+    bias: Tensor | None,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
     height, width = output_size(x.shape[2:], kernel_size, stride, padding, dilation)
     return _empty(x, head.shape[0] // taps.shape[0], height, width)
 
@@ -120,9 +132,13 @@ def launch(
     y = _empty(x, outputs, *sizes)
     if not y.numel():
         return y
-    axes = [(x.shape[2 + i], sizes[i], kernel_size[i], stride[i], dilation[i], padding[2 * i]) for i in range(2)]
+    axes: list[_Geometry] = [
+        (x.shape[2 + i], sizes[i], kernel_size[i], stride[i], dilation[i], padding[2 * i]) for i in range(2)
+    ]
     tile = tile or _tile(len(x), outputs, *axes, _processors(x.device))
     rows, columns = _axis(*axes[0], tile.rows), _axis(*axes[1], tile.columns)
+    if rows is None or columns is None:
+        raise InputError(f"{tile} is too small for a kernel of {tuple(kernel_size)} with dilation {tuple(dilation)}")
     channels = max(16, min(_CHANNEL_BYTES // x.element_size(), triton.next_power_of_2(x.shape[1])))
     programs = triton.cdiv(len(x), tile.images) * rows.tiles * columns.tiles * triton.cdiv(outputs, tile.filters)
     with torch.cuda.device_of(x):
@@ -164,10 +180,11 @@ def output_size(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> tuple[int, int]:
-    return tuple(
+    height, width = (
         (size[i] + padding[2 * i] + padding[2 * i + 1] - (kernel_size[i] - 1) * dilation[i] - 1) // stride[i] + 1
         for i in range(2)
     )
+    return height, width
 
 
 def _empty(x: Tensor, outputs: int, height: int, width: int) -> Tensor:
@@ -215,7 +232,7 @@ def _stages(device: torch.device) -> int:
 
 
 @lru_cache
-def _tile(images: int, outputs: int, height: tuple[int, ...], width: tuple[int, ...], processors: int) -> Tile:
+def _tile(images: int, outputs: int, height: _Geometry, width: _Geometry, processors: int) -> Tile:
     """The tile that should be fastest, where each multiprocessor takes one at a time.
 
     height, width: input and output size, kernel size, stride, dilation, padding before.
@@ -253,7 +270,7 @@ def _axis(size: int, outputs: int, kernel: int, stride: int, dilation: int, padd
 
 
 @triton.jit
-def _moved(values, index, offset: tl.constexpr, size: tl.constexpr, axis: tl.constexpr):
+def _moved(values, index, offset: tl.constexpr, size: tl.constexpr, axis: tl.constexpr):  # type: ignore[no-untyped-def]
     """The values `offset` further along an axis of a size, zeros beyond it; index: each one's place along it."""
     source = index + offset
     inside = (source >= 0) & (source < size)
@@ -262,7 +279,7 @@ def _moved(values, index, offset: tl.constexpr, size: tl.constexpr, axis: tl.con
 
 
 @triton.jit
-def _kernel(
+def _kernel(  # type: ignore[no-untyped-def]
     x,
     head,
     taps,

@@ -1,7 +1,7 @@
 """MACs and parameters, in the convention of the published tables and in two others; thop does the walking."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,9 +56,7 @@ class Complexity(ShownAsTable):
         return asdict(self)
 
 
-def complexity(
-    net: nn.Module, input_size: tuple[int, int, int] | None = None, *, convention: str = "norton"
-) -> Complexity:
+def complexity(net: nn.Module, input_size: Sequence[int] | None = None, *, convention: str = "norton") -> Complexity:
     """Count a network for one image of `input_size` (channels, height, width); by default, the network's own size.
 
     convention: `norton` as published (convolutions with their bias additions, linear layers, BatchNorm, ReLU, pooling

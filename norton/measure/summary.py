@@ -1,5 +1,6 @@
 """A network as a short table: its layers with their ranks, filters and costs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +53,7 @@ class NetworkSummary(ShownAsTable):
         ]
 
 
-def summary(net: nn.Module, input_size: tuple[int, int, int] | None = None) -> NetworkSummary:
+def summary(net: nn.Module, input_size: Sequence[int] | None = None) -> NetworkSummary:
     """The layers of a network with their ranks, filters and costs, for any network, compressed or not.
 
     input_size: (channels, height, width) of an image; by default the network's own.  Raises InputError as

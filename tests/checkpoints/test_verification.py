@@ -10,21 +10,17 @@ import yaml
 from helpers.repository import REPOSITORY
 
 import norton
+from norton.checkpoints.claims import (
+    claims_of_entry,
+    claims_of_file,
+    claims_of_name,
+    find_listed,
+    read_registry,
+    registry_entry,
+)
 from norton.checkpoints.files import read
 from norton.checkpoints.published_names import parse_name
-from norton.checkpoints.verification import (
-    CANNOT_BE_JUDGED,
-    FAILS,
-    HOLDS,
-    disagreements,
-    judge,
-    listed,
-    locate,
-    of_file,
-    of_name,
-    of_registry,
-    read_registry,
-)
+from norton.checkpoints.verification import CANNOT_BE_JUDGED, FAILS, HOLDS, find_contradictions, judge
 
 MEASURED = {"top1": 90.3, "top5": 99.4, "macs": 1000, "params": 50}
 
@@ -55,7 +51,7 @@ def test_verdicts(claims, measured, code):
 
 def test_a_lie_fails_even_without_data():
     verdict = judge(
-        {"name": {"top1": 90.0}}, {"macs": 1, "params": 1}, lies=["the name says rank 2"], missing="no data"
+        {"name": {"top1": 90.0}}, {"macs": 1, "params": 1}, contradictions=["the name says rank 2"], missing="no data"
     )
     assert verdict.code == FAILS
     assert "the name says rank 2" in verdict.text
@@ -74,9 +70,9 @@ def test_the_table_shows_every_source():
 
 def test_a_name_claims_accuracy_and_counts():
     name = parse_name("vgg_16_bn_[0.6]*6+[0.8]*7_1_90.32.pt")
-    assert of_name(name) == {"top1": 90.32, "macs": 4582498, "params": 150667}
-    assert of_name(name, num_classes=2)["params"] < 150667  # a name does not tell the classes
-    assert disagreements(name, norton.build("vgg_16_bn", 1, "[0.6]*6+[0.8]*7", num_classes=2)) == []
+    assert claims_of_name(name) == {"top1": 90.32, "macs": 4582498, "params": 150667}
+    assert claims_of_name(name, num_classes=2)["params"] < 150667  # a name does not tell the classes
+    assert find_contradictions(name, norton.build("vgg_16_bn", 1, "[0.6]*6+[0.8]*7", num_classes=2)) == []
 
 
 @pytest.mark.parametrize("name, message", [
@@ -88,7 +84,7 @@ def test_a_name_claims_accuracy_and_counts():
 ])  # fmt: skip
 def test_disagreements(name, message):
 
-    found = disagreements(parse_name(name), norton.build("resnet_56", 1, "[0.]+[0.2]*29"))
+    found = find_contradictions(parse_name(name), norton.build("resnet_56", 1, "[0.]+[0.2]*29"))
     assert len(found) == 1
     assert re.match(message, found[0])
 
@@ -100,7 +96,7 @@ def test_disagreements(name, message):
     (None, {}),
 ])  # fmt: skip
 def test_what_a_file_claims(metrics, expected):
-    assert of_file({"metrics": metrics}, "a.pt") == expected
+    assert claims_of_file({"metrics": metrics}, "a.pt") == expected
 
 
 @pytest.mark.parametrize("metrics, message", [
@@ -114,7 +110,7 @@ def test_what_a_file_claims(metrics, expected):
 ])  # fmt: skip
 def test_what_no_file_can_claim(metrics, message):
     with pytest.raises(norton.InputError, match=message):
-        of_file({"metrics": metrics}, "a.pt")
+        claims_of_file({"metrics": metrics}, "a.pt")
 
 
 def test_a_claim_about_other_data_is_not_held_against_these():
@@ -128,25 +124,25 @@ def test_the_registry_beside_a_file(tmp_path):
     path = norton.save(norton.build("resnet_56"), tmp_path / "a.pt")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     registry = tmp_path / "registry.yaml"
-    assert listed(path) is None
+    assert registry_entry(path) is None
     entry = {"sha256": f" {digest.upper()}", "data": "clutter", "top1": 95.0, "note": "mine"}
     registry.write_text(yaml.safe_dump({"a.pt": entry}))
-    assert listed(path) == entry
-    assert of_registry(listed(path)) == {"data": "clutter", "top1": 95.0}
+    assert registry_entry(path) == entry
+    assert claims_of_entry(registry_entry(path)) == {"data": "clutter", "top1": 95.0}
     registry.write_text(yaml.safe_dump({"a.pt": {**entry, "sha256": "f" * 64}}))
     with pytest.raises(norton.InputError, match=f"SHA-256 is {digest}, the registry has ffff"):
-        listed(path)
+        registry_entry(path)
     registry.write_text(yaml.safe_dump({"a.pt": {"sha256": None, "top1": 95.0}}))
-    assert listed(path)["top1"] == 95.0
+    assert registry_entry(path)["top1"] == 95.0
 
 
 def test_a_listed_file_is_found_under_a_safe_spelling(tmp_path):
     listed_as = "vgg_16_bn_[0.6]*6+[0.8]*7_1_90.32.pt"
-    assert locate(tmp_path, listed_as) is None
+    assert find_listed(tmp_path, listed_as) is None
     path = tmp_path / "vgg_16_bn_.0.6.6+.0.8.7_1_90.32.pt"
     path.touch()
     (tmp_path / "vgg_16_bn_.0.6.6+.0.8.7_2_90.32.pt").touch()
-    assert locate(tmp_path, listed_as) == path
+    assert find_listed(tmp_path, listed_as) == path
 
 
 @pytest.mark.parametrize("text, message", [
@@ -171,7 +167,7 @@ def test_the_shipped_registry_describes_the_shipped_files():
     assert shipped == sorted(name for name, entry in entries.items() if entry["sha256"] and entry["data"] == "clutter")
     for name in shipped:
         path = REPOSITORY / "checkpoints" / name
-        claim = of_file(read(path), path)
-        assert claim == of_registry(listed(path))
+        claim = claims_of_file(read(path), path)
+        assert claim == claims_of_entry(registry_entry(path))
         cost = norton.complexity(norton.load(path))
         assert (claim["macs"], claim["params"]) == (cost.macs, cost.params)

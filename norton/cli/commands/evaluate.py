@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 import norton
-from norton.checkpoints import verification
+from norton.checkpoints import claims, verification
 from norton.cli import pictures, program, tables
 from norton.cli.published_flags import translate
 from norton.cli.rows import cost_row, dense_cost, macs_panel
@@ -22,7 +22,7 @@ def main(cfg: DictConfig) -> int:
     if cfg.checkpoint is None:
         raise norton.InputError("no checkpoint: give checkpoint=FILE")
     check_settings(cfg)
-    found = verify(cfg, verification.listed(cfg.checkpoint))
+    found = verify(cfg, claims.registry_entry(cfg.checkpoint))
     if found.accuracy is None and found.verdict.code != verification.FAILS:
         show(cfg, found)
         raise norton.InputError(f"the claim {found.verdict.text}")
