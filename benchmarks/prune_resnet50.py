@@ -15,8 +15,8 @@ from torchvision.models import resnet50
 import norton
 from norton.cli.tables import print_table
 from norton.graph.slicing import cut_
-from norton.pruning import choose
 from norton.pruning.allocation import Allocation
+from norton.pruning.channels import choose_channels
 from norton.pruning.scoring import Scoring
 
 AIM = 5.0  # seconds
@@ -38,7 +38,7 @@ def main() -> int:
     wiring = norton.wiring_of(net)
     lap("trace")
     how = Allocation(args.rate)
-    keep = choose(net, wiring, how.rated(net, wiring), how, Scoring(args.criterion))
+    keep = choose_channels(net, wiring, how.rated(net, wiring), how, Scoring(args.criterion))
     lap("decide")
     before = sum(p.numel() for p in net.parameters())
     cut_(net, wiring, keep)

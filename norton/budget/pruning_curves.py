@@ -25,7 +25,7 @@ from norton.graph.wiring import Wiring, positions
 from norton.pruning import prune
 from norton.pruning.alignment import connected
 from norton.pruning.allocation import prunable
-from norton.pruning.options import Criterion, Pruning
+from norton.pruning.options import CriterionSetting, Pruning
 
 RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
@@ -171,7 +171,7 @@ class _CostModel:
         return float((self.cost * (self.reads @ left) * left[self.writes]).sum())
 
 
-def check_criterion(criterion: Criterion) -> None:
+def check_criterion(criterion: CriterionSetting) -> None:
     """Raise InputError for a criterion whose widths do not follow from rates."""
     if criterion == "index" or (isinstance(criterion, Mapping) and "intersection" in criterion):
         raise InputError(

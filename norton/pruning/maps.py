@@ -5,7 +5,7 @@ none does; before any activation.  There the network stays the same if a map is 
 the channel's BatchNorm goes with it.  It is the last place that is a layer's own, for sums and activations may follow.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,17 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from norton.common.errors import InputError
 from norton.graph.layers import in_form, width
-from norton.pruning.criteria.kinds import CRITERIA, checked, checked_scores, kind_of
+from norton.pruning.criteria.kinds import CRITERIA, MapCriterion
+
+Sources = Mapping[str, nn.Module]  # layer → the module whose output is its map
 
 BATCH = 32  # images computed at a time; all layers' maps and gradients of so many are held at once
-
-
-def needs_images(criterion: str) -> bool:
-    return kind_of(criterion) in ("feature_score", "gradient_score")
-
-
-def needs_labels(criterion: str) -> bool:
-    return kind_of(criterion) == "gradient_score"
 
 
 def map_scores(
@@ -46,7 +40,8 @@ def map_scores(
     Raises InputError for missing or unfitting images and labels, values that are not finite, and a layer whose output
     is no map.
     """
-    images, labels = checked_data(criterion, images, labels)
+    judge: MapCriterion = CRITERIA[criterion]
+    images, labels = checked_data(judge, images, labels)
     modules = dict(net.named_modules())
     device = next(net.parameters()).device
     sums: dict[str, Tensor] = {}
@@ -54,11 +49,10 @@ def map_scores(
     def add(name: str, *found: Tensor) -> None:
         try:
             shaped = tuple(as_maps(output, modules[name]) for output in found)
-            subject = checked(shaped if needs_labels(criterion) else shaped[0], criterion)
-            scored = CRITERIA[criterion](*subject) if needs_labels(criterion) else CRITERIA[criterion](subject)
+            scored = judge.per_image(judge.checked(shaped if judge.needs_labels else shaped[0]))
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
-        sums[name] = sums.get(name, 0) + scored.double().sum(0).cpu()
+        sums[name] = sums.get(name, 0) + scored.sum(0).cpu()
 
     batches = list(zip(images.split(BATCH), labels.split(BATCH), strict=True))
     training = net.training
@@ -67,11 +61,11 @@ def map_scores(
         with in_form(net, "fast"):
             sources = map_sources(net, layers, images[:1].to(device))
             for x, y in track(batches, f"{criterion} of images", disable=not progress, transient=True):
-                score_batch = _score_gradients if needs_labels(criterion) else _score_maps
+                score_batch = _score_gradients if judge.needs_labels else _score_maps
                 score_batch(net, sources, x.to(device), y.to(device), add)
     finally:
         net.train(training)
-    return {name: checked_scores(sums[name] / len(images), criterion) for name in layers if name in sums}
+    return {name: judge.finite(sums[name] / len(images)) for name in layers if name in sums}
 
 
 def map_sources(net: nn.Module, layers: Sequence[str], image: Tensor) -> dict[str, nn.Module]:
@@ -102,7 +96,7 @@ def map_sources(net: nn.Module, layers: Sequence[str], image: Tensor) -> dict[st
     return sources
 
 
-def _score_maps(net: nn.Module, sources, images: Tensor, labels: Tensor, add: Callable) -> None:
+def _score_maps(net: nn.Module, sources: Sources, images: Tensor, labels: Tensor, add: Callable) -> None:
     # At once, in the hook: an activation may work in place, and maps of all layers take more memory than of one.
     handles = [
         module.register_forward_hook(lambda module, inputs, output, name=name: add(name, output))
@@ -112,7 +106,7 @@ def _score_maps(net: nn.Module, sources, images: Tensor, labels: Tensor, add: Ca
         net(images)
 
 
-def _score_gradients(net: nn.Module, sources, images: Tensor, labels: Tensor, add: Callable) -> None:
+def _score_gradients(net: nn.Module, sources: Sources, images: Tensor, labels: Tensor, add: Callable) -> None:
     found: list[tuple[str, Tensor]] = []
 
     def hook(name: str) -> Callable:
@@ -133,17 +127,6 @@ def _score_gradients(net: nn.Module, sources, images: Tensor, labels: Tensor, ad
             add(name, output, gradient)
 
 
-def singular_values(maps: Tensor) -> Tensor:
-    """(..., min(H, W)) float64 singular values of maps (..., H, W), ascending.
-
-    From the eigenvalues of the smaller Gram matrix in double precision, several times as fast as by SVD; values below
-    1e-8 of a map's largest are rounding.
-    """
-    maps = maps.double()
-    gram = maps @ maps.mT if maps.shape[-2] <= maps.shape[-1] else maps.mT @ maps
-    return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
-
-
 def as_maps(output: Tensor, layer: nn.Module) -> Tensor:
     """(N, O, H, W) of what a layer gives, with ones where it has less dimensions.
 
@@ -160,14 +143,14 @@ def as_maps(output: Tensor, layer: nn.Module) -> Tensor:
     return maps.reshape(*maps.shape, *[1] * (4 - maps.ndim))
 
 
-def checked_data(criterion: str, images: Tensor | None, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+def checked_data(criterion: MapCriterion, images: Tensor | None, labels: Tensor | None) -> tuple[Tensor, Tensor]:
     """Images and labels, zeros where none are needed, or an InputError that says what to pass."""
-    labelled = needs_labels(criterion)
+    labelled = criterion.needs_labels
     if images is None or (labelled and labels is None):
         what = "images= (N, C, H, W)" + (" and labels= (N,)" if labelled else "")
         raise InputError(
-            f"criterion {criterion!r} looks at what filters do to data, and there are none: pass {what}, a few hundred "
-            "of them; from the shell data=NAME and calibration.images=512"
+            f"criterion {criterion.name!r} looks at what filters do to data, and there are none: pass {what}, a few "
+            "hundred of them; from the shell data=NAME and calibration.images=512"
         )
     if images.ndim != 4 or not len(images):
         raise InputError(f"images of shape {tuple(images.shape)}; expected (N, C, H, W), at least one")

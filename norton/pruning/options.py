@@ -9,13 +9,13 @@ from torch import Tensor
 from norton.calibration.compensation import COMPENSATIONS
 from norton.common.checks import check_whole_number
 from norton.common.errors import InputError
-from norton.pruning.criteria.kinds import kind_of
+from norton.pruning.criteria.kinds import CRITERIA, FilterCriterion
 from norton.pruning.normalisation import NORMALISATIONS, TIES
 from norton.pruning.published import SELECTIONS
 
 ALLOCATIONS = ("rates", "global")
 ROUNDINGS = ("up", "down", "nearest")
-Criterion = str | Mapping[str, Any]
+CriterionSetting = str | Mapping[str, Any]  # a name, or a combination of several
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class PruneOptions:
     compensate: str | None = None
 
     def __post_init__(self) -> None:
-        if kind_of(self.dense_criterion) != "score":
+        if type(CRITERIA[self.dense_criterion]) is not FilterCriterion:
             raise InputError(f"dense_criterion is {self.dense_criterion!r}; choose one that scores weights, such as l2")
         names = {"selection": SELECTIONS, "tied": TIES, "allocation": ALLOCATIONS, "rounding": ROUNDINGS}
         for name, known in names.items():
@@ -80,7 +80,7 @@ class PruneOptions:
 class Pruning:
     """The arguments of `norton.prune` but rates, named as there: for `norton.choose_ranks`, which chooses the rates."""
 
-    criterion: Criterion = "pabs"
+    criterion: CriterionSetting = "pabs"
     options: PruneOptions = PruneOptions()
     images: Tensor | None = None
     labels: Tensor | None = None

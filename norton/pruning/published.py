@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from norton.decomposition.factors import Factors
-from norton.pruning.criteria.kinds import CRITERIA, checked, scores
+from norton.pruning.criteria.kinds import CRITERIA, scores
 
 # What the distances based on angles make of an angle; other criteria have no angle to wrap.
 _OF_ANGLE: dict[str, Callable[[Tensor], Tensor]] = {"pabs": lambda angle: angle, "csa": lambda angle: angle.sin() ** 2}
@@ -31,11 +31,12 @@ def published_scores(factors: Factors, criterion: str) -> Tensor:
 
     Raises InputError as `norton.pruning.scores` does.
     """
-    factors = checked(factors, criterion)
+    judge = CRITERIA[criterion]
+    factors = judge.checked(factors)
     if criterion in _OF_ANGLE:
         distances = sum(_OF_ANGLE[criterion](wrapped_angles(factor)) for factor in factors)
     else:
-        distances = CRITERIA[criterion](factors)
+        distances = judge.distances(factors)
     order = published_order(distances.cpu().numpy())
     return torch.tensor([*order, len(distances) - 1], dtype=torch.float64)
 

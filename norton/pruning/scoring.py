@@ -14,10 +14,17 @@ from norton.common.errors import InputError
 from norton.decomposition.factors import Factors
 from norton.graph.layers import is_decomposed
 from norton.graph.wiring import Wiring
-from norton.pruning.criteria.kinds import CRITERIA, Place, is_distance, kind_of, scores
-from norton.pruning.maps import map_scores, needs_images, needs_labels
+from norton.pruning.criteria.kinds import (
+    CRITERIA,
+    DistanceCriterion,
+    LayerContext,
+    LayerCriterion,
+    NormCriterion,
+    scores,
+)
+from norton.pruning.maps import map_scores
 from norton.pruning.normalisation import TIES, normalised
-from norton.pruning.options import Criterion, PruneOptions
+from norton.pruning.options import CriterionSetting, PruneOptions
 from norton.pruning.published import SELECTIONS
 
 DEFAULTS = {"normalisation": (None, "rank"), "tied": (None, "average")}
@@ -31,7 +38,7 @@ class Scoring:
     named: layer → filters of the criterion `index`.
     """
 
-    criterion: Criterion = "pabs"
+    criterion: CriterionSetting = "pabs"
     options: PruneOptions = PruneOptions()
     named: Mapping[str, Sequence[int]] = field(default_factory=dict)
     images: Tensor | None = None
@@ -45,10 +52,10 @@ class Scoring:
             raise InputError("criterion: index names filters and cannot be combined with others; prune twice")
 
 
-def names_in(criterion: Criterion) -> list[str]:
+def names_in(criterion: CriterionSetting) -> list[str]:
     """The criteria that a criterion consists of.  Raises InputError for what is none."""
     if isinstance(criterion, str):
-        kind_of(criterion)
+        CRITERIA[criterion]
         return [criterion]
     form = "a name, {weighted: {l2: 0.7, fpgm: 0.3}} or {intersection: [l2, fpgm]}"
     if not isinstance(criterion, Mapping) or len(criterion) != 1:
@@ -70,20 +77,20 @@ def _names_weighted(parts: Mapping[str, float]) -> list[str]:
     if not isinstance(parts, Mapping) or not parts:
         raise InputError(f"criterion: weighted is {parts!r}; give criteria with weights, {{l2: 0.7, fpgm: 0.3}}")
     for name, weight in parts.items():
-        kind_of(name)
+        CRITERIA[name]
         check_number(f"criterion: the weight of {name}", weight, above=0)
     return list(parts)
 
 
-def asks_for(criterion: Criterion) -> tuple[bool, bool]:
+def asks_for(criterion: CriterionSetting) -> tuple[bool, bool]:
     """Whether a criterion needs images, and whether it needs their labels too."""
     names = names_in(criterion)
-    return any(map(needs_images, names)), any(map(needs_labels, names))
+    return any(CRITERIA[name].needs_images for name in names), any(CRITERIA[name].needs_labels for name in names)
 
 
-def has_distance(criterion: Criterion) -> bool:
+def has_distance(criterion: CriterionSetting) -> bool:
     """Whether distances between filters take part."""
-    return any(map(is_distance, names_in(criterion)))
+    return any(isinstance(CRITERIA[name], DistanceCriterion) for name in names_in(criterion))
 
 
 def describe(settings: Mapping) -> str:
@@ -94,7 +101,7 @@ def describe(settings: Mapping) -> str:
     return " ".join([*words, *(["compensated"] if settings.get("compensate") else [])])
 
 
-def _words(criterion: Criterion) -> str:
+def _words(criterion: CriterionSetting) -> str:
     if isinstance(criterion, str):
         return criterion
     ((how, parts),) = criterion.items()
@@ -103,7 +110,7 @@ def _words(criterion: Criterion) -> str:
     return " and ".join(map(_words, parts))
 
 
-def deciding(criterion: Criterion) -> list[Criterion]:
+def deciding(criterion: CriterionSetting) -> list[CriterionSetting]:
     """The criteria each of which must want a filter removed: those of an intersection, else the one."""
     if isinstance(criterion, Mapping) and "intersection" in criterion:
         return list(criterion["intersection"])
@@ -111,7 +118,7 @@ def deciding(criterion: Criterion) -> list[Criterion]:
 
 
 def axis_scores(
-    net: nn.Module, wiring: Wiring, axes: Sequence[int], criterion: Criterion, how: Scoring
+    net: nn.Module, wiring: Wiring, axes: Sequence[int], criterion: CriterionSetting, how: Scoring
 ) -> dict[int, np.ndarray]:
     """Axis → (channels,) score, larger = keep; -inf: goes whatever the rates say."""
     layers = [layer for axis in axes for layer in wiring.writers[axis]]
@@ -141,12 +148,13 @@ def layer_scores(
     net: nn.Module, wiring: Wiring, layers: Sequence[str], criterion: str, how: Scoring
 ) -> dict[str, Tensor]:
     """Layer → (filters,) score as the criterion gives it; what it cannot judge goes by the dense criterion."""
-    if needs_images(criterion):
+    if CRITERIA[criterion].needs_images:
         found = map_scores(net, layers, criterion, how.images, how.labels, progress=how.progress)
         unpassed = [name for name in layers if name not in found]
         return found | (layer_scores(net, wiring, unpassed, how.options.dense_criterion, how) if unpassed else {})
-    scales = axis_scales(net, wiring) if kind_of(criterion) == "norm_score" else {}
-    if kind_of(criterion) == "norm_score" and not scales:
+    by_scales = isinstance(CRITERIA[criterion], NormCriterion)
+    scales = axis_scales(net, wiring) if by_scales else {}
+    if by_scales and not scales:
         raise InputError(f"criterion {criterion!r} looks at BatchNorm, and this network has none; use one of weights")
     found = {}
     for name in track(layers, "score filters", disable=not how.progress, transient=True):
@@ -160,24 +168,16 @@ def layer_scores(
 def _layer_scores(
     net: nn.Module, wiring: Wiring, name: str, criterion: str, how: Scoring, scales: Mapping[int, Tensor]
 ) -> Tensor:
-    filters = filters_of(net.get_submodule(name))
-    kind = kind_of(criterion)
-    if kind == "place_score":
-        return scores(Place(name, filters, how.seed, tuple(how.named.get(name, ()))), criterion)
-    if kind == "norm_score":
+    filters, judge, dense = filters_of(net.get_submodule(name)), CRITERIA[criterion], how.options.dense_criterion
+    if isinstance(judge, LayerCriterion):
+        return scores(LayerContext(name, filters, how.seed, tuple(how.named.get(name, ()))), criterion)
+    if isinstance(judge, NormCriterion):
         axis = wiring.axis_of(name)
-        return scores(scales[axis], criterion) if axis in scales else scores(filters, how.options.dense_criterion)
-    if kind == "distance" and not _can_compare(filters, criterion):
-        return scores(filters, how.options.dense_criterion)
-    return SELECTIONS[how.options.selection if is_distance(criterion) else "exact"](filters, criterion)
-
-
-def _can_compare(filters: Factors | Tensor, criterion: str) -> bool:
-    if isinstance(filters, Tensor):
-        return False
-    channels, rank = filters.head.shape[:2]
-    # A stem of three channels at rank 7: all subspaces are the whole space, so angles cannot tell them apart.
-    return rank < channels or bool(CRITERIA[criterion](filters).any())
+        return scores(scales[axis], criterion) if axis in scales else scores(filters, dense)
+    if isinstance(judge, DistanceCriterion):
+        selected = SELECTIONS[how.options.selection]
+        return selected(filters, criterion) if judge.can_compare(filters) else scores(filters, dense)
+    return scores(filters, criterion)
 
 
 def filters_of(layer: nn.Module) -> Factors | Tensor:

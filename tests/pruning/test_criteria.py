@@ -5,21 +5,30 @@ import copy
 import pytest
 import torch
 
-import norton.pruning  # noqa: F401  (registers the criteria)
+import norton
+import norton.pruning
 from norton.common.errors import InputError
 from norton.decomposition.factors import Factors, reconstruct
-from norton.pruning.criteria.kinds import CRITERIA, Place, is_distance, keep_filters, kind_of, scores
+from norton.pruning.criteria.kinds import (
+    CRITERIA,
+    DistanceCriterion,
+    FilterCriterion,
+    GradientCriterion,
+    LayerContext,
+    LayerCriterion,
+    MapCriterion,
+    NormCriterion,
+    keep_filters,
+    scores,
+)
 
-DISTANCES = sorted(name for name in CRITERIA if is_distance(name))
-PLACES = sorted(name for name in CRITERIA if kind_of(name) == "place_score")
+DISTANCES = sorted(name for name in CRITERIA if type(CRITERIA[name]) is DistanceCriterion)
+PLACES = sorted(name for name in CRITERIA if type(CRITERIA[name]) is LayerCriterion)
 OTHERS = sorted(set(CRITERIA) - set(DISTANCES) - set(PLACES))
 RANKS = [1, 2, 4, 8]
 FORMS = ["dense", *RANKS]  # dense filters, and decomposed ones of these ranks
-CASES = [
-    (name, form)
-    for name in sorted(CRITERIA)
-    for form in {"distance": RANKS, "score": FORMS, "place_score": FORMS}.get(kind_of(name), ["maps"])
-]
+BY_KIND = {DistanceCriterion: RANKS, FilterCriterion: FORMS, LayerCriterion: FORMS}
+CASES = [(name, form) for name in sorted(CRITERIA) for form in BY_KIND.get(type(CRITERIA[name]), ["maps"])]
 
 
 def random_factors(rank, filters, channels=32, seed=0):
@@ -34,18 +43,18 @@ def example(name, form, filters, channels=32, seed=0):
     """What a criterion looks at, of `filters` random filters with clearly different sizes."""
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.linspace(1, 2, filters)
-    kind = kind_of(name)
-    if kind in ("feature_score", "gradient_score"):
+    kind = type(CRITERIA[name])
+    if kind in (MapCriterion, GradientCriterion):
         maps, gradients = torch.randn(2, 5, filters, 6, 7, generator=generator) * sizes[:, None, None]
-        return (maps, gradients) if kind == "gradient_score" else maps
-    if kind == "norm_score":
+        return (maps, gradients) if kind is GradientCriterion else maps
+    if kind is NormCriterion:
         return torch.randn(3, filters, generator=generator) * sizes
     if form == "dense":
         weight = torch.randn(filters, channels, 3, 3, generator=generator) * sizes[:, None, None, None]
     else:
         weight = random_factors(form, filters, channels, seed)
         weight = Factors(weight.head * sizes, weight.body, weight.tail)
-    return Place("layer1.0.conv1", weight, seed, (2, 5)) if kind == "place_score" else weight
+    return LayerContext("layer1.0.conv1", weight, seed, (2, 5)) if kind is LayerCriterion else weight
 
 
 def select(subject, filters):
@@ -58,7 +67,7 @@ def select(subject, filters):
 
 
 def tensors_of(subject):
-    if isinstance(subject, Place):
+    if isinstance(subject, LayerContext):
         return tensors_of(subject.filters)
     return list(subject) if isinstance(subject, tuple) else [subject]
 
@@ -102,7 +111,7 @@ def test_relabelling_filters_relabels_the_kept(name, form):
     subject = example(name, form, 40)
     shuffle = torch.randperm(40, generator=torch.Generator().manual_seed(5))
     relabelled = select(subject, shuffle)
-    if not is_distance(name):
+    if name not in DISTANCES:
         torch.testing.assert_close(scores(relabelled, name), scores(subject, name)[shuffle], rtol=1e-9, atol=1e-12)
         if len(scores(subject, name).unique()) < 40:  # of equal scores the lower index goes
             return
@@ -134,7 +143,7 @@ def test_scores_tell_filters_apart_and_repeat(name, form):
     assert torch.equal(score, scores(copy.deepcopy(subject), name))
 
 
-@pytest.mark.parametrize("name", [name for name in OTHERS if kind_of(name) == "score"])
+@pytest.mark.parametrize("name", [name for name in OTHERS if type(CRITERIA[name]) is FilterCriterion])
 @pytest.mark.parametrize("rank", RANKS)
 def test_decomposed_filters_score_as_the_filters_they_stand_for(name, rank):
     factors = example(name, rank, 20)
@@ -158,7 +167,7 @@ def test_zero_filters_go_first(name, form):
             (tensor if form == "dense" else tensor.transpose(0, 1))[[3, 6, 8]] = 0
     assert scores(subject, name).argsort(stable=True)[:3].tolist() == [3, 6, 8]
     assert not {3, 6, 8} & set(keep_filters(subject, 7, name).tolist())
-    if is_distance(name):
+    if name in DISTANCES:
         assert keep_filters(subject, 9, name).tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
 
 
@@ -215,8 +224,8 @@ def test_values_that_are_not_finite(name, form, value):
     for number, tensor in enumerate(tensors_of(subject)):
         before = tensor.view(-1)[1].item()
         tensor.view(-1)[1] = value
-        names = {"gradient_score": ["maps", "gradients"], "feature_score": ["maps"], "norm_score": ["scales"]}
-        known = names.get(kind_of(name), ["weight"] if form == "dense" else ["head", "body", "tail"])
+        names = {GradientCriterion: ["maps", "gradients"], MapCriterion: ["maps"], NormCriterion: ["scales"]}
+        known = names.get(type(CRITERIA[name]), ["weight"] if form == "dense" else ["head", "body", "tail"])
         with pytest.raises(InputError, match=f"{known[number]} holds NaN or infinity"):
             scores(subject, name)
         tensor.view(-1)[1] = before
@@ -232,3 +241,20 @@ def test_factors_that_do_not_fit():
 def test_unknown_criterion_names_the_known():
     with pytest.raises(InputError, match=r"unknown criterion 'pab'.*pabs"):
         keep_filters(random_factors(1, 8), 4, "pab")
+
+
+@pytest.mark.parametrize("kind, wrong, message", [
+    (FilterCriterion, lambda filters: filters.flatten(1), r"returns shape \(16, 144\); expected \(16,\)"),
+    (FilterCriterion, lambda filters: 3.0, "returns a float"),
+    (DistanceCriterion, lambda factors: factors.head[0], r"returns shape \(2, 16\); expected \(16, 16\)"),
+    (MapCriterion, lambda maps: maps.mean(0), r"returns shape \(16, 32, 32\); expected \(2, 16\)"),
+    (GradientCriterion, lambda maps, gradients: maps.mean(), r"returns shape \(\); expected \(2, 16\)"),
+    (NormCriterion, lambda scales: torch.cat([scales, scales]), r"returns shape \(\d+, 16\); expected \(16,\)"),
+    (LayerCriterion, lambda context: torch.zeros(3), r"returns shape \(3,\); expected \(16,\)"),
+])  # fmt: skip
+def test_a_criterion_of_the_wrong_shape(kind, wrong, message, monkeypatch):
+    monkeypatch.setitem(CRITERIA._methods, "mine", kind("mine", wrong))
+    net = norton.build("resnet_56", 2 if kind is DistanceCriterion else 0)
+    data = {"images": torch.randn(2, 3, 32, 32), "labels": torch.arange(2)}
+    with pytest.raises(norton.InputError, match=f"layer1.0.conv1: criterion 'mine' {message}"):
+        norton.prune(net, {"layer1.0.conv1": 0.5}, "mine", **data)

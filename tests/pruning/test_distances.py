@@ -9,12 +9,12 @@ from scipy.linalg import subspace_angles
 import norton.pruning  # noqa: F401  (registers the criteria)
 from norton.decomposition.factors import Factors
 from norton.pruning.criteria.csa import csa
-from norton.pruning.criteria.kinds import CRITERIA, is_distance
+from norton.pruning.criteria.kinds import CRITERIA, DistanceCriterion
 from norton.pruning.criteria.pabs import pabs
 from norton.pruning.criteria.vbd import vbd
 from norton.pruning.subspaces import BLOCK, smallest_eigenvalues_
 
-DISTANCES = sorted(name for name in CRITERIA if is_distance(name))
+DISTANCES = sorted(name for name in CRITERIA if isinstance(CRITERIA[name], DistanceCriterion))
 RANKS = [1, 2, 3, 4, 8]
 SHAPES = [(3, 3, 3), (16, 5, 5), (64, 1, 3)]
 

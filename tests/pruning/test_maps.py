@@ -11,10 +11,10 @@ from torch import nn
 
 import norton
 from norton.pruning import CRITERIA, maps
-from norton.pruning.criteria.kinds import kind_of, scores
-from norton.pruning.maps import map_scores, needs_images, needs_labels
+from norton.pruning.criteria.kinds import scores
+from norton.pruning.maps import map_scores
 
-DATA_DRIVEN = sorted(filter(needs_images, CRITERIA))
+DATA_DRIVEN = sorted(name for name in CRITERIA if CRITERIA[name].needs_images)
 LAYERS = ["0", "3", "5", "8"]
 
 
@@ -44,7 +44,7 @@ def literal(net, criterion):
             F.cross_entropy(rest(source * 1), label[None]).backward()
             shaped = source.detach().reshape(1, source.shape[1], *(source.shape[2:] or (1, 1)))
             gradient = source.grad.reshape(shaped.shape)
-            each.append(scores((shaped, gradient) if needs_labels(criterion) else shaped, criterion))
+            each.append(scores((shaped, gradient) if CRITERIA[criterion].needs_labels else shaped, criterion))
         found[name] = torch.stack(each).mean(0)
     return found
 
@@ -109,7 +109,7 @@ def test_missing_data(criterion):
     net, (images, labels) = norton.build("resnet_56"), some_data()
     with pytest.raises(norton.InputError, match=rf"{criterion}.*pass images=.*calibration\.images"):
         norton.prune(net, 0.3, criterion=criterion)
-    if kind_of(criterion) == "gradient_score":
+    if CRITERIA[criterion].needs_labels:
         with pytest.raises(norton.InputError, match=r"labels= \(N,\)"):
             norton.prune(net, 0.3, criterion=criterion, images=images)
         for wrong, message in ((labels[:3], r"labels of shape \(3,\)"), (labels + 90, "label 93 is out of range")):
@@ -146,7 +146,7 @@ def by_hand(net, layers, criterion, images, labels):
                     order = [0, tensor.ndim - 1, *range(1, tensor.ndim - 1)]
                     tensor = tensor.permute(order)
                 pair.append(tensor.reshape((*tensor.shape, 1, 1)[:4]))
-            found[name].append(scores(tuple(pair) if needs_labels(criterion) else pair[0], criterion))
+            found[name].append(scores(tuple(pair) if CRITERIA[criterion].needs_labels else pair[0], criterion))
     for hook in hooks:
         hook.remove()
     return {name: torch.stack(each).mean(0) for name, each in found.items()}

@@ -11,7 +11,7 @@ from norton.common.errors import InputError
 from norton.decomposition.factors import Factors, reconstruct
 from norton.pruning import keep_filters, scores
 from norton.pruning.criteria.index import parse_filters
-from norton.pruning.criteria.kinds import Place
+from norton.pruning.criteria.kinds import LayerContext
 
 
 def normal(*shape, seed=0):
@@ -95,7 +95,7 @@ def test_bn_scale():
 
 def test_random_goes_by_seed_and_layer_alone():
     def of(layer, seed, weight):
-        return scores(Place(layer, weight, seed), "random").tolist()
+        return scores(LayerContext(layer, weight, seed), "random").tolist()
 
     one = of("a", 0, normal(50, 4))
     assert one == of("a", 0, normal(50, 9, seed=1)) and one != of("a", 1, normal(50, 4)) != of("b", 0, normal(50, 4))
@@ -105,8 +105,8 @@ def test_random_goes_by_seed_and_layer_alone():
 
 def test_index_removes_the_named_then_the_small():
     weight = torch.tensor([[3.0], [1.0], [2.0], [4.0]])
-    assert scores(Place("a", weight, named=(0, 3)), "index").tolist() == [-math.inf, 1, 2, -math.inf]
-    assert keep_filters(Place("a", weight, named=(0, 3)), 1, "index").tolist() == [2]
+    assert scores(LayerContext("a", weight, named=(0, 3)), "index").tolist() == [-math.inf, 1, 2, -math.inf]
+    assert keep_filters(LayerContext("a", weight, named=(0, 3)), 1, "index").tolist() == [2]
 
 
 @pytest.mark.parametrize("text, expected", [

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from norton.common.errors import InputError
-from norton.pruning.criteria.kinds import CRITERIA, Place, place_score
+from norton.pruning.criteria.kinds import CRITERIA, LayerContext, layer_score
 
 
-@place_score("index")
-def index(place: Place) -> Tensor:
+@layer_score("index")
+def index(context: LayerContext) -> Tensor:
     """(O,) -inf for the filters named, which go whatever the rates say; what rates ask beyond them goes by l2."""
-    found = CRITERIA["l2"](place.filters).double().clone()
-    found[list(place.named)] = -math.inf
+    found = CRITERIA["l2"](context.filters).double().clone()
+    found[list(context.named)] = -math.inf
     return found
 
 

@@ -10,14 +10,15 @@ scores it returns mean: larger = keep.
 - `@gradient_score(name)`: (maps, gradients), both (N, O, H, W) → (N, O), likewise; each gradient is that of its image's
   own loss.
 - `@norm_score(name)`: (n, O) scales of the n BatchNorms that pass the layer's channels → (O,).
-- `@place_score(name)`: `Place` → (O,); for the rest.  -inf: goes whatever the rates say.
+- `@layer_score(name)`: `LayerContext` → (O,); for the rest.  -inf: goes whatever the rates say.
 
-Where the maps are taken stands in `norton.pruning.maps`.
+Where the maps are taken is said in `norton.pruning.maps`.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -28,31 +29,193 @@ from norton.common.registry import Registry
 from norton.decomposition.factors import Factors, reconstruct
 from norton.pruning.elimination import removal_order
 
+Filters = Factors | Tensor
+Function = TypeVar("Function", bound=Callable[..., Tensor])
 
-class Place(NamedTuple):
+CRITERIA = Registry("criterion")
+
+
+class LayerContext(NamedTuple):
     """A layer, for criteria that do not look at filters alone.
 
     filters: Factors or a dense weight.  seed: of the pruning.  named: the filters that a user names in this layer.
     """
 
     layer: str
-    filters: Factors | Tensor
+    filters: Filters
     seed: int = 0
     named: tuple[int, ...] = ()
 
 
-Maps = Tensor
-Subject = Factors | Tensor | tuple[Maps, Maps] | Place  # what a criterion looks at
+class Criterion(ABC):
+    """A registered function with what its kind looks at, its *subject*.
 
-CRITERIA = Registry("criterion")
-_KIND: dict[str, str] = {}
+    needs_images, needs_labels: whether it looks at what filters do to images, and to their loss.
+    """
+
+    needs_images = needs_labels = False
+
+    def __init__(self, name: str, function: Callable[..., Tensor]) -> None:
+        self.name, self.function = name, function
+
+    def __call__(self, *subject: Any) -> Tensor:
+        return self.function(*subject)
+
+    @abstractmethod
+    def checked(self, subject: Any) -> Any:
+        """The subject detached, of a consistent, finite form, or an InputError that says what to do."""
+
+    @abstractmethod
+    def count(self, subject: Any) -> int:
+        """The filters of the layer."""
+
+    def scores(self, subject: Any) -> Tensor:
+        """(O,) float64 on the CPU, of a checked subject."""
+        return self.finite(self.shaped(self.function(subject), self.count(subject)).double().cpu())
+
+    def first_removed(self, subject: Any, count: int) -> Tensor:
+        """The `count` filters that go first; where scores are equal, the lower index."""
+        return torch.argsort(self.scores(subject), stable=True)[:count]
+
+    def shaped(self, found: Tensor, *shape: int) -> Tensor:
+        """What the function returned, or an InputError where it is not of this shape."""
+        if not isinstance(found, Tensor):
+            raise InputError(f"criterion {self.name!r} returns a {type(found).__name__}; expected a tensor {shape}")
+        if tuple(found.shape) != shape:
+            raise InputError(f"criterion {self.name!r} returns shape {tuple(found.shape)}; expected {shape}")
+        return found
+
+    def finite(self, found: Tensor) -> Tensor:
+        """Scores (O,), or an InputError where one is NaN or infinite."""
+        allowed = self.allowed(found)
+        if not allowed.all():
+            first = int((~allowed).nonzero()[0, 0])
+            raise InputError(f"criterion {self.name!r} scores filter {first} {float(found[first])}; scores are finite")
+        return found
+
+    def allowed(self, found: Tensor) -> Tensor:
+        return found.isfinite()
 
 
-def _kind(kind: str) -> Callable[[str], Callable]:
-    def named(name: str) -> Callable:
-        def add(function: Callable) -> Callable:
-            CRITERIA.register(name)(function)
-            _KIND[name] = kind
+class FilterCriterion(Criterion):
+    """Looks at filters, `Factors` or a dense weight."""
+
+    def checked(self, subject: Filters) -> Filters:
+        return checked_filters(subject)
+
+    def count(self, subject: Filters) -> int:
+        return filter_count(subject)
+
+
+class DistanceCriterion(FilterCriterion):
+    """Compares filters by their factors; the score of one is the step, 0 to O - 1, at which it is removed."""
+
+    def checked(self, subject: Filters) -> Factors:
+        if isinstance(subject, Tensor):
+            raise InputError(
+                f"criterion {self.name!r} compares factors, and a dense weight {tuple(subject.shape)} has none; "
+                "decompose it first or use l2"
+            )
+        return checked_filters(subject)
+
+    def distances(self, factors: Factors) -> Tensor:
+        """(O, O)."""
+        return self.shaped(self.function(factors), *[self.count(factors)] * 2)
+
+    def can_compare(self, filters: Filters) -> bool:
+        """Whether filters have factors that can be told apart.
+
+        A stem of three channels at rank 7: all subspaces are the whole space, so angles cannot.
+        """
+        if isinstance(filters, Tensor):
+            return False
+        channels, rank = filters.head.shape[:2]
+        return rank < channels or bool(self.distances(filters).any())
+
+    def scores(self, subject: Factors) -> Tensor:
+        order = self.first_removed(subject, self.count(subject))
+        steps = torch.empty(len(order), dtype=torch.float64)
+        steps[order] = torch.arange(len(order), dtype=torch.float64)
+        return steps
+
+    def first_removed(self, subject: Factors, count: int) -> Tensor:
+        """In the order they are removed."""
+        # A filter of zeros spans nothing and has no angle to any other: it goes first, and is no neighbour to the rest.
+        alive = _nonzero(subject)
+        zeros, others = (~alive).nonzero().flatten().cpu(), alive.nonzero().flatten().cpu()
+        if count <= len(zeros):
+            return zeros[:count]
+        if len(zeros):
+            subject = Factors(*(factor[..., alive] for factor in subject))
+        order = removal_order(self.distances(subject), count - len(zeros))
+        return torch.cat([zeros, others[torch.from_numpy(order)]])
+
+
+class MapCriterion(Criterion):
+    """Looks at the maps (N, O, H, W) of a layer's output."""
+
+    needs_images = True
+
+    def checked(self, subject: Tensor) -> Tensor:
+        return checked_tensor(subject, "maps", 4)
+
+    def count(self, subject: Tensor) -> int:
+        return subject.shape[1]
+
+    def per_image(self, subject: Any) -> Tensor:
+        """(N, O) float64, of a checked subject."""
+        return self.shaped(self.function(subject), *subject.shape[:2]).double()
+
+    def scores(self, subject: Any) -> Tensor:
+        return self.finite(self.per_image(subject).cpu().mean(0))
+
+
+class GradientCriterion(MapCriterion):
+    """Looks at maps and the gradients of each image's loss by them."""
+
+    needs_labels = True
+
+    def checked(self, subject: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        maps, gradients = subject
+        if maps.shape != gradients.shape:
+            shapes = f"{tuple(maps.shape)} and {tuple(gradients.shape)}"
+            raise InputError(f"maps and gradients of shapes {shapes}; expected twice the same (N, O, H, W)")
+        return checked_tensor(maps, "maps", 4), checked_tensor(gradients, "gradients", 4)
+
+    def count(self, subject: tuple[Tensor, Tensor]) -> int:
+        return subject[0].shape[1]
+
+    def per_image(self, subject: tuple[Tensor, Tensor]) -> Tensor:
+        return self.shaped(self.function(*subject), *subject[0].shape[:2]).double()
+
+
+class NormCriterion(Criterion):
+    """Looks at the scales (n, O) of the BatchNorms that pass the layer's channels."""
+
+    def checked(self, subject: Tensor) -> Tensor:
+        return checked_tensor(subject, "scales", 2)
+
+    def count(self, subject: Tensor) -> int:
+        return subject.shape[1]
+
+
+class LayerCriterion(Criterion):
+    """Looks at a layer with what else is known of it; may say -inf: the filter goes whatever the rates say."""
+
+    def checked(self, subject: LayerContext) -> LayerContext:
+        return subject._replace(filters=checked_filters(subject.filters))
+
+    def count(self, subject: LayerContext) -> int:
+        return filter_count(subject.filters)
+
+    def allowed(self, found: Tensor) -> Tensor:
+        return found.isfinite() | (found == -math.inf)
+
+
+def _decorator(kind: type[Criterion]) -> Callable[[str], Callable[[Function], Function]]:
+    def named(name: str) -> Callable[[Function], Function]:
+        def add(function: Function) -> Function:
+            CRITERIA.register(name)(kind(name, function))
             return function
 
         return add
@@ -60,31 +223,13 @@ def _kind(kind: str) -> Callable[[str], Callable]:
     return named
 
 
-distance, score, feature_score, gradient_score, norm_score, place_score = map(
-    _kind, KINDS := ("distance", "score", "feature_score", "gradient_score", "norm_score", "place_score")
-)
-
-
-def kind_of(criterion: str) -> str:
-    """Which decorator registered a criterion; InputError if it is unknown."""
-    CRITERIA[criterion]
-    return _KIND[criterion]
-
-
-def is_distance(criterion: str) -> bool:
-    """Whether a criterion compares filters, and so needs their factors; InputError if it is unknown."""
-    return kind_of(criterion) == "distance"
-
-
-def flat_filters(filters: Factors | Tensor) -> Tensor:
-    """(O, C·kh·kw) float64: the filters themselves, which factors stand for."""
-    if isinstance(filters, Tensor):
-        return filters.flatten(1).double()
-    return reconstruct(Factors(*(factor.double() for factor in filters))).flatten(1)
+distance, score = _decorator(DistanceCriterion), _decorator(FilterCriterion)
+feature_score, gradient_score = _decorator(MapCriterion), _decorator(GradientCriterion)
+norm_score, layer_score = _decorator(NormCriterion), _decorator(LayerCriterion)
 
 
 @torch.no_grad()
-def scores(subject: Subject, criterion: str = "pabs") -> Tensor:
+def scores(subject: Any, criterion: str = "pabs") -> Tensor:
     """(O,) float64 score of each filter on the CPU, larger = keep; those of maps averaged over the images.
 
     subject: what the criterion's kind looks at, see above.  For a distance the score is the step, 0 to O - 1, at which
@@ -92,17 +237,12 @@ def scores(subject: Subject, criterion: str = "pabs") -> Tensor:
 
     Raises InputError for an unknown criterion, a distance asked of a dense weight, and values that are not finite.
     """
-    subject = checked(subject, criterion)
-    if not is_distance(criterion):
-        return _scored(subject, criterion)
-    order = _removed(subject, criterion, None)
-    steps = torch.empty(len(order), dtype=torch.float64)
-    steps[order] = torch.arange(len(order), dtype=torch.float64)
-    return steps
+    found = CRITERIA[criterion]
+    return found.scores(found.checked(subject))
 
 
 @torch.no_grad()
-def keep_filters(subject: Subject, keep: int, criterion: str = "pabs") -> Tensor:
+def keep_filters(subject: Any, keep: int, criterion: str = "pabs") -> Tensor:
     """Sorted (keep,) int64 indices, on the CPU, of the filters kept; contained in those of a larger `keep`.
 
     subject: what the criterion's kind looks at: `Factors`, or for most criteria a dense weight (O, C, kh, kw) or
@@ -110,93 +250,44 @@ def keep_filters(subject: Subject, keep: int, criterion: str = "pabs") -> Tensor
 
     Raises InputError as `scores` does, and unless 1 <= keep <= O.
     """
-    subject = checked(subject, criterion)
-    count = _count(subject, kind_of(criterion))
+    found = CRITERIA[criterion]
+    subject = found.checked(subject)
+    count = found.count(subject)
     if isinstance(keep, bool) or not isinstance(keep, int | np.integer):
         raise InputError(f"keep is {keep!r}; give the number of filters kept, an integer from 1 to {count}")
     if not 1 <= keep <= count:
         raise InputError(f"cannot keep {keep} of {count} filters; keep 1 to {count}")
-    if is_distance(criterion):
-        removed = _removed(subject, criterion, count - keep)
-    else:
-        removed = torch.argsort(_scored(subject, criterion), stable=True)[: count - keep]
     kept = torch.ones(count, dtype=torch.bool)
-    kept[removed] = False
+    kept[found.first_removed(subject, count - keep)] = False
     return kept.nonzero().flatten()
 
 
-def _scored(subject: Subject, criterion: str) -> Tensor:
-    kind = kind_of(criterion)
-    found = CRITERIA[criterion](*subject) if kind == "gradient_score" else CRITERIA[criterion](subject)
-    found = found.double().cpu()
-    if kind in ("feature_score", "gradient_score"):
-        found = found.mean(0)
-    return checked_scores(found, criterion)
-
-
-def checked_scores(found: Tensor, criterion: str) -> Tensor:
-    """The scores of a criterion; InputError where one is NaN or infinite, but for -inf of a criterion of places."""
-    allowed = found.isfinite() | ((found == -math.inf) & (kind_of(criterion) == "place_score"))
-    if not allowed.all():
-        first = int((~allowed).nonzero()[0, 0])
-        raise InputError(f"criterion {criterion!r} scores filter {first} {float(found[first])}; scores are finite")
-    return found
-
-
-def _removed(factors: Factors, criterion: str, count: int | None) -> Tensor:
-    """The first `count` filters, None for all, in the order they are removed."""
-    # A filter of zeros spans nothing and has no angle to any other: it goes first, and is no neighbour to the rest.
-    alive = _nonzero(factors)
-    zeros, others = (~alive).nonzero().flatten().cpu(), alive.nonzero().flatten().cpu()
-    count = len(alive) if count is None else count
-    if count <= len(zeros):
-        return zeros[:count]
-    if len(zeros):
-        factors = Factors(*(factor[..., alive] for factor in factors))
-    order = removal_order(CRITERIA[criterion](factors), count - len(zeros))
-    return torch.cat([zeros, others[torch.from_numpy(order)]])
-
-
-def _nonzero(factors: Factors) -> Tensor:
-    """(O,) whether a filter has a term of which no factor is zero."""
-    return torch.stack([(factor != 0).any(0) for factor in factors]).all(0).any(0)
-
-
-def checked(subject: Subject, criterion: str) -> Subject:
-    """What a criterion looks at, detached and of a consistent, finite form, or an InputError that says what to do."""
-    kind = kind_of(criterion)
-    if kind in ("distance", "score"):
-        return _checked_filters(subject, criterion)
-    if kind == "place_score":
-        return subject._replace(filters=_checked_filters(subject.filters, criterion))
-    if kind == "gradient_score":
-        if subject[0].shape != subject[1].shape:
-            shapes = f"{tuple(subject[0].shape)} and {tuple(subject[1].shape)}"
-            raise InputError(f"maps and gradients of shapes {shapes}; expected twice the same (N, O, H, W)")
-        maps, gradients = (_checked_tensor(x, name, 4) for name, x in zip(("maps", "gradients"), subject, strict=True))
-        return maps, gradients
-    name, dimensions = ("maps", 4) if kind == "feature_score" else ("scales", 2)
-    return _checked_tensor(subject, name, dimensions)
-
-
-def _checked_filters(filters: Factors | Tensor, criterion: str) -> Factors | Tensor:
+def flat_filters(filters: Filters) -> Tensor:
+    """(O, C·kh·kw) float64: the filters themselves, which factors stand for."""
     if isinstance(filters, Tensor):
-        if is_distance(criterion):
-            raise InputError(
-                f"criterion {criterion!r} compares factors, and a dense weight {tuple(filters.shape)} has none; "
-                "decompose it first or use l2"
-            )
+        return filters.flatten(1).double()
+    return reconstruct(Factors(*(factor.double() for factor in filters))).flatten(1)
+
+
+def filter_count(filters: Filters) -> int:
+    return len(filters) if isinstance(filters, Tensor) else filters.head.shape[2]
+
+
+def checked_filters(filters: Filters) -> Any:
+    """Factors or a dense weight, detached; InputError for other shapes and values that are not finite."""
+    if isinstance(filters, Tensor):
         if filters.ndim < 2:
             raise InputError(f"weight of shape {tuple(filters.shape)}; expected (O, C, kh, kw) or (O, C)")
-        return _checked_tensor(filters, "weight")
+        return checked_tensor(filters, "weight")
     filters = Factors(*filters)
     if any(f.ndim != 3 for f in filters) or len({f.shape[1:] for f in filters}) != 1:
         shapes = ", ".join(f"{name} {tuple(f.shape)}" for name, f in filters._asdict().items())
         raise InputError(f"factors of shapes {shapes}; expected (C, R, O), (kh, R, O), (kw, R, O) of one R and O")
-    return Factors(*(_checked_tensor(factor, name) for name, factor in filters._asdict().items()))
+    return Factors(*(checked_tensor(factor, name) for name, factor in filters._asdict().items()))
 
 
-def _checked_tensor(tensor: Tensor, name: str, dimensions: int | None = None) -> Tensor:
+def checked_tensor(tensor: Tensor, name: str, dimensions: int | None = None) -> Tensor:
+    """A tensor detached; InputError for another number of dimensions, no entries, and values that are not finite."""
     if dimensions is not None and tensor.ndim != dimensions:
         raise InputError(f"{name} of shape {tuple(tensor.shape)}; expected {dimensions} dimensions")
     if tensor.numel() == 0:
@@ -206,13 +297,6 @@ def _checked_tensor(tensor: Tensor, name: str, dimensions: int | None = None) ->
     return tensor.detach()
 
 
-def filter_count(filters: Factors | Tensor) -> int:
-    return len(filters) if isinstance(filters, Tensor) else filters.head.shape[2]
-
-
-def _count(subject: Subject, kind: str) -> int:
-    if kind in ("feature_score", "norm_score"):
-        return subject.shape[1]
-    if kind == "gradient_score":
-        return subject[0].shape[1]
-    return filter_count(subject.filters if kind == "place_score" else subject)
+def _nonzero(factors: Factors) -> Tensor:
+    """(O,) whether a filter has a term of which no factor is zero."""
+    return torch.stack([(factor != 0).any(0) for factor in factors]).all(0).any(0)

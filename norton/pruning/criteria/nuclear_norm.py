@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from norton.pruning.criteria.kinds import feature_score
-from norton.pruning.maps import singular_values
+from norton.pruning.spectra import singular_values
 
 
 @feature_score("nuclear_norm")

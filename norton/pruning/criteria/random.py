@@ -5,11 +5,11 @@ import zlib
 import torch
 from torch import Tensor
 
-from norton.pruning.criteria.kinds import Place, filter_count, place_score
+from norton.pruning.criteria.kinds import LayerContext, filter_count, layer_score
 
 
-@place_score("random")
-def random(place: Place) -> Tensor:
+@layer_score("random")
+def random(context: LayerContext) -> Tensor:
     """(O,) numbers drawn evenly from [0, 1) by the seed and the layer's name."""
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{place.seed} {place.layer}".encode()))
-    return torch.rand(filter_count(place.filters), generator=generator, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{context.seed} {context.layer}".encode()))
+    return torch.rand(filter_count(context.filters), generator=generator, dtype=torch.float64)

@@ -1,0 +1,100 @@
+"""`norton.prune`, and what can be said of it before any weight is looked at."""
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from norton.calibration import Calibration, check_images
+from norton.calibration.compensation import compensated
+from norton.common.errors import warn
+from norton.graph import wiring_of
+from norton.graph.input_sizes import Example
+from norton.graph.plan import record_step
+from norton.graph.slicing import cut_
+from norton.graph.wiring import Wiring
+from norton.pruning.allocation import Allocation, read_rates
+from norton.pruning.channels import choose_channels
+from norton.pruning.named_filters import named_filters
+from norton.pruning.options import CriterionSetting, PruneOptions
+from norton.pruning.scoring import Scoring
+
+
+def prune(
+    net: nn.Module,
+    compress_rate: str | float | Sequence[float] | Mapping[str, float | None] | None,
+    criterion: CriterionSetting = "pabs",
+    *,
+    options: PruneOptions = PruneOptions(),
+    images: Tensor | None = None,
+    labels: Tensor | None = None,
+    calibration: Calibration | None = None,
+    seed: int = 0,
+    example: Example | None = None,
+    progress: bool = False,
+) -> nn.Module:
+    """A copy of `net` without the filters that `compress_rate` removes, decomposed or not.
+
+    Works on any network whose forward pass can be traced, or that declares its channel axes, see `norton.wiring_of`;
+    `norton.wiring_of(net).left_whole` says what cannot be pruned, and why.  example: an input or its size (channels,
+    height, width), to trace a network that says none in `input_size`.
+
+    compress_rate: the fraction removed per layer, as published (`[0.6]*6+[0.8]*7`); one number, of every layer that can
+    be pruned; or patterns of layer names with a number each, of which the first that matches decides.  None for the
+    criterion `index` alone.
+
+    criterion: scores the filters; a name, `{"weighted": {"l2": 0.7, "fpgm": 0.3}}` of normalised scores, or
+    `{"intersection": ["l2", "fpgm"]}`: a filter goes only if each would remove it, so fewer go than the rates ask.
+    options: how scores become filters that go, a `PruneOptions`.
+
+    images (N, C, H, W), labels (N,): for criteria that look at data; images for `options.compensate` too, without which
+    nothing is compensated, with a warning.  calibration: how the images are used for that; in its sequential form, the
+    means of BatchNorms follow.  seed: of the criterion `random`.  progress: show bars.
+
+    Warns where nothing is removed although rates ask for it.  Raises InputError for unknown names, bad rates or
+    filters, a layer left without filters, data that are missing, and weights that are not finite.
+    """
+    rates = None if compress_rate is None else read_rates(compress_rate)
+    how = Allocation(rates, options)
+    wiring = wiring_of(net, example)
+    named = named_filters(net, wiring, criterion, options.filters, rates)
+    scoring = Scoring(criterion, options, named, images, labels, seed, progress)
+    if options.compensate and images is not None:
+        check_images(net, images)
+    rated = how.rated(net, wiring)
+    small = copy.deepcopy(net)
+    if example is not None:
+        small.input_size = tuple(example.shape[1:] if isinstance(example, Tensor) else example)
+    keep = choose_channels(small, wiring, rated, how, scoring)
+    if not keep and (spared := how.spared(net, wiring)):
+        why = "; ".join(f"{layer}: {reason}" for layer, reason in list(spared.items())[:3])
+        warnings.warn(f"nothing is removed, though rates ask for it: {why}", stacklevel=2)
+    step = {"op": "prune", "keep": {wiring.name(axis): list(map(int, channels)) for axis, channels in keep.items()}}
+    cut_(small, wiring, keep)  # as replaying the step does, without finding the wiring again
+    if options.compensate and images is None:
+        warn(f"compensate={options.compensate} without calibration images: not compensated")
+    elif options.compensate:
+        small = compensated(net, small, wiring, keep, images, calibration or Calibration(), progress=progress)
+    record_step(small, step)
+    return small
+
+
+def check_prune(
+    net: nn.Module, compress_rate: Any, criterion: CriterionSetting = "pabs", *, options: PruneOptions = PruneOptions()
+) -> None:
+    """Raise InputError for what `prune` would refuse before it looks at weights or data."""
+    rates = None if compress_rate is None else read_rates(compress_rate)
+    wiring = wiring_of(net)
+    Scoring(criterion, options)
+    named_filters(net, wiring, criterion, options.filters, rates)
+    Allocation(rates, options).rated(net, wiring)
+
+
+def spared(
+    net: nn.Module, wiring: Wiring, compress_rate: Any, *, options: PruneOptions = PruneOptions()
+) -> dict[str, str]:
+    """First writer of each axis that `prune` would cut at these rates, but for min_filters or round_to → why."""
+    rates = None if compress_rate is None else read_rates(compress_rate)
+    return Allocation(rates, options).spared(net, wiring)
