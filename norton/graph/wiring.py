@@ -31,7 +31,7 @@ class Wiring(ShownAsTable):
 
     writers: axis → layers whose filters are its units; a layer with k times as many filters as the axis is wide has k
     filters a unit, side by side.  A grouped convolution ties the axis that it reads to the one that it writes: a unit
-    is then a group (or several), and the layer stands in `writers` alone.
+    is then a group (or several), and the layer is in `writers` alone.
     passes, reads: (layer, channels) for layers that keep channels apart (BatchNorm) and for those that mix them.
     parameters: (name, channels, dimension) for parameters outside of layers, such as a scale per channel.
     shifts: (from, to) axes joined by a crop-or-pad shortcut, see `shift`.
@@ -111,7 +111,7 @@ class Wiring(ShownAsTable):
     def add(self, x: Channels, y: Channels) -> Channels:
         """An element-wise sum or product: both sides become one axis and share their kept channels.
 
-        Concatenated channels must stand side by side in the same way.  Raises ValueError, with nothing changed, where
+        Concatenated channels must be side by side in the same way.  Raises ValueError, with nothing changed, where
         they don't.
         """
         x, y = self.resolved(x), self.resolved(y)
@@ -277,7 +277,7 @@ def _some(names: Sequence[str]) -> str | None:
 
 
 def positions(wiring: Wiring, channels: Channels, keep: Mapping[int, Sequence[int]]) -> list[int]:
-    """Where the kept channels stand in a tensor of `channels`, in the original coordinates and the new order."""
+    """Where the kept channels are in a tensor of `channels`, in the original coordinates and the new order."""
     result, offset = [], 0
     for axis, repeat in wiring.resolved(channels):
         width = wiring.width(axis)

@@ -4,17 +4,15 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers.metrics import noise
 from helpers.networks import randomise_
+from helpers.residual import Residual, calibration_images
 from torch import nn
 
 import norton
 from norton import Calibration, InputError
-from norton.calibration import output_errors
 from norton.calibration.input_moments import InputMoments
 from norton.calibration.outputs import least_squares_target
-from norton.calibration.replay import Replay
 from norton.common.errors import NortonWarning
 
 
@@ -31,32 +29,9 @@ def test_the_target_is_ridge_regression_on_the_dense_outputs():
         torch.testing.assert_close(metric.blocks[0], a.T @ a / 80 + level * torch.eye(12, dtype=torch.float64))
 
 
-class Small(nn.Module):
-    """A stem with a bias, a residual block with BatchNorm, a layer that is never called."""
-
-    input_size = (3, 8, 8)
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.conv1, self.bn1 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.fc = nn.Linear(8, 5)
-
-    def forward(self, x):
-        x = self.stem(x).relu()
-        x = (x + self.bn2(self.conv2(self.bn1(self.conv1(x)).relu_()))).relu()
-        return self.fc(x.mean((2, 3)))
-
-
-def calibration_images(count: int = 60) -> torch.Tensor:
-    smooth = F.interpolate(noise(count, 3, 4, 4, seed=9), scale_factor=2, mode="bilinear")
-    return (smooth + 0.2 * noise(count, 3, 8, 8, seed=10)).float()
-
-
 @pytest.fixture
 def net() -> nn.Module:
-    return randomise_(Small())
+    return randomise_(Residual())
 
 
 def drift(net: nn.Module, small: nn.Module, images: torch.Tensor) -> float:
@@ -155,28 +130,6 @@ def test_little_memory_takes_blocks_of_channels(net):
     assert drift(net, small, images) < drift(net, norton.decompose(net, {"conv1": 1}), images)
 
 
-def test_a_replay_computes_what_the_network_computes(net):
-    images = calibration_images()
-    batches = list(images.split(25))
-    for keep in (True, False):
-        replay = Replay(net, batches, keep=keep)
-        assert list(replay.calls)[:3] == ["stem", "conv1", "bn1"]
-        assert replay.readers("conv1") == ["bn1"]
-        assert replay.readers("stem") == [None]
-        torch.testing.assert_close(torch.cat(list(replay.inputs("conv1"))), net.stem(images).relu())
-        torch.testing.assert_close(torch.cat(list(replay.outputs("conv1"))), net.conv1(net.stem(images).relu()))
-        torch.testing.assert_close(torch.cat(list(replay.outputs("fc"))), net(images))
-
-
-@pytest.mark.parametrize("arch", ["vgg_16_bn", "resnet_56", "densenet_40"])
-def test_the_declared_networks_can_be_replayed(arch):
-    net = randomise_(norton.build(arch))
-    x = torch.randn(2, 3, 32, 32)
-    replay = Replay(net, [x])
-    last = [name for name in replay.calls if isinstance(net.get_submodule(name), nn.Linear)][-1]
-    torch.testing.assert_close(next(replay.outputs(last)), net(x).detach())
-
-
 class Twice(nn.Module):
     """A layer that reads first nearly nothing, then what counts."""
 
@@ -256,17 +209,6 @@ def test_a_network_that_is_one_layer():
     small = norton.decompose(conv, 1, objective="outputs", images=calibration_images())
     images = calibration_images()
     assert drift(conv, small, images) < drift(conv, norton.decompose(conv, 1), images)
-
-
-def test_output_errors_are_those_of_layers_in_their_networks(net):
-    images = calibration_images()
-    small = norton.decompose(net, 1, objective="outputs", images=images)
-    found = output_errors(net, small, images, batch_size=25)
-    assert list(found) == ["stem", "conv1", "conv2"]
-    before, after = (one.conv1(one.stem(images).relu()).detach() for one in (net, small))
-    lost, before = (values - values.mean((0, 2, 3), keepdim=True) for values in (after - before, before))
-    assert found["conv1"] == pytest.approx((lost.square().sum() / before.square().sum()).item(), rel=1e-4)
-    assert all(error < output_errors(net, norton.decompose(net, 1), images)[name] for name, error in found.items())
 
 
 def test_saved_and_loaded_again(tmp_path):
