@@ -69,6 +69,16 @@ def test_neighbours_are_tried(small, times, milliseconds, form):
     }
 
 
+@pytest.mark.parametrize("budget", [SearchBudget(trials=0), SearchBudget(patience=0)])
+def test_a_search_ends_with_its_budget(small, times, budget):
+    """Without trials, or time for them, what is best alone is compared with one form for all, and no more."""
+    net, x = norton.decompose(small, 2, starts=1, iterations=2), torch.randn(2, 3, 8, 8)
+    times({"depthwise": 1.0, "grouped": 1.1, DENSE: 5.0}, lambda deployed: 10 - convolutions(deployed))
+    tried = {name for name in deploy(net, x, search=budget).deployment.networks if ": " in name}
+    assert not tried
+    assert any(": " in name for name in deploy(net, x, search=SearchBudget()).deployment.networks)
+
+
 def test_one_form_for_all_is_tried(small, times):
     """Layers that were disturbed while they were timed do not hide what is fastest in the whole network."""
     net, x = norton.decompose(small, 2, starts=1, iterations=2), torch.randn(2, 3, 8, 8)
