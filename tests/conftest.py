@@ -1,10 +1,12 @@
 """Fixtures of all tests."""
 
+import hashlib
 import os
 
 import pytest
 import torch
 
+from norton.data.datasets import clutter
 from norton.deployment import search
 
 # On a busy machine two threads wait for each other longer than they compute, on tensors this small.
@@ -15,6 +17,26 @@ torch.set_num_threads(int(os.environ.get("NORTON_TEST_THREADS", "1")))
 def hasty(monkeypatch):
     """Whatever is chosen in deploying has to be right; how well it was timed does not matter in tests."""
     monkeypatch.setattr(search, "DEFAULT_BUDGET", search.SearchBudget(layer_seconds=0, trials=1))
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    """Which digits of which split → the pictures that `clutter` makes of them."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def rendered_once(monkeypatch, pictures):
+    """Each command would draw thousands of the same pictures: they are drawn once in a process."""
+    render = clutter.render
+
+    def kept(digits, split, seed):
+        key = hashlib.sha256(digits.numpy().tobytes()).hexdigest(), split, seed
+        if key not in pictures:
+            pictures[key] = render(digits, split, seed)
+        return pictures[key].clone()
+
+    monkeypatch.setattr(clutter, "render", kept)
 
 
 @pytest.fixture

@@ -15,3 +15,8 @@ def tree(tmp_path_factory):
 def own_tree(tree, tmp_path):
     """A copy that a test may spoil."""
     return shutil.copytree(tree, tmp_path / "tree")
+
+
+@pytest.fixture(autouse=True)
+def rendered_once():
+    """Not here, where the pictures themselves are tested."""

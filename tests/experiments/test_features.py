@@ -1,14 +1,13 @@
 """Grad-CAM against the definition, and `python -m experiments.features`."""
 
 import json
-import os
-import subprocess
-import sys
+import shlex
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.commands import run_here
 from helpers.networks import randomise_
 from helpers.repository import REPOSITORY
 from PIL import Image
@@ -96,10 +95,12 @@ def test_layers_without_a_map_are_refused(layer, message):
 # The program
 
 
-def features(*arguments):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-m", "experiments.features", *arguments]
-    return subprocess.run(words, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=600)
+@pytest.fixture
+def features(monkeypatch, capsys):
+    def start(*arguments):
+        return run_here(shlex.join(["python", "-m", "experiments.features", *arguments]), monkeypatch, capsys)
+
+    return start
 
 
 def read(folder):
@@ -118,11 +119,11 @@ def other(tmp_path):
     return norton.save(net, tmp_path / "other.pt")
 
 
-def test_the_program_as_typed(other, tmp_path):
+def test_the_program(other, features, tmp_path):
     """Its mean correlation is that of literal maps of the same images; a network beside itself has 1."""
     given, out = f"compressed=[{other},{DENSE}]", tmp_path / "out"
-    done = features(given, "images=2", "statistics_images=8", "batch_size=3", "seed=5", f"out={out}")
-    assert done.returncode == 0, done.stderr[-2000:]
+    code, _, error = features(given, "images=2", "statistics_images=8", "batch_size=3", "seed=5", f"out={out}")
+    assert code == 0, error[-2000:]
     assert {path.name for path in out.iterdir()} == RESULTS
     metrics = read(out)
     assert len({row["image"] for row in metrics["shown"]}) == 2
@@ -149,7 +150,7 @@ def test_the_program_as_typed(other, tmp_path):
     assert metrics["chance"]["mean_correlation"] < 0.9
 
 
-def test_own_images_need_no_data(tmp_path):
+def test_own_images_need_no_data(features, tmp_path):
     """A large picture of a test image is that image again; other files in the folder are left alone."""
     data = load_data("clutter").test
     (tmp_path / "mine").mkdir()
@@ -157,8 +158,8 @@ def test_own_images_need_no_data(tmp_path):
     pixels = data.images[0].permute(1, 2, 0).numpy().repeat(3, 0).repeat(3, 1)
     Image.fromarray(pixels).save(tmp_path / "mine" / "a.png")
     Image.fromarray(pixels[:, :60]).save(tmp_path / "mine" / "b.JPG")
-    done = features(f"images={tmp_path}/mine", "statistics_images=0", f"out={tmp_path}/out")
-    assert done.returncode == 0, done.stderr[-2000:]
+    code, _, error = features(f"images={tmp_path}/mine", "statistics_images=0", f"out={tmp_path}/out")
+    assert code == 0, error[-2000:]
     metrics = read(tmp_path / "out")
     assert [row["image"] for row in metrics["shown"]] == ["a.png", "b.JPG"]
     predicted = norton.load(DENSE)(data[0][0][None]).argmax().item()
@@ -175,10 +176,10 @@ BAD = [
 
 
 @pytest.mark.parametrize("arguments, message", BAD, ids=[message for _, message in BAD])
-def test_bad_input_is_one_line(arguments, message, tmp_path):
+def test_bad_input_is_one_line(arguments, message, features, tmp_path):
     norton.save(norton.build("resnet_110"), tmp_path / "other.pt")
-    done = features(*arguments.format(other=tmp_path / "other.pt").split(), f"out={tmp_path}/out")
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert [line.startswith("error: ") for line in done.stderr.splitlines()] == [True]
+    code, _, error = features(*arguments.format(other=tmp_path / "other.pt").split(), f"out={tmp_path}/out")
+    assert code == 2
+    assert message in error
+    assert [line.startswith("error: ") for line in error.splitlines()] == [True]
     assert not (tmp_path / "out").exists()

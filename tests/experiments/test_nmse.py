@@ -2,15 +2,13 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
+import shlex
 from statistics import fmean
 
 import pytest
 import torch
+from helpers.commands import run_here
 from helpers.networks import randomise_
-from helpers.repository import REPOSITORY
 
 import norton
 
@@ -19,10 +17,12 @@ COMPRESSED = "checkpoints/resnet_56_clutter_rank3.pt"
 FAST = ("decomposition.options.starts=1", "decomposition.skip=[layer2.*,layer3.*]")
 
 
-def nmse(*arguments):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-m", "experiments.nmse", *arguments]
-    return subprocess.run(words, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=600)
+@pytest.fixture
+def nmse(monkeypatch, capsys):
+    def start(*arguments):
+        return run_here(shlex.join(["python", "-m", "experiments.nmse", *arguments]), monkeypatch, capsys)
+
+    return start
 
 
 def read(folder):
@@ -58,9 +58,9 @@ def dense(tmp_path_factory):
     return path
 
 
-def test_at_each_rank_and_of_given_files(dense, tmp_path):
-    done = nmse(f"checkpoint={dense}", "ranks=[1,3]", "accuracy=false", *FAST, f"out={tmp_path}/a")
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_at_each_rank_and_of_given_files(dense, nmse, tmp_path):
+    code, _, error = nmse(f"checkpoint={dense}", "ranks=[1,3]", "accuracy=false", *FAST, f"out={tmp_path}/a")
+    assert code == 0, error[-2000:]
     files = {"config.yaml", "metrics.json", "nmse_by_layer.csv", "table.md", "picture.png"}
     assert {path.name for path in (tmp_path / "a").iterdir()} == files
     metrics = read(tmp_path / "a")
@@ -82,8 +82,8 @@ def test_at_each_rank_and_of_given_files(dense, tmp_path):
     assert {row["layer"]: float(row["rank 3"]) for row in rows} == pytest.approx(three["nmse_by_layer"])
 
     given = ",".join(f"{tmp_path}/{rank}/model.pt" for rank in (1, 3))
-    done = nmse(f"checkpoint={dense}", f"compressed=[{given}]", "accuracy=false", f"out={tmp_path}/b")
-    assert done.returncode == 0, done.stderr[-2000:]
+    code, _, error = nmse(f"checkpoint={dense}", f"compressed=[{given}]", "accuracy=false", f"out={tmp_path}/b")
+    assert code == 0, error[-2000:]
     for result, expected in zip(read(tmp_path / "b")["networks"], (one, three), strict=True):
         assert result.pop("nmse_by_layer") == pytest.approx(expected.pop("nmse_by_layer"), rel=1e-4)
         assert result == pytest.approx(expected, rel=1e-4)
@@ -92,15 +92,15 @@ def test_at_each_rank_and_of_given_files(dense, tmp_path):
 SMALL = ("data=clutter", "data.copies=[1,1,1]")
 
 
-def test_accuracy_without_fine_tuning(tmp_path):
+def test_accuracy_without_fine_tuning(nmse, tmp_path):
     """Rank 8 leaves the shipped network as it is, to the eye of its accuracy."""
-    done = nmse(f"checkpoint={DENSE}", "ranks=[8]", *SMALL, *FAST, f"out={tmp_path}")
-    assert done.returncode == 0, done.stderr[-2000:]
+    code, said, error = nmse(f"checkpoint={DENSE}", "ranks=[8]", *SMALL, *FAST, f"out={tmp_path}")
+    assert code == 0, error[-2000:]
     metrics = read(tmp_path)
     assert metrics["data"] == "clutter"
     assert metrics["dense_top1"] > 90
     assert metrics["networks"][0]["top1"] == pytest.approx(metrics["dense_top1"], abs=2)
-    assert "top-1 % without fine-tuning" in done.stdout
+    assert "top-1 % without fine-tuning" in said
 
 
 BAD = [
@@ -113,10 +113,10 @@ BAD = [
 
 
 @pytest.mark.parametrize("arguments, message", BAD, ids=[message for _, message in BAD])
-def test_bad_input_is_one_line(arguments, message, tmp_path):
+def test_bad_input_is_one_line(arguments, message, nmse, tmp_path):
     arguments = arguments.format(dense=DENSE, compressed=COMPRESSED).split()
-    done = nmse(*arguments, "accuracy=false", f"out={tmp_path}/out")
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert [line.startswith("error: ") for line in done.stderr.splitlines()] == [True]
+    code, _, error = nmse(*arguments, "accuracy=false", f"out={tmp_path}/out")
+    assert code == 2
+    assert message in error
+    assert [line.startswith("error: ") for line in error.splitlines()] == [True]
     assert not (tmp_path / "out").exists()

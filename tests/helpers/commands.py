@@ -23,10 +23,10 @@ def succeeds(command):
     return done.stdout
 
 
-def run_here(command, monkeypatch, capsys):
+def run_here(command, monkeypatch, capsys, folder=REPOSITORY):
     """Run a command line in this process, which saves the seconds of importing; returns exit code, stdout, stderr."""
     words = shlex.split(command)[1:]
-    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.chdir(folder)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # the programs set it; pytest puts it back
     start = runpy.run_module if words[0] == "-m" else runpy.run_path
     words = words[1:] if words[0] == "-m" else words
