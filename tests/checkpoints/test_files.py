@@ -1,8 +1,11 @@
 """Files rebuild themselves bit for bit; whatever is not a whole, honest checkpoint is refused."""
 
+import copy
+import os
 import pickle
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import torch
@@ -17,29 +20,37 @@ from norton.checkpoints.rebuilding import ranks_in, widths_of
 
 
 def compressed(arch="resnet_56"):
+    return copy.deepcopy(compressed_once(arch))
+
+
+@cache
+def compressed_once(arch):
     rates = {"vgg_16_bn": "[0.3]*13", "densenet_40": "[0.]+[0.2]*38", "resnet_50": "[0.2]*20"}
     net = norton.build(arch) if arch != "resnet_50" else norton.build(arch, num_classes=20)
     small = norton.decompose(net, 2, starts=1) if arch == "resnet_56" else norton.build(arch, 2, None, net.num_classes)
     return randomise_(norton.prune(small, rates.get(arch, "[0.2]+[0.4]*2+[0.5]*60"), criterion="l2"))
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_round_trip_in_a_fresh_process(arch, tmp_path, images):
-    net, batch = compressed(arch), images(64 if arch == "resnet_50" else 32)
-    norton.save(net, tmp_path / "small.pt", metrics={"top1": 93.8}, lineage=[{"step": "test"}])
-    with torch.no_grad():
-        torch.save({"batch": batch, "logits": net(batch)}, tmp_path / "expected.pt")
+def test_round_trips_in_a_fresh_process(tmp_path, images):
+    for arch in ARCHITECTURES:
+        net, batch = compressed(arch), images(64 if arch == "resnet_50" else 32)
+        path = norton.save(net, tmp_path / f"{arch}.pt", metrics={"top1": 93.8}, lineage=[{"step": "test"}])
+        with torch.no_grad():
+            torch.save({"batch": batch, "logits": net(batch)}, tmp_path / f"{arch}.expected")
+        content = read(path)
+        assert content["metrics"] == {"top1": 93.8}
+        assert content["lineage"] == [{"step": "test"}]
     code = """
 import sys, torch, norton
-torch.set_num_threads(1)
-expected = torch.load(sys.argv[2])
-with torch.no_grad():
-    assert torch.equal(norton.load(sys.argv[1])(expected["batch"]), expected["logits"])
+torch.set_num_threads(int(sys.argv[1]))
+for arch in sys.argv[2:]:
+    expected = torch.load(f"{arch}.expected")
+    with torch.no_grad():
+        assert torch.equal(norton.load(f"{arch}.pt")(expected["batch"]), expected["logits"]), arch
 """
-    subprocess.run([sys.executable, "-c", code, tmp_path / "small.pt", tmp_path / "expected.pt"], check=True)
-    content = read(tmp_path / "small.pt")
-    assert content["metrics"] == {"top1": 93.8}
-    assert content["lineage"] == [{"step": "test"}]
+    words = [sys.executable, "-c", code, str(torch.get_num_threads()), *ARCHITECTURES]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run(words, cwd=tmp_path, env=env, check=True)
 
 
 def test_loaded_networks_can_be_compressed_further(tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers.commands import succeeds, written
+from helpers.commands import run_here, succeeds, written
 from PIL import Image
 
 import norton
@@ -62,10 +62,12 @@ def test_decomposed(decomposed):
     assert norton.load(path).layer1[0].conv2.rank == RANK
 
 
-def test_evaluation_needs_val_alone(tree, decomposed, tmp_path):
+def test_evaluation_needs_val_alone(tree, decomposed, tmp_path, monkeypatch, capsys):
     path, measured = decomposed
     (tmp_path / "val").symlink_to(tree / "val")
-    succeeds(f"python evaluate.py checkpoint={path} data=imagenet data.root={tmp_path} {SMALL} out={tmp_path}/out")
+    command = f"python evaluate.py checkpoint={path} data=imagenet data.root={tmp_path} {SMALL} out={tmp_path}/out"
+    code, _, error = run_here(command, monkeypatch, capsys)
+    assert code == 0, error[-2000:]
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     for key in ("top1", "top5", "macs", "params"):
         assert metrics[key] == measured[key]

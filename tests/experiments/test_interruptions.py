@@ -90,9 +90,12 @@ def attempt(out, kill_at_write=None, kill_after=None):
     os._exit(0)
 
 out, undisturbed = sys.stdin.read().split()
+began = time.monotonic()
+whole = attempt(undisturbed)
+took = time.monotonic() - began  # a fast machine gets no further between kills than a slow one
 killed = [attempt(out, kill_at_write=n) for n in (1, 2, 3, 4, 5, 6, 7, 8)]
-killed += [attempt(out, kill_after=dice.uniform(0.1, 1.8)) for _ in range(12)]
-print("killed", sum(status == signal.SIGKILL for status in killed), "last", attempt(out), attempt(undisturbed))
+killed += [attempt(out, kill_after=took * dice.uniform(0.01, 0.08)) for _ in range(12)]
+print("killed", sum(status == signal.SIGKILL for status in killed), "last", attempt(out), whole)
 """
 
 

@@ -3,11 +3,9 @@ runs that really are of that network."""
 
 import csv
 import json
-import subprocess
-import sys
 
 import pytest
-from helpers.repository import REPOSITORY
+from helpers.commands import run_here
 from hydra import compose, initialize_config_dir
 
 import norton
@@ -138,23 +136,20 @@ def test_the_table_for_people():
     ]
 
 
-def run(*arguments):
-    command = [sys.executable, "-m", "experiments.paper_tables", *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
-
-
-def test_the_program(tmp_path):
-    done = run("table=rank_ratio", f"out={tmp_path}/out")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "3N" in done.stdout
+def test_the_program(tmp_path, monkeypatch, capsys):
+    command = f"python -m experiments.paper_tables table=rank_ratio out={tmp_path}/out"
+    code, said, error = run_here(command, monkeypatch, capsys)
+    assert code == 0, error[-2000:]
+    assert "3N" in said
     written = {"config.yaml", "metrics.json", "rank_ratio.md", "rank_ratio.csv", "rank_ratio.png"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == written
     (first, *_) = csv.DictReader((tmp_path / "out" / "rank_ratio.csv").open())
     assert (first["method"], first["MACs here"], first["params −%"]) == ("3N", "110,597,130", "64.91")
 
 
-def test_an_unknown_table(tmp_path):
-    done = run("table=nix", f"out={tmp_path}/out")
-    assert done.returncode == 2
-    assert "unknown table 'nix'; choose one of all, vgg_16_bn" in done.stderr
+def test_an_unknown_table(tmp_path, monkeypatch, capsys):
+    command = f"python -m experiments.paper_tables table=nix out={tmp_path}/out"
+    code, _, error = run_here(command, monkeypatch, capsys)
+    assert code == 2
+    assert "unknown table 'nix'; choose one of all, vgg_16_bn" in error
     assert not (tmp_path / "out").exists()
