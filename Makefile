@@ -1,5 +1,5 @@
 # `make demo` and `make test` set everything up themselves; a second call does not install again.
-.PHONY: help demo test quick check docs setup clean
+.PHONY: help demo test quick coverage check docs setup clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,6 +10,7 @@ help:
 	@echo 'make demo    train, decompose, prune and fine-tune a small network, in minutes'
 	@echo 'make test    all checks and tests'
 	@echo 'make quick   the tests that are over in a minute'
+	@echo 'make coverage  all tests, and which lines none of them runs'
 	@echo 'make check   style, types, and which package may import which'
 	@echo 'make docs    the documentation as a site, in docs/_build/html'
 	@echo 'make setup   an environment with everything, in .venv'
@@ -20,10 +21,14 @@ demo: setup
 
 # A process per core with one thread each: the tensors of the tests are too small to share.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal --durations=20
 
 quick: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal -m quick
+
+# Lines that no test runs; commands that run in processes of their own are not seen.
+coverage: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal --cov=norton --cov=experiments --cov=detection --cov-report=term-missing:skip-covered
 
 check: setup
 	$(BIN)/ruff check .

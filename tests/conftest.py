@@ -13,6 +13,15 @@ from norton.deployment import search
 torch.set_num_threads(int(os.environ.get("NORTON_TEST_THREADS", "1")))
 
 
+# Their tests run whole commands: begun last, one of them would keep a single process busy at the end.
+LONGEST = ("docs", "experiments", "cli", "detection", "training")
+
+
+def pytest_collection_modifyitems(items):
+    rooms = {item: item.path.parent.name for item in items}
+    items.sort(key=lambda item: LONGEST.index(rooms[item]) if rooms[item] in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch):
     """Whatever is chosen in deploying has to be right; how well it was timed does not matter in tests."""

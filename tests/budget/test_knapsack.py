@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from norton.budget import knapsack
 from norton.budget.knapsack import cheapest, choose, fill
 
+pytestmark = pytest.mark.quick
+
 
 @st.composite
 def tables(draw, layers=4, options=4):

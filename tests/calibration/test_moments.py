@@ -8,6 +8,8 @@ from torch import nn
 
 from norton.calibration.input_moments import gather_moments, output_rows, patches
 
+pytestmark = pytest.mark.quick
+
 GEOMETRIES = [
     {"kernel_size": 3, "padding": 1},
     {"kernel_size": (3, 5), "stride": (2, 1), "padding": (1, 2)},

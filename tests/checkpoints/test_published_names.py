@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 import norton
 from norton.checkpoints.published_names import parse_name
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("name, expected", [
     ("vgg_16_bn_[0.6]*6+[0.8]*7_1_90.32.pt", ("vgg_16_bn", None, "[0.6]*6+[0.8]*7", 1, 90.32)),

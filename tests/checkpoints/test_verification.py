@@ -22,6 +22,8 @@ from norton.checkpoints.files import read
 from norton.checkpoints.published_names import parse_name
 from norton.checkpoints.verification import CANNOT_BE_JUDGED, FAILS, HOLDS, find_contradictions, judge
 
+pytestmark = pytest.mark.quick
+
 MEASURED = {"top1": 90.3, "top5": 99.4, "macs": 1000, "params": 50}
 
 

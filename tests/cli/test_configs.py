@@ -10,6 +10,8 @@ from norton.decomposition import DECOMPOSITIONS
 from norton.models import NETWORKS
 from norton.pruning import CRITERIA
 
+pytestmark = pytest.mark.quick
+
 CHOICES = [
     (path.parent.name, path.stem) for path in sorted(CONFIGS.glob("*/*.yaml")) if path.parent.name != "experiment"
 ]

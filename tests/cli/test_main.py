@@ -11,6 +11,8 @@ import norton
 from norton.cli import main as command
 from norton.cli.main import COMMANDS, module_of
 
+pytestmark = pytest.mark.quick
+
 
 def run(monkeypatch, capsys, *arguments):
     """Run `norton ARGUMENTS` in this process; returns exit code, stdout, stderr."""

@@ -8,6 +8,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 import norton
 from norton.cli.published_flags import ABOUT_DATA, translate
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(autouse=True)
 def devices(monkeypatch):

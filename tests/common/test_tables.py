@@ -11,6 +11,8 @@ import norton
 from norton.common.tables import MOST_ROWS, html_table, text_table
 from norton.deployment.record import Deployment
 
+pytestmark = pytest.mark.quick
+
 ROWS = [
     {"layer": "conv1", "rank": None, "MACs": 1234567, "error": 0.12345},
     {"layer": "fc", "rank": "2", "MACs": 7, "error": 2.0},

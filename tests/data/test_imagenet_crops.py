@@ -6,6 +6,8 @@ import torch
 from helpers.imagenet import load
 from PIL import Image
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(scope="module")
 def gradients(tmp_path_factory):

@@ -7,6 +7,8 @@ from helpers.imagenet import CLASSES, file_of, load, make
 
 from norton.common.errors import InputError
 
+pytestmark = pytest.mark.quick
+
 
 def says(error, *parts):
     assert "\n" not in str(error.value)

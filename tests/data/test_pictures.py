@@ -7,6 +7,8 @@ from PIL import Image
 from norton.common.errors import InputError, NortonWarning
 from norton.data.pictures import read_pictures
 
+pytestmark = pytest.mark.quick
+
 SIZE = (3, 32, 32)
 
 

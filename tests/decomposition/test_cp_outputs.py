@@ -11,6 +11,8 @@ from norton.decomposition import cp_filters
 from norton.decomposition.cp_outputs import refit
 from norton.decomposition.factors import Factors, balanced, reconstruct
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_heads_are_those_of_least_squares(rank):

@@ -12,6 +12,8 @@ from norton.decomposition import DECOMPOSITIONS, cp_filters
 from norton.decomposition.options import DecomposeOptions, method_options
 from norton.pruning import CRITERIA, PruneOptions, Pruning
 
+pytestmark = pytest.mark.quick
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 

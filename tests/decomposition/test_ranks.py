@@ -14,6 +14,8 @@ from norton.decomposition.ranks import _first, _way, weight_nmse
 from norton.decomposition.vbmf import noise_variance, threshold, vbmf_rank
 from norton.graph.plan import plan_of
 
+pytestmark = pytest.mark.quick
+
 METHODS = list(DECOMPOSITIONS)
 
 

@@ -11,6 +11,8 @@ from norton.decomposition import DECOMPOSITIONS
 from norton.deployment.exact_forms import DENSE, exact_forms, merge_kernels, scale_outputs_
 from norton.graph.layers import as_dense
 
+pytestmark = pytest.mark.quick
+
 GEOMETRIES = [
     {},
     {"padding": 1},

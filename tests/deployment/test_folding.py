@@ -10,6 +10,8 @@ from torch import nn
 from norton import InputError, deploy
 from norton.deployment.folding import fold
 
+pytestmark = pytest.mark.quick
+
 
 def test_folding_takes_only_norms_that_alone_follow_a_layer(small):
     x, before = torch.randn(4, 3, 8, 8), {name: value.clone() for name, value in small.state_dict().items()}

@@ -17,6 +17,8 @@ from norton.deployment.onednn import PackedConv2d
 from norton.deployment.search import FormSearch, SearchBudget
 from norton.measure.latency import Latency
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture
 def times(monkeypatch):

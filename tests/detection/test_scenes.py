@@ -12,6 +12,8 @@ from detection.coco import CocoImages, encode, open_annotations
 from detection.scenes import KEYPOINTS, extreme_points, scenes, write_scenes
 from detection.scoring import results_for, results_of, score
 
+pytestmark = pytest.mark.quick
+
 COUNTS = {"train": 12, "val": 3, "test": 3}
 
 

@@ -6,6 +6,8 @@ from hydra import compose, initialize_config_dir
 from experiments.sweeps.identity import fingerprint, meaning
 from norton.cli.program import CONFIGS, quote
 
+pytestmark = pytest.mark.quick
+
 
 def config(*overrides):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):

@@ -10,6 +10,8 @@ from torch import nn
 import norton
 from norton.graph.tracing import trace_wiring
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("name", HAND_MADE)
 def test_hand_made(name):

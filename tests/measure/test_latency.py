@@ -12,6 +12,8 @@ from torch import nn
 from norton.cli.tables import speed_sentence
 from norton.measure.latency import inference_forms, latencies, peak_memory
 
+pytestmark = pytest.mark.quick
+
 
 class Recorder(nn.Module):
     """Writes down that it was called, and on what; copies share the book."""

@@ -10,6 +10,9 @@ from norton.models import NETWORKS, list_models
 from norton.pruning import CRITERIA, list_criteria
 
 
+pytestmark = pytest.mark.quick
+
+
 @pytest.mark.parametrize("verb", [
     lambda net: norton.decompose(net, 2),
     lambda net: norton.prune(net, 0.3, "l2"),

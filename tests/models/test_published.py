@@ -11,6 +11,8 @@ import norton
 from experiments.paper.fill import fill, image
 from norton.measure.counting import percent_removed
 
+pytestmark = pytest.mark.quick
+
 PAPER = REPOSITORY / "experiments" / "paper"
 LAYOUTS = json.loads((PAPER / "published_layout.json").read_text())
 ROWS = [row for row in csv.DictReader((PAPER / "norton_rows.csv").open()) if row["exact_macs"]]

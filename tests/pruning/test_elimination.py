@@ -7,6 +7,8 @@ import torch
 from norton.common.errors import InputError
 from norton.pruning.elimination import removal_order
 
+pytestmark = pytest.mark.quick
+
 
 def literal_order(distances, count):
     """Section "Selection" of the paper, word for word, O(n³)."""

@@ -9,6 +9,8 @@ import pytest
 from norton.common.errors import InputError
 from norton.pruning.normalisation import NORMALISATIONS, normalised
 
+pytestmark = pytest.mark.quick
+
 SCORES = [0.5, 3.0, 0.0, 2.0, 3.0, 1.25]
 LITERAL = {
     "none": lambda x, all_: x,

@@ -11,6 +11,8 @@ from norton.decomposition.factors import Factors
 from norton.pruning import scores
 from norton.pruning.published import published_order, published_scores, wrapped_angles
 
+pytestmark = pytest.mark.quick
+
 
 def factors(filters, rank, side=3, seed=0):
     """Random factors of 16 channels and a square kernel.

@@ -5,6 +5,8 @@ from hypothesis import strategies as st
 import norton
 from norton.pruning.rates import pruned_width
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("text, rates", [
     ("[0.6]*6+[0.8]*7", [0.6] * 6 + [0.8] * 7),

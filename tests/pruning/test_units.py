@@ -11,6 +11,8 @@ from norton.cli.rows import width_rows
 from norton.pruning import spared
 from norton.pruning.allocation import Allocation, global_widths
 
+pytestmark = pytest.mark.quick
+
 
 def grouped(groups=4, filters=64, norm=None):
     """A convolution into one in groups, or into a GroupNorm, so that units of the first hold several filters."""

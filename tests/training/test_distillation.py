@@ -13,6 +13,8 @@ from norton.decomposition.svd import SVDLinear
 from norton.training import Classifier, Distillation, Recipe, fit
 from norton.training.distillation import feature_loss, last_linear, run, soft_target_loss
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
