@@ -30,7 +30,7 @@ BAD = [
     ("evaluate.py checkpoint={dense} model=resnet_110", "holds a resnet_56"),
     ("evaluate.py checkpoint={dense} rank=2", "has rank 0, not 2"),
     ("evaluate.py checkpoint={dense} data=cifar10 data.root={tmp}", "cifar"),
-    ("evaluate.py checkpoint={dense} out={tmp}/cut.pt/x", "cannot write"),
+    ("evaluate.py checkpoint={dense} +trainer.limit_test_batches=1 out={tmp}/cut.pt/x", "cannot write"),
     ("evaluate.py --ckpt {dense} rank=0", "published flags and settings are mixed: --ckpt and rank=0"),
     ("complexity.py --arch resnet_56 -r", "expected one argument"),
     ("complexity.py --arch resnet_57", "unknown model 'resnet_57'"),
@@ -90,17 +90,24 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("command, message", BAD, ids=[f"{c.split()[0]}-{m}" for c, m in BAD])
-def test_bad_input_is_one_line(command, message, tmp_path, monkeypatch, capsys):
-    (tmp_path / "cut.pt").write_bytes((REPOSITORY / DENSE).read_bytes()[:5000])
-    torch.save({"state_dict": {}, "run": print}, tmp_path / "code.pt")
+@pytest.fixture(scope="module")
+def bad_files(tmp_path_factory):
+    """A folder of files that are no good, to which no command adds anything."""
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "cut.pt").write_bytes((REPOSITORY / DENSE).read_bytes()[:5000])
+    torch.save({"state_dict": {}, "run": print}, folder / "code.pt")
     net = norton.build("resnet_56")
-    norton.save(net, tmp_path / "strange.pt", metrics={"top1": "91.15"})
-    norton.save(net, tmp_path / "elsewhere.pt", metrics={"top1": 91.15, "data": "../model/resnet_56"})
-    before = written(tmp_path)
-    code, _, said = run_here("python " + command.format(dense=DENSE, tmp=tmp_path), monkeypatch, capsys)
+    norton.save(net, folder / "strange.pt", metrics={"top1": "91.15"})
+    norton.save(net, folder / "elsewhere.pt", metrics={"top1": 91.15, "data": "../model/resnet_56"})
+    return folder
+
+
+@pytest.mark.parametrize("command, message", BAD, ids=[f"{c.split()[0]}-{m}" for c, m in BAD])
+def test_bad_input_is_one_line(command, message, bad_files, monkeypatch, capsys):
+    before = written(bad_files)
+    code, _, said = run_here("python " + command.format(dense=DENSE, tmp=bad_files), monkeypatch, capsys)
     assert code == 2
     assert message in said
     assert "Traceback" not in said
     assert len([line for line in said.splitlines() if line.startswith("error: ")]) == 1
-    assert written(tmp_path) == before
+    assert written(bad_files) == before

@@ -9,7 +9,6 @@ from norton.decomposition import DECOMPOSITIONS, list_methods
 from norton.models import NETWORKS, list_models
 from norton.pruning import CRITERIA, list_criteria
 
-
 pytestmark = pytest.mark.quick
 
 
