@@ -26,7 +26,7 @@ PUBLISHED_PARAMS = {
     "maskrcnn": (44_454_513, 24_658_289),
     "keypointrcnn": (59_190_378, 39_394_154),
 }
-SMALL = {"min_size": 64, "max_size": 96, "rpn_post_nms_top_n_test": 20, "rpn_post_nms_top_n_train": 20}
+SMALL = {"min_size": 64, "max_size": 96, "rpn_post_nms_top_n_test": 5, "rpn_post_nms_top_n_train": 20}
 
 
 def small_detector(kind, compressed=True, **options):

@@ -9,6 +9,7 @@ from helpers.commands import run_here, written
 from detection import load_detector
 
 RATES = "compress_rate=[0.]+[0.1]*2+[0.4]*5+[0.75]*12"
+FEW = ["detector.options.min_size=64", "+detector.options.box_detections_per_img=5"]
 TINY = ["data.size=64", "data.counts={train:4,val:2,test:2}", "trainer.accelerator=cpu"]
 
 
@@ -19,7 +20,7 @@ def run(monkeypatch, capsys):
 
 
 def test_train_and_evaluate(run, tmp_path):
-    small = ["detector.options.min_size=64", "detector=maskrcnn", "training.epochs=1", "data.batch_size=2"]
+    small = [*FEW, "detector=maskrcnn", "training.epochs=1", "data.batch_size=2"]
     common = [*TINY, f"data.root={tmp_path}/scenes"]
     code, _, error = run("train", *small, *common, "rank=1", RATES, f"out={tmp_path}/a")
     assert code == 0, error[-2000:]
@@ -38,7 +39,7 @@ def test_train_and_evaluate(run, tmp_path):
 
 
 def test_a_detector_goes_on_from_another(run, tmp_path):
-    common = [*TINY, f"data.root={tmp_path}/scenes", "detector.options.min_size=64", "training.epochs=0"]
+    common = [*TINY, f"data.root={tmp_path}/scenes", *FEW, "training.epochs=0"]
     code, _, error = run("train", *common, "rank=1", RATES, f"out={tmp_path}/a")
     assert code == 0, error[-2000:]
     first = f"checkpoint={tmp_path}/a/model.pt"

@@ -19,6 +19,8 @@ RATES = "[0.]+[0.1]*2+[0.4]*5+[0.75]*12"
 KINDS = {"fasterrcnn": "boxes", "maskrcnn": "masks", "keypointrcnn": "keypoints"}
 COUNTS = {"train": 6, "val": 2, "test": 2}
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
+# A mask or a keypoint of each of a hundred boxes would take most of the time.
+FEW = {"rpn_post_nms_top_n_test": 20, "box_detections_per_img": 5}
 
 
 def scenes_data(root, kind="boxes", **options):
@@ -34,7 +36,8 @@ def root(tmp_path_factory):
 def test_a_tiny_training(detector, kind, root, tmp_path):
     data = scenes_data(root, kind)
     options = {"num_keypoints": 4} if kind == "keypoints" else {}
-    small = {"min_size": 64, "max_size": 64, "rpn_post_nms_top_n_train": 20, "box_batch_size_per_image": 16, **options}
+    few = {"rpn_post_nms_top_n_train": 20, "box_batch_size_per_image": 16, **FEW}
+    small = {"min_size": 64, "max_size": 64, **few, **options}
     backbone = norton.build("resnet_50", 1, "[0.]+[0.1]*2+[0.4]*5+[0.75]*12")
     net = build_detector(detector, backbone, data.num_classes, **small)
     before = {name: p.clone() for name, p in net.named_parameters()}
@@ -177,7 +180,7 @@ def test_coco_as_on_disk(kind, classes, tmp_path):
     assert ("masks" in targets[0]) == (kind == "masks") and ("keypoints" in targets[0]) == (kind == "keypoints")
     assert [len(images) for images, _ in data.val_dataloader()] == [1]
     detector = next(name for name, learns in KINDS.items() if learns == kind)
-    net = build_detector(detector, norton.build("resnet_50", 1, RATES), classes, min_size=64)
+    net = build_detector(detector, norton.build("resnet_50", 1, RATES), classes, min_size=64, **FEW)
     scores, _ = evaluate(net, data, **QUIET)
     assert list(scores) == list(TYPES[kind])
 
