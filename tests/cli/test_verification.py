@@ -76,15 +76,15 @@ def test_verify(measured_once, tmp_path, monkeypatch, capsys):
     verdicts = {row.split("|")[1].strip(): row.split("|")[-2].strip() for row in table.splitlines()[2:]}
     assert verdicts.pop("resnet_56_clutter_rank3.pt") == "holds"
     assert set(verdicts.values()) == {"absent"}
+    (folder / "mine.yaml").write_text("resnet_56_clutter_rank3.pt: {sha256: null, data: clutter, top1: 95.0}")
+    code, out, _ = verified("mine.yaml", "b")
+    assert code == 1
+    assert "the registry claims top-1 95.00, measured 96.50" in out
     file = folder / "resnet_56_clutter_rank3.pt"
     file.write_bytes((REPOSITORY / DENSE).read_bytes())
-    code, out, _ = verified("registry.yaml", "b")
+    code, out, _ = verified("registry.yaml", "c")
     assert code == 2
     assert "SHA-256" in out
-    (folder / "mine.yaml").write_text("resnet_56_clutter_rank3.pt: {sha256: null, data: clutter, top1: 95.0}")
-    code, out, _ = verified("mine.yaml", "c")
-    assert code == 1
-    assert "the registry claims top-1 95.00, measured 96.40" in out
     code, _, error = run_here(f"python evaluate.py checkpoint={file}", monkeypatch, capsys)
     assert code == 2
     assert "SHA-256" in error
