@@ -24,7 +24,7 @@ def test_complexity_as_published(tmp_path):
 
 def test_decompose_prune_evaluate(tmp_path, monkeypatch, capsys):
     a, b, c = (tmp_path / name for name in "abc")
-    fast = "decomposition.options.starts=1 calibration.images=256"
+    fast = "decomposition.options.starts=1 decomposition.options.iterations=20 calibration.images=256"
     command = f"python decompose.py checkpoint={DENSE} rank={{conv1:2,*:3}} {fast} out={a}"
     code, out, error = run_here(command, monkeypatch, capsys)
     assert code == 0, error[-2000:]
@@ -99,12 +99,11 @@ def test_whoever_interrupts_is_told_whether_it_goes_on(program, said, tmp_path, 
 
 
 def test_pipeline_stops_and_goes_on(tmp_path, monkeypatch, capsys):
-    dense, folder = tmp_path / "dense.pt", tmp_path / "run"
-    norton.save(norton.build("vgg_16_bn", 0, [0.9] * 13), dense)
+    folder = tmp_path / "run"
     command = (
-        f"python -m experiments.pipeline checkpoint={dense} data=mnist5k data.batch_size=16 rank=1 "
-        "compress_rate=[0.3]*13 training=clutter training.epochs=1 decomposition.options.starts=1 "
-        "calibration.images=16 +trainer.limit_train_batches=20 +trainer.limit_test_batches=20 "
+        f"python -m experiments.pipeline checkpoint={DENSE} rank=1 compress_rate=[0.]+[0.6]*29 training.epochs=1 "
+        "decomposition.options.starts=1 decomposition.options.iterations=10 data.batch_size=32 calibration.images=64 "
+        "+trainer.limit_train_batches=10 +trainer.limit_val_batches=4 +trainer.limit_test_batches=8 "
         f"latency_batch=2 out={folder}"
     )
     code, first, error = run_here(command, monkeypatch, capsys)
