@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from filelock import Timeout
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
 
 import norton
+from experiments.sweeps.chain import PointChain, first_steps
 from experiments.sweeps.folder import FORMAT, Sweep, is_done, read_index, sweep_of
 from experiments.sweeps.identity import check, fingerprint, meaning, short_label
-from experiments.sweeps.shared import dense_measures, first_compressed, first_steps, spent, start_network, start_of
-from experiments.sweeps.stages import USED, accuracy, compressed, fine_tuned, kept_data
-from norton.cli import opening, steps
-from norton.cli.chain import check_teachers, lineage_record
+from experiments.sweeps.shared import kept_data
+from norton.cli import opening
 from norton.cli.settings import make_loggers, plain
 from norton.common.files import write_json
 from norton.deployment.comparing import deploy_alike
@@ -131,35 +131,27 @@ def measure(cfg: DictConfig, sweep: Sweep, point: str, say: Callable[[str], None
 def _measure(cfg: DictConfig, sweep: Sweep, point: str, say: Callable[[str], None], loggers: list) -> dict[str, Any]:
     data = kept_data(json.dumps(plain(cfg.data), sort_keys=True))
     opening.check_latency_batch(cfg, data)
-    net, origin = start_of(cfg)
-    check_teachers(net, origin["lineage"], cfg, cfg.steps, data)
-    dense, dense_file = start_network(cfg, data, sweep, say)
-    for step in cfg.steps:
-        steps.check_fit(dense, cfg, step)
-    whole = dense_measures(dense, dense_file, cfg, data, sweep, say)
-    cfg, choice = spent(dense, dense_file, cfg, data, sweep, say)
-    net, nmse, lineage = first_compressed(dense, dense_file, cfg, data, sweep, say)
-    before = None
+    chain = PointChain(cfg, data, sweep, point, say, loggers)
+    dense = chain.dense(chain.start())
+    whole = chain.measures(dense)
+    choice = chain.spend(dense)
+    stage, before = chain.first_compressed(dense), None
     for number, step in enumerate(cfg.steps[len(first_steps(cfg)) :]):
-        if step != "finetune":
-            net, error = compressed(net, step, cfg, data, say)
-            nmse = error if error is not None else nmse
-        elif cfg.training.epochs:
-            before = before or accuracy(net, cfg, data, say)
-            net = fine_tuned(net, dense, cfg, data, sweep.training(point) / f"{number}", say, loggers)
-        else:
-            continue
-        lineage = [*lineage, lineage_record(step, cfg, USED[step])]
-    after = accuracy(net, cfg, data, say)
+        if step == "finetune":
+            if not cfg.training.epochs:
+                continue
+            before = before or chain.accuracy(stage.net)
+        stage = chain.take(stage, step, number)
+    after = chain.accuracy(stage.net)
     say("count")
-    cost = norton.complexity(net)
+    cost = norton.complexity(stage.net)
     found = {
-        "arch": dense.arch,
+        "arch": dense.net.arch,
         "data": data.name,
         "split": cfg.split,
         **after,
         "top1_before": (before or after)["top1"],
-        "nmse": nmse,
+        "nmse": stage.nmse,
         "macs": cost.macs,
         "params": cost.params,
         "macs_removed_percent": percent_removed(cost.macs, whole["macs"]),
@@ -170,20 +162,24 @@ def _measure(cfg: DictConfig, sweep: Sweep, point: str, say: Callable[[str], Non
         found["budget"] = choice.as_dict()
     if cfg.latency_batch is not None:
         say("latency")
-        images = data.images("test", cfg.latency_batch)
-        nets = deploy_alike({"dense": dense, "point": net}, images, cfg.latency, repeats=TUNING)
-        times = latencies(nets, images, repeats=cfg.repeats)
-        found |= {
-            "latency_ms": times["point"].milliseconds,
-            "latency_form": times["point"].form,
-            "dense_latency_ms": times["dense"].milliseconds,
-        }
+        found |= timed(dense.net, stage.net, data.images("test", cfg.latency_batch), cfg)
     if cfg.training.epochs and "finetune" in cfg.steps:
         say("save")
         claims = {"data": data.name, "macs": cost.macs, "params": cost.params, **(after if cfg.split == "test" else {})}
-        norton.save(net, sweep.network(point), metrics=claims, lineage=lineage)
+        norton.save(stage.net, sweep.network(point), metrics=claims, lineage=stage.lineage)
         found["checkpoint"] = sweep.network(point).name
     return found
+
+
+def timed(dense: nn.Module, net: nn.Module, images: Tensor, cfg: DictConfig) -> dict[str, Any]:
+    """The latency of a point's network and of the dense one, in turns, in milliseconds."""
+    nets = deploy_alike({"dense": dense, "point": net}, images, cfg.latency, repeats=TUNING)
+    times = latencies(nets, images, repeats=cfg.repeats)
+    return {
+        "latency_ms": times["point"].milliseconds,
+        "latency_form": times["point"].form,
+        "dense_latency_ms": times["dense"].milliseconds,
+    }
 
 
 @contextmanager
