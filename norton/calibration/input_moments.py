@@ -33,7 +33,9 @@ class InputMoments:
             mean = self.mean[start : start + len(block)]
             second.append(block - mean[:, None] * mean)
             start += len(block)
-        cross = None if self.cross is None else self.cross - self.output_mean[:, None] * self.mean
+        cross = self.cross
+        if cross is not None and self.output_mean is not None:
+            cross = cross - self.output_mean[:, None] * self.mean
         return InputMoments(second, self.mean, cross, self.output_mean, self.rows)
 
 
@@ -73,7 +75,8 @@ def gather_moments(
     for total in sums:
         total /= rows
     second, (mean, *of_targets) = sums[: len(sizes)], sums[len(sizes) :]
-    return InputMoments(second, mean, *(of_targets or (None, None)), rows)
+    cross, output_mean = of_targets or (None, None)
+    return InputMoments(second, mean, cross, output_mean, rows)
 
 
 def block_sizes(layer: nn.Conv2d | nn.Linear, blocks: int) -> list[int]:

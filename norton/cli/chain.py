@@ -135,7 +135,8 @@ def check_teachers(
         if group is None or not distills(cfg[group]):
             continue
         if (file := cfg[group].get("teacher")) is not None:
-            if (classes := load_file(file, cfg).num_classes) != data.num_classes:
+            classes = load_file(file, cfg).num_classes
+            if data is not None and classes != data.num_classes:
                 raise InputError(
                     f"{group}.teacher={file} tells {classes} classes apart, the data {data.name} have "
                     f"{data.num_classes}; choose another"

@@ -49,7 +49,7 @@ def load_file(path: str | Path, cfg: DictConfig, **told: Any) -> nn.Module:
     return rebuild(content, path, arch=arch, **told)
 
 
-def build_model(cfg: DictConfig, rank=0, compress_rate=None) -> nn.Module:
+def build_model(cfg: DictConfig, rank: Any = 0, compress_rate: Any = None) -> nn.Module:
     """The network of `model=`, of that rank and rates."""
     m = cfg.model
     return build(m.arch, rank, compress_rate, m.num_classes, plain(m.get("input_size")))

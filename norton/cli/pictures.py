@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from norton.common.files import write_whole
 
@@ -84,7 +85,7 @@ def scatter_picture(
     return save_figure(path, figure, title)
 
 
-def _scale_by_range(axis) -> None:
+def _scale_by_range(axis: Any) -> None:
     """A logarithmic x axis where values differ much, with ticks that can be read; room for the labels of points."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -97,14 +98,14 @@ def _scale_by_range(axis) -> None:
         axis.xaxis.set_major_formatter("{x:g}")
 
 
-def _figure(columns: int, width: float, height: float, rows: int = 1):
+def _figure(columns: int, width: float, height: float, rows: int = 1) -> tuple[Any, Any]:
     from matplotlib.figure import Figure  # without pyplot there is no global state, and no backend to choose
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False).flatten()
 
 
-def save_figure(path: str | Path, figure, title: str) -> Path:
+def save_figure(path: str | Path, figure: Any, title: str) -> Path:
     figure.suptitle(title, fontsize=11)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)

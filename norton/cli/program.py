@@ -143,7 +143,7 @@ def _report(error: BaseException, resumes: bool = False) -> NoReturn:
     sys.exit(EXIT_BAD_INPUT)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         return f"unknown {group or 'config'} {choice!r}; choose one of {', '.join(sorted(error.options))}"
@@ -166,6 +166,8 @@ def _quiet_libraries() -> None:
     warnings.formatwarning = _one_line_warning
 
 
-def _one_line_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, line=None) -> str:
+def _one_line_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
     """What this project remarks, without the place in its code; warnings of libraries with it."""
     return f"{'note' if category is NortonWarning else f'{filename}:{lineno}: {category.__name__}'}: {message}\n"

@@ -25,7 +25,9 @@ def cost_row(cost: Complexity, dense: Complexity) -> Row:
     }
 
 
-def dense_cost(net: nn.Module, convention: str = "norton", input_size=None) -> Complexity:
+def dense_cost(
+    net: nn.Module, convention: str = "norton", input_size: tuple[int, int, int] | None = None
+) -> Complexity:
     """The cost of the dense network that `net` came from."""
     dense = build(net.arch, num_classes=net.num_classes)
     return complexity(dense, input_size or net.input_size, convention=convention)

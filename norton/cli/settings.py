@@ -1,7 +1,7 @@
 """Settings of the commands: read from a config, checked before any work."""
 
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -13,6 +13,9 @@ from norton.common.errors import InputError
 from norton.deployment.comparing import check_latency_mode
 from norton.pruning import Pruning
 from norton.pruning.allocation import read_rates
+
+if TYPE_CHECKING:
+    from norton.training import Recipe
 
 RECIPES = {"train": "pretraining", "finetune": "training"}  # the config group of each step that trains
 
@@ -70,7 +73,7 @@ def calibration(cfg: DictConfig) -> norton.Calibration:
         raise InputError(f"calibration.{error}") from None
 
 
-def recipe(settings: DictConfig, name: str = "training"):
+def recipe(settings: DictConfig, name: str = "training") -> "Recipe":
     """The `Recipe` of a config group, which may also name a teacher."""
     from norton.training import Recipe
 

@@ -77,7 +77,8 @@ def decompose(net: nn.Module, cfg: DictConfig, data: Data, *, progress: bool = T
     require(cfg, "decompose")
     if leaves_dense(cfg):
         return copy.deepcopy(net)
-    how, used = decompose_options(cfg), {}
+    how = decompose_options(cfg)
+    used: dict[str, Any] = {}
     if how.objective == "outputs":
         used = {"images": calibration_images(net, cfg, data), "calibration": calibration(cfg)}
     return norton.decompose(net, plain(cfg.rank), **how.arguments(), **used, progress=progress)

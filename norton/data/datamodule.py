@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -84,7 +85,7 @@ class ClassificationData(lightning.LightningDataModule):
         root: str | Path | None = None,
         seed: int = 0,
         num_workers: int = 0,
-        **options,
+        **options: Any,
     ):
         super().__init__()
         check_loading(name, batch_size=batch_size, num_workers=num_workers, seed=seed)
@@ -124,7 +125,7 @@ class ClassificationData(lightning.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._loader(self.splits.test)
 
-    def _loader(self, dataset: Dataset, **order) -> DataLoader:
+    def _loader(self, dataset: Dataset, **order: Any) -> DataLoader:
         # A loader without a generator takes a number from torch's global one at every start of an epoch.
         order.setdefault("generator", generator(self.seed))
         return LateLoader(dataset, batch_size=self.batch_size, num_workers=self.num_workers, **order)

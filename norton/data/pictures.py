@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ def read_pictures(folder: str | Path, input_size: Sequence[int], data: str, coun
     files = files_of_folder(folder)
     _, height, width = input_size
     side = min(height, width)
-    module = inspect.getmodule(DATASETS[data])
+    module: Any = inspect.getmodule(DATASETS[data])
     transform = v2.Compose(
         [
             v2.Resize(side if side <= 64 else side * 8 // 7, antialias=True),

@@ -3,6 +3,7 @@
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ class Splits:
         return len(self.classes)
 
 
-def load_data(name: str, *, root: str | Path | None = None, seed: int = 0, **options) -> Splits:
+def load_data(name: str, *, root: str | Path | None = None, seed: int = 0, **options: Any) -> Splits:
     """The dataset `name`, looked for under `root` (`data/` if None) and split by `seed`.
 
     Raises InputError for an unknown name or option, and where files are missing.

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean
+from typing import Any
 
 import torch
 from rich.progress import track
@@ -52,7 +53,7 @@ def decompose(
     images: Tensor | None = None,
     calibration: Calibration | None = None,
     progress: bool = False,
-    **options,
+    **options: Any,
 ) -> nn.Module:
     """A copy of `net` with the layers decomposed that the method takes; works on any module.
 

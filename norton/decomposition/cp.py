@@ -47,8 +47,8 @@ class CPConv2d(nn.Module):
         dilation: tuple[int, int] = (1, 1),
         padding_mode: str = "zeros",
         bias: bool = True,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         self.rank = rank
@@ -141,7 +141,7 @@ class CPConv2d(nn.Module):
         options = {"starts": starts, "iterations": iterations, "tolerance": tolerance}
         layer = cls.shaped_like(conv, rank)
         layer.set_factors_(cp_filters(conv.weight.detach(), rank, seed=seed, name=name, **options))
-        if conv.bias is not None:
+        if layer.bias is not None:
             layer.bias.data.copy_(conv.bias.data)
         return layer
 
@@ -201,7 +201,7 @@ class CPConv2d(nn.Module):
                 sizes.append((total // 2, total - total // 2))
             else:
                 sizes.append((0, 0) if layer.padding == "valid" else (layer.padding[axis],) * 2)
-        return tuple(sizes)
+        return sizes[0], sizes[1]
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, rank={self.rank}"

@@ -13,6 +13,8 @@ a layer share S.  In each factor the problem is linear:
 Arrays here have the filter first: head (O, R, C), spatial kernels (O, R, kh·kw).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -130,7 +132,8 @@ def _near_inverse(kernels: Tensor, metric: Metric) -> tuple[list[Tensor], Tensor
 
 def _kronecker(metric: Metric, positions: int) -> tuple[list[Tensor], Tensor]:
     """Channels (C, C), in blocks as the metric is, and positions (kh·kw, kh·kw), whose Kronecker product is near it."""
-    channels, spatial = [], 0
+    channels: list[Tensor] = []
+    spatial: Any = 0
     for block in metric.blocks:
         table = block.unflatten(0, (-1, positions)).unflatten(2, (-1, positions))
         channels.append(table.diagonal(dim1=1, dim2=3).mean(-1))

@@ -225,7 +225,7 @@ def principal(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return matrices @ right, right.mT
 
 
-def gram_svd(matrix: Tensor, n_eigenvecs: int | None = None, **_) -> tuple[Tensor, Tensor, Tensor]:
+def gram_svd(matrix: Tensor, n_eigenvecs: int | None = None, **_: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The truncated SVD (u, s, vh) of a matrix (m, n) by the Gram matrix of its smaller side, as tensorly's `svd=`.
 
     Ten times as fast as LAPACK's on the unfoldings of a layer, where one side is short.  u s vh is a projection of the

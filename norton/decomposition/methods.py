@@ -48,7 +48,7 @@ class DecomposedLayer(Protocol):
         """The layer for one of this geometry, on its device and in its precision; values undefined."""
 
     @classmethod
-    def from_conv(cls, conv: nn.Module, rank: int | list[int], *, name: str, seed: int = 0, **options) -> Self:
+    def from_conv(cls, conv: nn.Module, rank: int | list[int], *, name: str, seed: int = 0, **options: Any) -> Self:
         """The layer that approximates `conv`; `name` is for error messages."""
 
     def composed_weight(self) -> Tensor:

@@ -49,7 +49,7 @@ def layer_ranks(
     rank: RankRule | Mapping[str, RankRule | None],
     skip: Iterable[str] | None = None,
     method: str = "cp",
-    **options,
+    **options: Any,
 ) -> dict[str, Rank]:
     """Layer → rank, a list of ranks where the method has several, for the layers that are to be decomposed.
 
@@ -89,7 +89,8 @@ def layer_rules(
     """Layer → what is asked for it, checked as `layer_ranks` does, but before anything is computed."""
     by_pattern = isinstance(rank, Mapping) and not _is_rule(rank)
     spare = () if by_pattern else getattr(net, "spare", ())
-    found = matching_layers(net, dict(rank) if by_pattern else {"*": rank}, skip, spare, method)
+    patterns: Any = rank if by_pattern else {"*": rank}
+    found = matching_layers(net, dict(patterns), skip, spare, method)
     full = {name: DECOMPOSITIONS[method].full_rank(net.get_submodule(name)) for name in found}
     if getattr(DECOMPOSITIONS[method], "clips_ranks", True) and not by_pattern and not isinstance(rank, Mapping):
         return _clipped(rank, full, net, method)
@@ -98,7 +99,7 @@ def layer_rules(
     return found
 
 
-def resolve(name: str, layer: nn.Module, asked: RankRule, method: str, **options) -> Rank:
+def resolve(name: str, layer: nn.Module, asked: RankRule, method: str, **options: Any) -> Rank:
     """The rank of one layer, in numbers."""
     decomposition = DECOMPOSITIONS[method]
     full = decomposition.full_rank(layer)
@@ -122,7 +123,7 @@ def possible_ranks(layer: nn.Module, method: str) -> list[Rank]:
     return [_plain(ranks) for ranks in _way(DECOMPOSITIONS[method], layer, 0)[0]]
 
 
-def _decomposed(decomposition: Any, layer: nn.Module, ranks: Ranks, **options) -> nn.Module:
+def _decomposed(decomposition: Any, layer: nn.Module, ranks: Ranks, **options: Any) -> nn.Module:
     return decomposition.from_conv(layer, _plain(ranks), **options)
 
 
@@ -143,7 +144,7 @@ def _is_rule(asked: Mapping) -> bool:
     return len(asked) == 1 and next(iter(asked)) in RULES
 
 
-def _clipped(rank: RankRule, full: Mapping[str, Ranks], net: nn.Module, method: str) -> dict[str, Rank]:
+def _clipped(rank: Any, full: Mapping[str, Ranks], net: nn.Module, method: str) -> dict[str, RankRule]:
     """Numbers for all layers, clipped to what each one has room for: a stem of three channels has little."""
     count = len(next(iter(full.values())))
     if isinstance(rank, list | tuple):
@@ -152,7 +153,7 @@ def _clipped(rank: RankRule, full: Mapping[str, Ranks], net: nn.Module, method: 
     else:
         asked, most = [rank] * count, [{name: max(ranks) for name, ranks in full.items()}] * count
     for number, among in zip(asked, most, strict=True):
-        widest = max(among, key=among.get)
+        widest = max(among, key=lambda name: among[name])
         check_rank(widest, number, among[widest], kind(net.get_submodule(widest)))
     return {name: _plain(tuple(map(min, asked, ranks))) for name, ranks in full.items()}
 
@@ -164,7 +165,7 @@ def _counted(name: str, asked: Sequence[int], count: int, method: str) -> Sequen
     return asked
 
 
-def _check(name: str, layer: nn.Module, asked: RankRule, method: str) -> None:
+def _check(name: str, layer: nn.Module, asked: Any, method: str) -> None:
     full = DECOMPOSITIONS[method].full_rank(layer)
     if isinstance(asked, Mapping):
         _check_rule(name, asked, method)
@@ -251,7 +252,8 @@ def _way(decomposition: Any, layer: nn.Module, bound: float) -> tuple[list[Ranks
         return [(rank,) for rank in range(1, full[0] + 1)], 0
     left = [_energy_left(matrix) for matrix in decomposition.unfoldings(layer.weight.double())]
     steps = [(tail[rank], which) for which, tail in enumerate(left) for rank in range(1, full[which])]
-    ranks, way, guess = [1] * len(full), [], 0
+    ranks, guess = [1] * len(full), 0
+    way: list[Ranks] = []
     for _, which in [*sorted(steps, key=lambda step: -step[0]), (0, None)]:
         ranks_now = _feasible(decomposition, layer, tuple(ranks))
         if not way or ranks_now != way[-1]:

@@ -52,7 +52,8 @@ class TTFilterConv2d(FilterWise):
         return cls.of_weights(conv, rank, [left.mT / size.where(size > 0, 1), vertical, horizontal])
 
     def composed_weight(self) -> Tensor:
-        (first, second), (pointwise, vertical, horizontal) = self.rank, self.parts()
+        first, second = self.rank  # type: ignore[misc]
+        pointwise, vertical, horizontal = self.parts()
         filters = len(horizontal)
         vertical = vertical.reshape(filters, second, first, -1)
         pointwise, horizontal = pointwise.reshape(filters, first, -1), horizontal.reshape(filters, second, -1)

@@ -1,14 +1,16 @@
 """The size of the images that a network takes: as somebody says, as the network states, else some usual ones to try."""
 
 from collections.abc import Sequence
-from typing import Any, TypeGuard
+from typing import Any, TypeAlias, TypeGuard
 
 from torch import Tensor, nn
 
 from norton.common.errors import InputError
 from norton.graph.layers import is_decomposed
 
-Example = Tensor | Sequence[int]  # an input (N, channels, height, width), or its size (channels, height, width)
+Example: TypeAlias = (
+    Tensor | Sequence[int]
+)  # an input (N, channels, height, width), or its size (channels, height, width)
 USUAL_SIDES = (224, 299, 32, 64, 28)  # of an image, tried in this order where nobody says which size a network takes
 
 

@@ -80,7 +80,7 @@ def select(tensor: nn.Parameter, kept: Tensor, dim: int) -> nn.Parameter: ...
 
 
 @overload
-def select(tensor: Tensor, kept: Tensor, dim: int) -> Tensor: ...
+def select(tensor: Tensor, kept: Tensor, dim: int) -> Tensor: ...  # type: ignore[overload-cannot-match]
 
 
 def select(tensor: Tensor, kept: Tensor, dim: int) -> Tensor:

@@ -235,7 +235,8 @@ class Wiring(ShownAsTable):
 
     def rows(self) -> list[dict[str, Any]]:
         """A row per axis that layers write."""
-        frozen, readers = self.frozen, {axis: [] for axis in self.writers}
+        frozen = self.frozen
+        readers: dict[int, list[str]] = {axis: [] for axis in self.writers}
         for name, channels in self.reads:
             for axis in {self.axis(span) for span in channels} & readers.keys():
                 readers[axis].append(name)

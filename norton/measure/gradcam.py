@@ -1,6 +1,7 @@
 """Grad-CAM: where a network looks when it names a class, and how alike two networks look."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ def _standardised(maps: Tensor) -> tuple[Tensor, Tensor]:
 def _output_size(net: nn.Module, layer: nn.Module) -> torch.Size | None:
     seen = []
 
-    def hook(module: nn.Module, inputs: tuple, output) -> None:
+    def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
         seen.append(output.shape if isinstance(output, Tensor) else None)
 
     handle = layer.register_forward_hook(hook)

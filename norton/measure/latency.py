@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median, quantiles
-from typing import NamedTuple, cast, get_args
+from typing import NamedTuple, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from norton.graph.layers import Form, has_forms, set_form_
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # what mallopt calls them, from malloc.h
 GIVE_UP_AT = 3  # times the fastest form; more than the noise of a busy machine
-ImageBatch = Tensor | Sequence[Tensor]  # images of one size, or of several, as detectors take them
+ImageBatch: TypeAlias = Tensor | Sequence[Tensor]  # images of one size, or of several, as detectors take them
 
 
 class Latency(NamedTuple):

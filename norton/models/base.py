@@ -43,7 +43,8 @@ class Network:
 
     def target_widths(self, rates: Sequence[float]) -> dict[str, int]:
         """Layer → filters left, for every layer with a rate.  Raises InputError where none would be left."""
-        wiring, widths = self.wiring(), {}
+        wiring = self.wiring()
+        widths: dict[str, int] = {}
         for layers, rate in zip(self.rated_layers(), rates, strict=True):
             for layer in layers:
                 width = self.full_width(layer, wiring, widths)

@@ -16,7 +16,7 @@ def match_channels(x: Tensor, channels: int, stride: int) -> Tensor:
 
 
 fx.wrap("match_channels")  # tracing takes it as it is, and knows what it does
-match_channels.crops_or_pads = True
+match_channels.crops_or_pads = True  # type: ignore[attr-defined]
 
 
 class BasicBlock(nn.Module):

@@ -1,6 +1,7 @@
 """VGG-16 with BatchNorm for 32×32 images, with the names of the published checkpoints."""
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from norton.graph.wiring import Wiring
 from norton.models.base import NETWORKS, Network
 
-WIDTHS = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512]
+WIDTHS: list[Any] = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512]
 
 
 @NETWORKS.register("vgg_16_bn")

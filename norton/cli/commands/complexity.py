@@ -23,9 +23,14 @@ from norton.models.foreign import is_path
 class Counted(Protocol):
     """The cost of a network of any kind."""
 
-    macs: int
-    params: int
-    convention: str
+    @property
+    def macs(self) -> int: ...
+
+    @property
+    def params(self) -> int: ...
+
+    @property
+    def convention(self) -> str: ...
 
 
 DETECTORS = "detection.complexity"  # the module whose `count(cfg)` counts what is no classification network

