@@ -71,7 +71,7 @@ def fused(layer):
     """The form, which is not offered on a CPU."""
     before, exact_forms._fusible = exact_forms._fusible, lambda layer: True
     try:
-        return exact_forms.forms(layer)["fused"]
+        return exact_forms.exact_forms(layer)["fused"]
     finally:
         exact_forms._fusible = before
 
@@ -80,8 +80,8 @@ def fused(layer):
 def interpreted(tmp_path_factory):
     """What the kernel gives in all cases: one process, as importing takes longest."""
     path = tmp_path_factory.mktemp("kernels") / "outputs.pt"
-    code = f"import test_kernels; test_kernels.interpret({str(path)!r})"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": "tests", "TRITON_INTERPRET": "1"}
+    code = f"import test_triton_cp; test_triton_cp.interpret({str(path)!r})"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": "tests:tests/deployment", "TRITON_INTERPRET": "1"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], cwd=REPOSITORY, env=environment, capture_output=True, text=True
     )
@@ -186,7 +186,7 @@ def test_on_a_gpu(name, monkeypatch):
         monkeypatch.setattr(triton_cp, "_tile", lambda *_: triton_cp.Tile(*tile))
     monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
     layer, x = layer_of(name)
-    form = exact_forms.forms(layer.cuda())["fused"]
+    form = exact_forms.exact_forms(layer.cuda())["fused"]
     check(form(x.cuda()).cpu(), dense(layer.cpu(), x), x.dtype)
     torch.testing.assert_close(form.cpu().float()(x.float()).double(), dense(layer, x), rtol=1e-3, atol=1e-3)
 
@@ -263,10 +263,10 @@ def test_every_tile_covers_its_outputs():
 
 def test_offered_where_it_can_run(monkeypatch):
     layer, _ = layer_of("dilation")
-    assert "fused" not in exact_forms.forms(layer)
+    assert "fused" not in exact_forms.exact_forms(layer)
     monkeypatch.setattr(exact_forms, "runs_in_triton", lambda weight: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    found = exact_forms.forms(layer)
+    found = exact_forms.exact_forms(layer)
     assert isinstance(found["fused"], FusedCP) and list(found)[-1] == exact_forms.DENSE
     layer.feature.vertical.padding_mode = "reflect"
     assert not exact_forms._fusible(layer)
