@@ -29,7 +29,7 @@ class DetectionRecipe:
 
     epochs: 0 trains nothing.  learning_rate: for 16 images a step, scaled by the images of all devices.  steps: epochs
     after which the rate falls to a tenth.  warmup_steps: of linear warm-up from `warmup_factor` times the rate.
-    gradient_clip: largest norm of the gradient, 0 for any.  form: how decomposed layers compute, see `set_form_`.
+    gradient_clip: largest norm of the gradient, 0 for any.  compute: how decomposed layers do, see `set_form_`.
     """
 
     epochs: int
@@ -40,15 +40,15 @@ class DetectionRecipe:
     warmup_steps: int = 1000
     warmup_factor: float = 0.001
     gradient_clip: float = 0.0
-    form: str = "fast"
+    compute: str = "fast"
 
     def __post_init__(self):
         for name in ("epochs", "warmup_steps"):
             check_whole_number(f"training.{name}", getattr(self, name), 0)
         for name in ("learning_rate", "momentum", "weight_decay", "warmup_factor", "gradient_clip"):
             check_number(f"training.{name}", getattr(self, name), least=0)
-        if self.form not in FORMS:
-            raise InputError(f"training.form is {self.form!r}; choose one of {', '.join(FORMS)}")
+        if self.compute not in FORMS:
+            raise InputError(f"training.compute is {self.compute!r}; choose one of {', '.join(FORMS)}")
         if list(self.steps) != sorted(self.steps) or any(not isinstance(step, int) or step < 1 for step in self.steps):
             raise InputError(f"training.steps is {list(self.steps)!r}; it must be rising epochs of at least 1")
 
@@ -165,7 +165,7 @@ def fit(
     if recipe.epochs == 0:
         return copy.deepcopy(net)
     lightning.seed_everything(seed, verbose=False)
-    module = DetectorModule(set_form_(copy.deepcopy(net), recipe.form), recipe, data, seed).train()
+    module = DetectorModule(set_form_(copy.deepcopy(net), recipe.compute), recipe, data, seed).train()
     # Faster, above all in bfloat16. Not the heads: the loss of torchvision's keypoints takes no other format.
     module.net.backbone.to(memory_format=torch.channels_last)
     state_dict = best_weights(
@@ -186,10 +186,10 @@ def fit(
 
 
 def evaluate(
-    net: nn.Module, data: DetectionData, *, split: str = "test", form: str = "fast", **trainer_options
+    net: nn.Module, data: DetectionData, *, split: str = "test", compute: str = "fast", **trainer_options
 ) -> tuple[dict[str, dict[str, float | None]], list[dict[str, Any]]]:
     """COCO's numbers per type, and the results behind them in COCO's format.  net: untouched."""
-    module = DetectorModule(set_form_(copy.deepcopy(net), form), DetectionRecipe(epochs=0), data)
+    module = DetectorModule(set_form_(copy.deepcopy(net), compute), DetectionRecipe(epochs=0), data)
     trainer = trainer_of(logger=False, enable_checkpointing=False, enable_model_summary=False, **trainer_options)
     if split == "test":
         trainer.test(module, data.test_dataloader(), verbose=False)

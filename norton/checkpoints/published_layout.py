@@ -1,6 +1,6 @@
 """Published files, which hold weights alone: network, rank and widths from the names and shapes of their layers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,8 +22,13 @@ def identify(state_dict: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def network_of_shapes(state: Mapping[str, Tensor], path: str | Path, arch: str | None = None) -> nn.Module:
-    """The network on the meta device that has a published file's names and shapes, or the nearest to them."""
+def network_of_shapes(
+    state: Mapping[str, Tensor], path: str | Path, arch: str | None = None, input_size: Sequence[int] | None = None
+) -> nn.Module:
+    """The network on the meta device that has a published file's names and shapes, or the nearest to them.
+
+    arch, input_size: as in `norton.build`; by default the architecture that has these names, and its own size.
+    """
     found = identify(state)
     if arch is not None and found is not None and arch != found:
         raise InputError(f"{path}: holds a {found}, not a {arch} as told")
@@ -36,10 +41,10 @@ def network_of_shapes(state: Mapping[str, Tensor], path: str | Path, arch: str |
     classes, nearest, fewest = len(linear[-1]), None, len(state) + 1
     with torch.device("meta"):
         if found is None:
-            return dense_network(arch, classes)  # the strict loading names what is missing
-        for plan in _possible_plans(dense_network(arch, classes), state):
+            return dense_network(arch, classes, input_size)  # the strict loading names what is missing
+        for plan in _possible_plans(dense_network(arch, classes, input_size), state):
             try:
-                net = apply_plan_(dense_network(arch, classes), plan)
+                net = apply_plan_(dense_network(arch, classes, input_size), plan)
             except (RuntimeError, ValueError, ZeroDivisionError):  # no network has these widths
                 continue
             wrong = sum(key not in state or state[key].shape != v.shape for key, v in net.state_dict().items())

@@ -51,10 +51,19 @@ def rebuild(
     rank: int | None = None,
     compress_rate: str | Sequence[float] | None = None,
     net: nn.Module | None = None,
+    input_size: Sequence[int] | None = None,
 ) -> nn.Module:
-    """The network of a checkpoint's content, see `load`; path: for messages."""
+    """The network of a checkpoint's content, see `load`; path: for messages.
+
+    input_size: (channels, height, width) of the images of a network of one's own, in the place of what the file or the
+    network says.
+    """
     published, state = "format" not in content, content["state_dict"]
-    rebuilt = network_of_shapes(state, path, arch) if published else network_of_plan(content, path, arch, net)
+    if published:
+        rebuilt = network_of_shapes(state, path, arch, input_size)
+    else:
+        said = content if input_size is None else {**content, "input_size": list(input_size)}
+        rebuilt = network_of_plan(said, path, arch, net)
     load_strictly_(rebuilt, state, path)
     if published:
         _check_stated(rebuilt, path, content.get("rank"), content.get("compress_rate"), "the file says")

@@ -1,14 +1,23 @@
 """What to type next."""
 
+import shlex
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from torch import nn
 
 from norton.models.foreign import OPEN, is_path
 
 
 def evaluation(net: nn.Module, path: Path) -> str:
-    """The command that evaluates a checkpoint; a constructor of the user's own has to be named again."""
+    """The command that evaluates a checkpoint.
+
+    It names again what the file does not say: a constructor of the user's own, and the data where they were given.
+    """
     arch = getattr(net, "arch", None)
-    named = f" model.arch={arch}" if arch is not None and is_path(arch) and not arch.startswith(OPEN) else ""
-    return f"python evaluate.py checkpoint={path}{named}"
+    settings = [f"checkpoint={path}"]
+    if arch is not None and is_path(arch) and not arch.startswith(OPEN):
+        settings.append(f"model.arch={arch}")
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    settings += [override for override in given if override.startswith(("data=", "data."))]
+    return f"python evaluate.py {shlex.join(settings)}"

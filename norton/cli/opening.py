@@ -31,12 +31,30 @@ def open_network(cfg: DictConfig, *, told: bool = False) -> tuple[nn.Module, dic
     if cfg.checkpoint is not None:
         content = read(cfg.checkpoint)
         description = {"rank": plain(cfg.rank), "compress_rate": plain(cfg.compress_rate)} if told else {}
-        net = rebuild(content, cfg.checkpoint, arch=cfg.model.arch, **description)
+        net = checkpoint_network(content, cfg, **description)
         return net, {"metrics": content.get("metrics", {}), "lineage": list(content.get("lineage", []))}
     if cfg.model.arch is None:
         raise InputError("no network: give checkpoint=FILE, or model=NAME for one with random weights")
     torch.manual_seed(cfg.seed)
     return build_model(cfg, 0, plain(cfg.model.get("compress_rate"))), {"metrics": {}, "lineage": []}
+
+
+def checkpoint_network(content: Mapping[str, Any], cfg: DictConfig, **told: Any) -> nn.Module:
+    """The network of the content of `checkpoint=`, as `model.` says it is.
+
+    told: rank and rates that it is expected to have.  Raises InputError where the settings of the model contradict the
+    file, or can do nothing for it.
+    """
+    m = cfg.model
+    if m.get("compress_rate") is not None:
+        raise InputError("model.compress_rate is for a new network, and checkpoint= has its widths; leave one out")
+    net = rebuild(content, cfg.checkpoint, arch=m.arch, input_size=plain(m.get("input_size")), **told)
+    if m.num_classes not in (None, net.num_classes):
+        raise InputError(
+            f"{cfg.checkpoint}: its network tells {net.num_classes} classes apart, not model.num_classes="
+            f"{m.num_classes}; leave that out"
+        )
+    return net
 
 
 def load_file(path: str | Path, cfg: DictConfig, **told: Any) -> nn.Module:

@@ -6,14 +6,14 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -68,7 +68,7 @@ def script(
             os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra would print errors itself, in many lines
             try:
                 OmegaConf.register_new_resolver("choices_of", functools.partial(choices_of, CONFIGS), replace=True)
-                sys.argv[1:] = [quote(argument) for argument in translate(sys.argv[1:])]
+                sys.argv[1:] = [quote(argument) for argument in translate(joined(sys.argv[1:]))]
                 hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
             except (*BAD_INPUT, KeyboardInterrupt) as error:
                 _report(error, resumes)
@@ -82,6 +82,17 @@ def script(
         return main
 
     return decorate
+
+
+def joined(arguments: Sequence[str]) -> list[str]:
+    """Arguments with a mapping, `rank={layer1.*: 3}`, in one again, where a shell has cut it at its blanks."""
+    whole: list[str] = []
+    for argument in arguments:
+        if whole and "={" in whole[-1] and whole[-1].count("{") > whole[-1].count("}"):
+            whole[-1] += f" {argument}"
+        else:
+            whole.append(argument)
+    return whole
 
 
 def quote(argument: str) -> str:
@@ -147,6 +158,8 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         return f"unknown {group or 'config'} {choice!r}; choose one of {', '.join(sorted(error.options))}"
+    if isinstance(error, OverrideParseException) and set("{}") & set(error.override):
+        return f"cannot read {error.override!r}; put the setting into quotes as a whole, e.g. 'rank={{layer1.*: 3}}'"
     if match := re.match(r"Could not override '(.+)'", str(error)):
         return f"there is no setting {match[1]!r}; --help lists all settings"
     return " ".join(str(error).split("full_key")[0].split())

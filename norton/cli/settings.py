@@ -21,8 +21,11 @@ RECIPES = {"train": "pretraining", "finetune": "training"}  # the config group o
 
 
 def plain(value: Any) -> Any:
-    """A config value as plain data."""
-    return OmegaConf.to_container(value, resolve=True) if isinstance(value, (DictConfig, ListConfig)) else value
+    """A config value as plain data; keys are text, also of layers whose name is a number."""
+    if not isinstance(value, DictConfig | ListConfig):
+        return value
+    found = OmegaConf.to_container(value, resolve=True)
+    return {str(key): one for key, one in found.items()} if isinstance(found, dict) else found
 
 
 def check_settings(cfg: DictConfig) -> None:

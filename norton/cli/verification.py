@@ -10,9 +10,8 @@ from norton.checkpoints import verification
 from norton.checkpoints.claims import Claim, claims_of_entry, claims_of_file, claims_of_name
 from norton.checkpoints.files import read
 from norton.checkpoints.published_names import parse_name, resembles_name
-from norton.checkpoints.rebuilding import rebuild
 from norton.checkpoints.verification import Verdict
-from norton.cli.opening import choose_data, open_data
+from norton.cli.opening import checkpoint_network, choose_data, open_data
 from norton.cli.settings import plain
 from norton.cli.steps import evaluate
 from norton.common.errors import InputError
@@ -59,8 +58,8 @@ def verify(cfg: DictConfig, entry: dict[str, Any] | None = None) -> Verification
     With data=auto, on the data that the claim is about; where those cannot be had, the counts alone are judged.
     """
     content = read(cfg.checkpoint)
-    told = {"arch": cfg.model.arch, "rank": plain(cfg.rank), "compress_rate": plain(cfg.compress_rate)}
-    net = rebuild(content, cfg.checkpoint, **told).float()  # a file in half precision meets float32 images
+    told = {"rank": plain(cfg.rank), "compress_rate": plain(cfg.compress_rate)}
+    net = checkpoint_network(content, cfg, **told).float()  # a file in half precision meets float32 images
     claimed, contradictions, notes, unread = collect_claims(cfg.checkpoint, content, net, entry)
     cost = complexity(net)
     measured: dict[str, Any] = {"macs": cost.macs, "params": cost.params}

@@ -3,16 +3,17 @@
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader
 
-from norton.common.errors import InputError
+from norton.common.errors import InputError, warn
 from norton.data.datamodule import ClassificationData
 from norton.graph.layers import set_form_
 from norton.training.classifier import Classifier, Recipe
@@ -30,16 +31,17 @@ def fit(
     folder: str | Path,
     teacher: nn.Module | None = None,
     seed: int = 0,
-    loggers: Sequence = (),
-    callbacks: Sequence = (),
+    loggers: Sequence[Any] = (),
+    callbacks: Sequence[Callback] = (),
     resume: bool = True,
-    **trainer_options,
+    **trainer_options: Any,
 ) -> nn.Module:
-    """A trained copy of `net`, in evaluation mode, with the weights of the best epoch (see `Recipe.selection`).
+    """A trained copy of `net`, in evaluation mode, with the weights of the best epoch (see `Recipe.select_on`).
 
     folder: takes the training state after every epoch; with `resume`, a training found there goes on where it was,
     with the same batches an uninterrupted one would have seen.  teacher: a trained network that this one learns from,
-    where the recipe distills; it is not changed.  trainer_options: the Lightning Trainer's own.
+    where the recipe distills; it is not changed.  trainer_options: the Lightning Trainer's own.  Where no epoch is
+    better than `net` itself, a warning says so, and `net`'s weights are kept, unless the recipe has a sparsity.
 
     Raises InputError at the end of an epoch whose loss is not finite, and for a teacher that is missing, that the
     recipe has no use for, or that does not fit, see `Distillation`.
@@ -49,24 +51,26 @@ def fit(
     distillation = distillation_of(net, teacher, recipe, data)
     lightning.seed_everything(seed, verbose=False)
     # A loaded network is in evaluation mode, and Lightning would train it in that.
-    student = set_form_(copy.deepcopy(net), recipe.form)
+    student = set_form_(copy.deepcopy(net), recipe.compute)
     module = Classifier(student, recipe, data.num_classes, distillation).train()
-    selection = data.test_dataloader() if recipe.selection == "test" else data.val_dataloader()
+    select_on = data.test_dataloader() if recipe.select_on == "test" else data.val_dataloader()
     state_dict = best_weights(
         module,
         data.train_dataloader(),
-        selection,
+        select_on,
         monitor="val/top1",
         folder=folder,
         callbacks=callbacks,
         resume=resume,
+        keep_start=not recipe.sparsity,  # which is to thin out scales, at the price of accuracy
         max_epochs=recipe.epochs,
         logger=list(loggers),
         gradient_clip_val=recipe.gradient_clip or None,
         **trainer_options,
     )
     trained = copy.deepcopy(net).eval()
-    trained.load_state_dict(state_dict)
+    if state_dict is not None:
+        trained.load_state_dict(state_dict)
     return trained
 
 
@@ -91,20 +95,40 @@ def distillation_of(
     )
 
 
+class StartScore(Callback):
+    """The score of the network that a training begins with, which a resumed training remembers."""
+
+    def __init__(self, monitor: str):
+        self.monitor = monitor
+        self.score: float | None = None
+
+    def on_sanity_check_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self.score is None:  # else this is a training that goes on
+            self.score = float(trainer.callback_metrics[self.monitor])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"score": self.score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.score = state_dict["score"]
+
+
 def best_weights(
     module: lightning.LightningModule,
     train: DataLoader,
-    selection: DataLoader,
+    select_on: DataLoader,
     *,
     monitor: str,
     folder: str | Path,
-    callbacks: Sequence = (),
+    callbacks: Sequence[Callback] = (),
     resume: bool = True,
-    **trainer_options,
-) -> dict[str, Tensor]:
+    keep_start: bool = False,
+    **trainer_options: Any,
+) -> dict[str, Tensor] | None:
     """Train a module and give the weights that its `net` had in the epoch with the largest `monitor`.
 
     folder: takes the training state after every epoch; with `resume`, a training found there goes on where it was.
+    keep_start: compare with the start too; None, with a warning, where no epoch is better.
     """
     folder = Path(folder)
     if own := {"num_sanity_val_steps", "default_root_dir", "enable_model_summary"} & set(trainer_options):
@@ -114,9 +138,10 @@ def best_weights(
     last = ModelCheckpoint(folder, filename=Path(LAST).stem, enable_version_counter=False)
     # tqdm, because Lightning's default shows nothing where the output is not a terminal.
     bar = [TQDMProgressBar(refresh_rate=10)] if trainer_options.get("enable_progress_bar", True) else []
+    start = StartScore(monitor)
     trainer = trainer_of(
-        callbacks=[best, last, *bar, *callbacks],
-        num_sanity_val_steps=0,
+        callbacks=[best, last, start, *bar, *callbacks],
+        num_sanity_val_steps=-1 if keep_start else 0,  # all of the validation, before the first epoch
         default_root_dir=folder,
         enable_model_summary=False,
         **trainer_options,
@@ -124,18 +149,25 @@ def best_weights(
     if not trainer.limit_val_batches:
         raise InputError("trainer.limit_val_batches is 0; the best epoch is picked on validation images")
     state = folder / LAST
-    trainer.fit(module, train, selection, ckpt_path=state if resume and state.exists() else None, weights_only=True)
+    trainer.fit(module, train, select_on, ckpt_path=state if resume and state.exists() else None, weights_only=True)
+    if start.score is not None and best.best_model_score <= start.score:
+        if rank_zero_only.rank == 0:
+            warn(
+                f"training: no epoch was better than the network it began with ({monitor} {best.best_model_score:.4f}, "
+                f"before {start.score:.4f}), whose weights are kept; use a lower training.learning_rate, or more epochs"
+            )
+        return None
     state_dict = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
     return {key.removeprefix("net."): value for key, value in state_dict.items() if key.startswith("net.")}
 
 
 def evaluate(
-    net: nn.Module, data: ClassificationData, *, split: str = "test", form: str = "fast", **trainer_options
+    net: nn.Module, data: ClassificationData, *, split: str = "test", compute: str = "fast", **trainer_options: Any
 ) -> dict[str, float]:
     """{"top1", "top5", "loss"} on one split; accuracies in percent.  net: untouched."""
     if split not in ("test", "val"):
         raise InputError(f"split is {split!r}; choose one of test, val")
-    module = Classifier(set_form_(copy.deepcopy(net), form), Recipe(epochs=0), data.num_classes)
+    module = Classifier(set_form_(copy.deepcopy(net), compute), Recipe(epochs=0), data.num_classes)
     trainer = trainer_of(logger=False, enable_checkpointing=False, enable_model_summary=False, **trainer_options)
     if split == "test":
         (result,) = trainer.test(module, data.test_dataloader(), verbose=False)
@@ -154,7 +186,7 @@ def leave_devices() -> bool:
     return rank_zero_only.rank == 0
 
 
-def trainer_of(**options) -> lightning.Trainer:
+def trainer_of(**options: Any) -> lightning.Trainer:
     try:
         return lightning.Trainer(**options)
     except (MisconfigurationException, TypeError, ValueError) as error:

@@ -61,7 +61,7 @@ def test_a_detector_goes_on_from_another(run, tmp_path):
     ("train", ["detector.trainable_layers=9"], "trainable_layers is 9"),
     ("train", ["+detector.options.colour=red"], "has no option colour"),
     ("train", ["training.steps=[5,2]"], "rising epochs"),
-    ("train", ["training.form=nix"], "training.form is 'nix'"),
+    ("train", ["training.compute=nix"], "training.compute is 'nix'"),
     ("train", ["seed=-1"], "seed is -1"),
     ("train", ["data.size=10"], "size is 10"),
     ("train", ["+detector.options.num_classes=5"], "num_classes, which the data decide"),

@@ -45,7 +45,7 @@ def test_a_config_for_each_known_row(row):
         recipe.label_smoothing,
         recipe.warmup_epochs,
     )
-    assert recipe.selection == "validation"
+    assert recipe.select_on == "validation"
 
 
 @pytest.mark.parametrize("name, rank, rates", ABLATIONS)

@@ -6,13 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import pytest
 import torch
+from helpers.repository import REPOSITORY
 from helpers.training import QUIET, digits, same, tiny
+from omegaconf import OmegaConf
 from torch import nn
 
 import norton
+from norton.common.errors import NortonWarning
 from norton.training import Classifier, Recipe, evaluate, fit
 
 
@@ -133,8 +137,8 @@ def test_a_diverging_training_says_so(tmp_path):
     ({"epochs": -1}, r"training\.epochs"),
     ({"epochs": 1, "learning_rate": "fast"}, r"training\.learning_rate is 'fast'"),
     ({"epochs": 1, "sparsity": -0.1}, r"training\.sparsity is -0\.1"),
-    ({"epochs": 1, "selection": "train"}, "choose one of validation, test"),
-    ({"epochs": 1, "form": "dense"}, r"training\.form"),
+    ({"epochs": 1, "select_on": "train"}, "choose one of validation, test"),
+    ({"epochs": 1, "compute": "dense"}, r"training\.compute"),
     ({"epochs": 1, "label_smoothing": 1.0}, "label_smoothing"),
 ])  # fmt: skip
 def test_bad_recipes(setting, message):
@@ -183,3 +187,17 @@ def test_sparsity_without_batchnorm_says_so(tmp_path):
     net = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
     with pytest.raises(norton.InputError, match=r"training\.sparsity .* this network has none"):
         fit(net, digits(), Recipe(epochs=1, sparsity=0.1), folder=tmp_path, **QUIET)
+
+
+def test_the_start_is_kept_and_said_where_no_epoch_is_better(trained, tmp_path):
+    net, data = trained[0], digits()
+    bad = Recipe(epochs=2, learning_rate=3.0, gradient_clip=0.0, warmup_epochs=0)
+    with pytest.warns(NortonWarning, match="no epoch was better than the network it began with"):
+        after = fit(net, data, bad, folder=tmp_path, **QUIET)
+    assert all(torch.equal(value, after.state_dict()[key]) for key, value in net.state_dict().items())
+
+
+def test_python_and_the_shell_train_by_the_same_defaults():
+    settings = OmegaConf.to_container(OmegaConf.load(REPOSITORY / "configs" / "training" / "clutter.yaml"))
+    assert settings.pop("teacher") is None
+    assert settings == asdict(Recipe())
