@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from norton.common.checks import is_number
 from norton.common.errors import InputError
 from norton.decomposition import DECOMPOSITIONS
-from norton.decomposition.ranks import Rank, layer_rules, resolve
+from norton.decomposition.ranks import Rank, layer_rules, resolve_rank
 from norton.graph.plan import OPERATIONS
 from norton.measure.counting import complexity
 
@@ -62,7 +62,7 @@ class Costs:
         return small
 
     def uniform_ranks(self, rank: int) -> dict[str, Rank]:
-        return {name: resolve(name, self.net.get_submodule(name), rank, self.method) for name in self.layers}
+        return {name: resolve_rank(name, self.net.get_submodule(name), rank, self.method) for name in self.layers}
 
     def by_rank(self, net: nn.Module, ranks: Mapping[str, Sequence[Rank]]) -> tuple[int, dict[str, np.ndarray]]:
         """What all else costs; and layer → what it costs left dense, then at each of its ranks.

@@ -9,10 +9,8 @@ from torch import Tensor, nn
 from norton.budget.layer_errors import relative_output_error, sampled_filters
 from norton.calibration import Metric
 from norton.decomposition import DECOMPOSITIONS
-from norton.decomposition.cp import CPConv2d
-from norton.decomposition.layers import FilterWise
 from norton.decomposition.options import DecomposeOptions, method_options
-from norton.decomposition.ranks import Rank, possible_ranks, resolve
+from norton.decomposition.ranks import Rank, possible_ranks, resolve_rank
 from norton.graph.slicing import cut_outputs_
 
 MOST_RANKS = 16  # of a layer that are tried, where it has more
@@ -26,7 +24,7 @@ def ranks_to_try(net: nn.Module, name: str, method: str, uniform: int | None) ->
         bare, shaped = copy.deepcopy(layer).to("meta"), DECOMPOSITIONS[method].shaped_like
         found = [rank for rank in found if _parameters(shaped(bare, rank)) < _parameters(bare)]
         found = [found[place] for place in np.unique(np.linspace(0, len(found) - 1, MOST_RANKS).round().astype(int))]
-    own = None if uniform is None else resolve(name, layer, uniform, method)
+    own = None if uniform is None else resolve_rank(name, layer, uniform, method)
     return found if own is None or own in found else sorted([*found, own], key=np.sum)
 
 
@@ -56,7 +54,7 @@ class RankCurve:
             defaults = method_options(how.method)
             changed = {option: value for option, value in how.options.items() if value != defaults[option]}
             self.options |= {**self.decomposition.comparison_options, **changed}
-        self.filters = filters if issubclass(self.decomposition, CPConv2d | FilterWise) else None
+        self.filters = filters if self.decomposition.by_filter else None
         self.errors = np.zeros(1)  # left dense, then at each rank
 
     def probe(self, weight: Tensor, metric: Metric | None) -> None:

@@ -1,23 +1,23 @@
-"""Decomposition: replace convolutions and linear layers by layers of less parameters that approximate them."""
+"""Decomposition: replace convolutions and linear layers by layers of less parameters that approximate them.
 
-import copy
-from collections.abc import Callable, Iterable, Mapping
-from statistics import fmean
-from typing import Any
+`methods` is the contract of a method; each is one file that registers a layer class by name (`cp`, `cp_layer`,
+`tucker`, `tucker_filter`, `tt`, `tt_filter`, `svd`) and one YAML in `configs/decomposition/`.  All inherit from the
+classes in `layers`.  `decomposing` holds `decompose`, `options` how it decomposes; `ranks` reads ranks and rules for
+them (`vbmf` is one); `weight_errors` is NMSE.  Solvers of the main method: `cp_als` for weights, `cp_outputs` for
+outputs; `factors` is what it makes and pruning compares.
 
-import torch
-from rich.progress import track
-from torch import Tensor, nn
+Imports `common`, `graph` and `calibration`, which fits layers to outputs.  Ranks for a budget are chosen in `budget`;
+`deployment.exact_forms` has the forms of each layer for inference.
+"""
 
-from norton.calibration import Calibration, Metric, fit_to_outputs, output_errors
-from norton.common.errors import InputError, warn
+from norton.calibration import Calibration, output_errors
 from norton.common.registry import import_submodules
 from norton.decomposition.cp_als import cp_filters
+from norton.decomposition.decomposing import decompose
 from norton.decomposition.methods import DECOMPOSITIONS, decomposable
 from norton.decomposition.options import OBJECTIVES, DecomposeOptions
-from norton.decomposition.ranks import RankRule, layer_ranks, layer_rules, resolve, weight_nmse
-from norton.graph.layers import check_network, is_decomposed
-from norton.graph.plan import OPERATIONS, record_step
+from norton.decomposition.ranks import layer_ranks
+from norton.decomposition.weight_errors import layer_nmse, nmse
 
 import_submodules(__name__)
 
@@ -40,139 +40,3 @@ __all__ = [
 def list_methods() -> list[str]:
     """The decompositions that `norton.decompose` knows, sorted."""
     return sorted(DECOMPOSITIONS)
-
-
-def decompose(
-    net: nn.Module,
-    rank: RankRule | Mapping[str, RankRule | None],
-    method: str = "cp",
-    *,
-    skip: Iterable[str] | None = None,
-    seed: int = 0,
-    objective: str = "weights",
-    images: Tensor | None = None,
-    calibration: Calibration | None = None,
-    progress: bool = False,
-    **options: Any,
-) -> nn.Module:
-    """A copy of `net` with the layers decomposed that the method takes; works on any module.
-
-    rank, skip: which layers and how far, see `layer_ranks`.  options: the method's own, such as `starts` of `cp`.
-    progress: show a bar over the layers.
-
-    objective: `weights`, the nearest weights; or `outputs`, the nearest outputs on calibration images (N, C, H, W),
-    without labels, see `norton.calibration.outputs`.  calibration: how they are used, a `Calibration`.  Where images
-    are None, weights are fitted, with a warning.  The means of BatchNorms follow.
-
-    Raises InputError for an unknown method, a bad rank or pattern, a weight that is not finite, and images that do not
-    fit the network.
-    """
-    check_network(net)
-    DecomposeOptions(method, skip, seed, objective, options)  # checks them
-    rules = layer_rules(net, rank, skip, method)
-    decomposition, options = DECOMPOSITIONS[method], {**options, "seed": seed}
-    if objective == "outputs" and images is not None:
-        return _for_outputs(net, rules, method, images, calibration or Calibration(), progress, options)
-    if objective == "outputs":
-        warn("objective=outputs without calibration images: fitted to the weights instead")
-    small, ranks = copy.deepcopy(net), {}
-    made = {}  # a layer shared under several names stays shared
-    for name, asked in track(rules.items(), "decompose", disable=not progress, transient=True):
-        dense = net.get_submodule(name)
-        if (dense, str(asked)) not in made:
-            value = resolve(name or "conv", dense, asked, method, **options)
-            layer = decomposition.from_conv(dense, value, name=name or "conv", **options)
-            made[dense, str(asked)] = value, layer.train(dense.training)
-        ranks[name], layer = made[dense, str(asked)]
-        if name:
-            small.set_submodule(name, layer)
-        else:  # the network is that layer
-            small = layer
-    record_step(small, {"op": "decompose", "method": method, "ranks": ranks})
-    return small
-
-
-def _for_outputs(
-    net: nn.Module,
-    rules: Mapping[str, RankRule],
-    method: str,
-    images: Tensor,
-    calibration: Calibration,
-    progress: bool,
-    options: dict,
-) -> nn.Module:
-    """`decompose` with the objective `outputs`."""
-    decomposition, ranks, fits = DECOMPOSITIONS[method], {}, {}
-
-    def fit_of(name: str, rank: int | list[int]) -> Callable:
-        def fit(target: Tensor, metric: Metric | None) -> nn.Module:
-            dense = copy.deepcopy(net.get_submodule(name))
-            dense.weight.data.copy_(target)
-            layer = decomposition.from_conv(dense, rank, name=name or "conv", **options)
-            if metric is not None:
-                layer.fit_outputs_(target, metric, calibration.sweeps)
-            return layer.train(dense.training)
-
-        return fit
-
-    for name, asked in rules.items():
-        ranks[name] = resolve(name or "conv", net.get_submodule(name), asked, method, **options)
-        fits[name] = fit_of(name, ranks[name])
-    if "" in fits:  # the network is that layer
-        fits = {"0": fits[""]}
-        [small] = fit_to_outputs(nn.Sequential(net), nn.Sequential(net), fits, images, calibration, progress=progress)
-    else:
-        small = fit_to_outputs(net, net, fits, images, calibration, progress=progress)
-    record_step(small, {"op": "decompose", "method": method, "ranks": ranks})
-    return small
-
-
-@OPERATIONS.register("decompose")
-def apply_decompose_(net: nn.Module, step: dict) -> None:
-    """Give a network the shapes of a recorded decomposition, in place; values stay undefined."""
-    shaped = {}  # what is shared stays shared here too
-    for name, rank in step["ranks"].items():
-        dense = net.get_submodule(name)
-        if (dense, str(rank)) not in shaped:
-            layer = DECOMPOSITIONS[step["method"]].shaped_like(dense, rank)
-            shaped[dense, str(rank)] = layer.train(dense.training)
-        net.set_submodule(name, shaped[dense, str(rank)])
-
-
-@torch.no_grad()
-def layer_nmse(net: nn.Module, small: nn.Module) -> dict[str, float]:
-    """Layer → mean over its filters of ‖W[o] - Ŵ[o]‖² / ‖W[o]‖²; filters of zeros do not count.
-
-    net: the network before a decomposition; what is decomposed there already does not count.  small: after it, not
-    pruned since.  Raises InputError if they don't match.
-    """
-    check_network(net)
-    check_network(small)
-    errors = {}
-    dense = dict(net.named_modules())
-    for name, layer in small.named_modules():
-        if is_decomposed(layer) and not (name in dense and is_decomposed(dense[name])):
-            errors[name] = _nmse(_weight(name, dense.get(name)), layer.composed_weight(), name)
-    if not errors:
-        raise InputError(f"NMSE: {type(small).__name__} has no decomposed layer to compare")
-    return errors
-
-
-def nmse(net: nn.Module, small: nn.Module) -> float:
-    """The mean of `layer_nmse` over the decomposed layers."""
-    return fmean(layer_nmse(net, small).values())
-
-
-def _weight(name: str, layer: nn.Module | None) -> Tensor:
-    if isinstance(layer, nn.Conv2d | nn.Linear):
-        return layer.weight
-    raise InputError(f"NMSE: {name} is decomposed in one network and no convolution or linear layer in the other")
-
-
-def _nmse(weight: Tensor, approximation: Tensor, name: str) -> float:
-    if weight.shape != approximation.shape:
-        raise InputError(
-            f"NMSE: {name} is {tuple(weight.shape)} in one network and {tuple(approximation.shape)} in the other; "
-            "compare before pruning"
-        )
-    return weight_nmse(weight, approximation)

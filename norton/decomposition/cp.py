@@ -1,6 +1,5 @@
 """Filter-wise CP: each filter a sum of R rank-one terms, run as 1×1, depthwise k×1 and depthwise 1×k convolutions."""
 
-from collections import OrderedDict
 from typing import Any, ClassVar, Self
 
 import torch
@@ -11,13 +10,14 @@ from norton.calibration import Metric
 from norton.decomposition.cp_als import cp_filters
 from norton.decomposition.cp_outputs import refit
 from norton.decomposition.factors import Factors, reconstruct
-from norton.decomposition.methods import DECOMPOSITIONS, is_spatial
+from norton.decomposition.layers import FactoredLayer
+from norton.decomposition.methods import DECOMPOSITIONS
 from norton.graph.layers import Form
 from norton.graph.slicing import cut_inputs_, cut_outputs_, select
 
 
 @DECOMPOSITIONS.register("cp")
-class CPConv2d(nn.Module):
+class CPConv2d(FactoredLayer):
     """A convolution with CP-decomposed filters, in the published layout (NORTON, section III).
 
     `feature.pointwise` (R·O, C, 1, 1), `feature.vertical` (R·O, 1, kh, 1) and `feature.horizontal` (R·O, 1, 1, kw)
@@ -29,9 +29,10 @@ class CPConv2d(nn.Module):
     kh×kw convolution that sums inside; `composed`, the terms multiplied out to a dense weight on the fly.
     """
 
+    rank: int
     form: Form = "factored"
     clips_ranks = False  # a rank above kh·kw is an error, as published
-    takes = "k×k convolutions that are not grouped"
+    by_filter = True
     # More starts take twice the time altogether, and a fit to outputs makes up for most of it.
     comparison_options: ClassVar[dict[str, Any]] = {"starts": 1}
 
@@ -49,9 +50,7 @@ class CPConv2d(nn.Module):
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ):
-        super().__init__()
-        self.rank = rank
+    ) -> None:
         (kh, kw), (sh, sw), (dh, dw) = kernel_size, stride, dilation
         ph, pw = ((padding,) * 2) if isinstance(padding, str) else ((padding[0], 0), (0, padding[1]))
         terms = rank * out_channels
@@ -59,7 +58,7 @@ class CPConv2d(nn.Module):
         pointwise = nn.Conv2d(in_channels, terms, 1, bias=False, device=device, dtype=dtype)
         vertical = nn.Conv2d(terms, terms, (kh, 1), (sh, 1), ph, (dh, 1), **depthwise)
         horizontal = nn.Conv2d(terms, terms, (1, kw), (1, sw), pw, (1, dw), **depthwise)
-        self.feature = nn.Sequential(OrderedDict(pointwise=pointwise, vertical=vertical, horizontal=horizontal))
+        super().__init__({"pointwise": pointwise, "vertical": vertical, "horizontal": horizontal}, rank, horizontal)
         self.bias = nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
 
@@ -80,30 +79,10 @@ class CPConv2d(nn.Module):
     # Geometry, read off the layers so that surgery has nothing to keep in step
 
     @property
-    def in_channels(self) -> int:
-        return self.feature.pointwise.weight.shape[1]
-
-    @property
     def out_channels(self) -> int:
         return self.feature.pointwise.weight.shape[0] // self.rank
 
-    @property
-    def kernel_size(self) -> tuple[int, int]:
-        return self.feature.vertical.kernel_size[0], self.feature.horizontal.kernel_size[1]
-
-    @property
-    def stride(self) -> tuple[int, int]:
-        return self.feature.vertical.stride[0], self.feature.horizontal.stride[1]
-
-    @property
-    def dilation(self) -> tuple[int, int]:
-        return self.feature.vertical.dilation[0], self.feature.horizontal.dilation[1]
-
     # From a convolution and back
-
-    @classmethod
-    def accepts(cls, layer: nn.Module) -> bool:
-        return is_spatial(layer)
 
     @classmethod
     def full_rank(cls, layer: nn.Conv2d) -> tuple[int]:
@@ -202,9 +181,6 @@ class CPConv2d(nn.Module):
             else:
                 sizes.append((0, 0) if layer.padding == "valid" else (layer.padding[axis],) * 2)
         return sizes[0], sizes[1]
-
-    def extra_repr(self) -> str:
-        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, rank={self.rank}"
 
 
 # How it is cut

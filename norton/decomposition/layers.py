@@ -23,6 +23,8 @@ class FactoredLayer(nn.Module):
     """A product of layers without bias, `feature`, and the bias of the layer it took the place of."""
 
     takes = "k×k convolutions that are not grouped"
+    clips_ranks = True
+    by_filter = False
     comparison_options: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, parts: Mapping[str, nn.Module], rank: int | Sequence[int], like: nn.Conv2d | nn.Linear):
@@ -111,6 +113,8 @@ class LayerWise(FactoredLayer):
 
 class FilterWise(FactoredLayer):
     """Each filter as a product of its own: the parts hold the channels of filter 0 first, then those of filter 1."""
+
+    by_filter = True
 
 
 @cut_inputs_.register(LayerWise)

@@ -24,8 +24,9 @@ class DecomposedLayer(Protocol):
     and `nmse` then finds several ranks at once.  One of whose ranks another one limits has a class method
     `feasible(layer, ranks)` that clips them.
 
-    A number for all layers is clipped to what each has room for, unless `clips_ranks` is False.  comparison_options:
-    defaults of options where many ranks are fitted to outputs only to compare them.
+    A number for all layers is clipped to what each has room for, unless `clips_ranks` is False.  by_filter: whether
+    each filter is decomposed by itself, so that some tell of all.  comparison_options: defaults of options where many
+    ranks are fitted to outputs only to compare them.
 
     rank: one number, or a tuple where the method has several.  takes: the layers it is for, as messages say it.
     """
@@ -33,6 +34,8 @@ class DecomposedLayer(Protocol):
     rank: int | tuple[int, ...]
     bias: Tensor | None
     takes: str
+    clips_ranks: ClassVar[bool]
+    by_filter: ClassVar[bool]
     comparison_options: ClassVar[dict[str, Any]]
 
     @classmethod

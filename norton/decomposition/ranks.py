@@ -18,16 +18,17 @@ from norton.common.registry import Registry
 from norton.decomposition.layers import energies
 from norton.decomposition.methods import DECOMPOSITIONS, check_rank, kind, matching_layers
 from norton.decomposition.vbmf import vbmf_rank
+from norton.decomposition.weight_errors import weight_nmse
 
 RULES = Registry("rank rule")
 
 Rank = int | list[int]
-RankRule = int | Sequence[int] | Mapping[str, float]
+RankSetting = int | Sequence[int] | Mapping[str, float]
 Ranks = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Rule:
+class RankRule:
     """least, most: the numbers it takes.  find: (method's class, layer, number, decomposed) → ranks, where
     decomposed(ranks) is the layer decomposed at them."""
 
@@ -38,7 +39,7 @@ class Rule:
 
 def rule(name: str, least: float, most: float) -> Callable:
     def add(find: Callable) -> Callable:
-        RULES.register(name)(Rule(least, most, find))
+        RULES.register(name)(RankRule(least, most, find))
         return find
 
     return add
@@ -46,7 +47,7 @@ def rule(name: str, least: float, most: float) -> Callable:
 
 def layer_ranks(
     net: nn.Module,
-    rank: RankRule | Mapping[str, RankRule | None],
+    rank: RankSetting | Mapping[str, RankSetting | None],
     skip: Iterable[str] | None = None,
     method: str = "cp",
     **options: Any,
@@ -60,7 +61,7 @@ def layer_ranks(
     - a number; where a method has several ranks each is that number or the largest possible;
     - a list with a number for each rank of the method;
     - `{"fraction": f}`: f of the full rank (at which the layer is exact), rounded to the nearest, at least 1;
-    - `{"nmse": bound}`: the least rank whose NMSE is within the bound; of several ranks, the first that is on the way
+    - `{"nmse": bound}`: the least rank whose NMSE is within the bound; of several ranks, the first that is on the path
       from all 1 to the full ones by falling singular value of the unfoldings they belong to;
     - `{"vbmf": c}`: what variational Bayesian matrix factorisation finds in those unfoldings, moved down to c of the
       way to 1 for negative c, up to c of the way to the full rank for positive c; where it finds nothing, 1.
@@ -75,31 +76,31 @@ def layer_ranks(
     layer.
     """
     return {
-        name: resolve(name, net.get_submodule(name), asked, method, **options)
+        name: resolve_rank(name, net.get_submodule(name), asked, method, **options)
         for name, asked in layer_rules(net, rank, skip, method).items()
     }
 
 
 def layer_rules(
     net: nn.Module,
-    rank: RankRule | Mapping[str, RankRule | None],
+    rank: RankSetting | Mapping[str, RankSetting | None],
     skip: Iterable[str] | None = None,
     method: str = "cp",
-) -> dict[str, RankRule]:
+) -> dict[str, RankSetting]:
     """Layer → what is asked for it, checked as `layer_ranks` does, but before anything is computed."""
     by_pattern = isinstance(rank, Mapping) and not _is_rule(rank)
     spare = () if by_pattern else getattr(net, "spare", ())
     patterns: Any = rank if by_pattern else {"*": rank}
     found = matching_layers(net, dict(patterns), skip, spare, method)
     full = {name: DECOMPOSITIONS[method].full_rank(net.get_submodule(name)) for name in found}
-    if getattr(DECOMPOSITIONS[method], "clips_ranks", True) and not by_pattern and not isinstance(rank, Mapping):
+    if DECOMPOSITIONS[method].clips_ranks and not by_pattern and not isinstance(rank, Mapping):
         return _clipped(rank, full, net, method)
     for name, asked in found.items():
         _check(name, net.get_submodule(name), asked, method)
     return found
 
 
-def resolve(name: str, layer: nn.Module, asked: RankRule, method: str, **options: Any) -> Rank:
+def resolve_rank(name: str, layer: nn.Module, asked: RankSetting, method: str, **options: Any) -> Rank:
     """The rank of one layer, in numbers."""
     decomposition = DECOMPOSITIONS[method]
     full = decomposition.full_rank(layer)
@@ -120,7 +121,7 @@ def resolve(name: str, layer: nn.Module, asked: RankRule, method: str, **options
 
 def possible_ranks(layer: nn.Module, method: str) -> list[Rank]:
     """A layer's ranks from all 1 to the full ones; where a method has several, those that the rule `nmse` tries."""
-    return [_plain(ranks) for ranks in _way(DECOMPOSITIONS[method], layer, 0)[0]]
+    return [_plain(ranks) for ranks in _rank_path(DECOMPOSITIONS[method], layer, 0)[0]]
 
 
 def _decomposed(decomposition: Any, layer: nn.Module, ranks: Ranks, **options: Any) -> nn.Module:
@@ -144,7 +145,7 @@ def _is_rule(asked: Mapping) -> bool:
     return len(asked) == 1 and next(iter(asked)) in RULES
 
 
-def _clipped(rank: Any, full: Mapping[str, Ranks], net: nn.Module, method: str) -> dict[str, RankRule]:
+def _clipped(rank: Any, full: Mapping[str, Ranks], net: nn.Module, method: str) -> dict[str, RankSetting]:
     """Numbers for all layers, clipped to what each one has room for: a stem of three channels has little."""
     count = len(next(iter(full.values())))
     if isinstance(rank, list | tuple):
@@ -219,29 +220,21 @@ def vbmf(decomposition: Any, layer: nn.Module, calibration: float, decomposed: C
 @rule("nmse", 0, 1)
 @torch.no_grad()
 def nmse_bound(decomposition: Any, layer: nn.Module, bound: float, decomposed: Callable) -> Ranks:
-    """The first ranks on the way to the full ones at which the decomposed layer meets the bound.
+    """The first ranks on the path to the full ones at which the decomposed layer meets the bound.
 
-    The error falls along the way, so a search takes a logarithm of its length; each step decomposes the layer.
+    The error falls along the path, so a search takes a logarithm of its length; each step decomposes the layer.
     """
     if bound == 0:  # rounding errors are larger
         return decomposition.full_rank(layer)
-    way, guess = _way(decomposition, layer, bound)
+    path, guess = _rank_path(decomposition, layer, bound)
 
     def meets(place: int) -> bool:
-        return weight_nmse(layer.weight, decomposed(way[place]).composed_weight()) <= bound
+        return weight_nmse(layer.weight, decomposed(path[place]).composed_weight()) <= bound
 
-    return way[_first(meets, len(way), guess)]
-
-
-def weight_nmse(weight: Tensor, approximation: Tensor) -> float:
-    """Mean over filters of ‖W[o] - Ŵ[o]‖² / ‖W[o]‖²; filters of zeros do not count."""
-    weight, approximation = weight.double().flatten(1), approximation.double().flatten(1)
-    norms = weight.square().sum(1)
-    errors = (weight - approximation).square().sum(1)[norms > 0] / norms[norms > 0]
-    return errors.mean().item() if len(errors) else 0.0
+    return path[_first_that_meets(meets, len(path), guess)]
 
 
-def _way(decomposition: Any, layer: nn.Module, bound: float) -> tuple[list[Ranks], int]:
+def _rank_path(decomposition: Any, layer: nn.Module, bound: float) -> tuple[list[Ranks], int]:
     """Ranks from all 1 to the full ones, each step one rank higher by one; and the place to look first.
 
     Of several ranks the one is raised whose unfolding has the most energy left.  What is left of all adds up to about
@@ -253,16 +246,16 @@ def _way(decomposition: Any, layer: nn.Module, bound: float) -> tuple[list[Ranks
     left = [_energy_left(matrix) for matrix in decomposition.unfoldings(layer.weight.double())]
     steps = [(tail[rank], which) for which, tail in enumerate(left) for rank in range(1, full[which])]
     ranks, guess = [1] * len(full), 0
-    way: list[Ranks] = []
+    path: list[Ranks] = []
     for _, which in [*sorted(steps, key=lambda step: -step[0]), (0, None)]:
         ranks_now = _feasible(decomposition, layer, tuple(ranks))
-        if not way or ranks_now != way[-1]:
-            way.append(ranks_now)
+        if not path or ranks_now != path[-1]:
+            path.append(ranks_now)
         if sum(tail[rank] for tail, rank in zip(left, ranks, strict=True)) > bound:
-            guess = len(way)
+            guess = len(path)
         if which is not None:
             ranks[which] += 1
-    return way, guess
+    return path, guess
 
 
 def _energy_left(matrix: Tensor) -> list[float]:
@@ -272,7 +265,7 @@ def _energy_left(matrix: Tensor) -> list[float]:
     return [*(left / left[0].clamp_min(torch.finfo(left.dtype).tiny)).tolist(), 0.0]
 
 
-def _first(meets: Callable[[int], bool], count: int, guess: int) -> int:
+def _first_that_meets(meets: Callable[[int], bool], count: int, guess: int) -> int:
     """The first of `count` places that meets, the last taken to; from a guess in doubling steps, then halving."""
     low, high, step, first = -1, count - 1, 1, None
     place = min(guess, high - 1)

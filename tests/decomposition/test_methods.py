@@ -12,7 +12,8 @@ from torch import nn
 
 import norton
 from norton.decomposition import DECOMPOSITIONS
-from norton.decomposition.ranks import resolve, weight_nmse
+from norton.decomposition.ranks import resolve_rank
+from norton.decomposition.weight_errors import weight_nmse
 from norton.graph.layers import width
 from norton.graph.plan import plan_of
 from norton.graph.slicing import cut_inputs_, cut_outputs_
@@ -30,7 +31,7 @@ ACCEPTED = [
 
 
 def decomposed(layer, method, rank, **options):
-    return DECOMPOSITIONS[method].from_conv(layer, resolve("layer", layer, rank, method), name="layer", **options)
+    return DECOMPOSITIONS[method].from_conv(layer, resolve_rank("layer", layer, rank, method), name="layer", **options)
 
 
 def dense_twin(layer, small):
@@ -384,7 +385,7 @@ def test_functional_padding_of_a_stride_over_rows_only():
     """The geometry of a layer can be read off it."""
     conv = nn.Conv2d(4, 6, (3, 5), stride=(2, 1), padding=(1, 2), dilation=(1, 2))
     for method in ("cp_layer", "tucker", "tucker_filter", "tt", "tt_filter"):
-        small = DECOMPOSITIONS[method].shaped_like(conv, resolve("layer", conv, 2, method))
+        small = DECOMPOSITIONS[method].shaped_like(conv, resolve_rank("layer", conv, 2, method))
         assert (small.in_channels, small.out_channels, small.kernel_size) == (4, 6, (3, 5))
         assert (small.stride, small.dilation) == (conv.stride, conv.dilation)
         expected = F.conv2d(torch.zeros(1, 4, 9, 20), conv.weight, None, conv.stride, conv.padding, conv.dilation)

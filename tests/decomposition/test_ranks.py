@@ -10,8 +10,9 @@ from torch import nn
 
 import norton
 from norton.decomposition import DECOMPOSITIONS, layer_ranks
-from norton.decomposition.ranks import _first, _way, weight_nmse
+from norton.decomposition.ranks import _first_that_meets, _rank_path
 from norton.decomposition.vbmf import noise_variance, threshold, vbmf_rank
+from norton.decomposition.weight_errors import weight_nmse
 from norton.graph.plan import plan_of
 
 pytestmark = pytest.mark.quick
@@ -95,7 +96,7 @@ def test_the_nmse_bound_is_met_by_the_least_rank(method, bound):
     conv = layer_for(method)
     rank = resolved(conv, method, {"nmse": bound})
     found = (rank,) if isinstance(rank, int) else tuple(rank)
-    way, _ = _way(DECOMPOSITIONS[method], conv, bound)
+    way, _ = _rank_path(DECOMPOSITIONS[method], conv, bound)
     place = way.index(found)
     full = DECOMPOSITIONS[method].full_rank(conv)
     assert way[0] == (1,) * len(full) and way[-1] == full
@@ -128,7 +129,7 @@ def test_the_search_finds_the_first_place_from_any_guess(count):
                 asked.append(place)
                 return place >= first
 
-            assert _first(meets, count, guess) == first
+            assert _first_that_meets(meets, count, guess) == first
             assert len(asked) == len(set(asked)) <= 2 * np.log2(count) + 2
 
 

@@ -1,0 +1,113 @@
+"""`norton.decompose`: the layers of a network decomposed, for the nearest weights or the nearest outputs."""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from rich.progress import track
+from torch import Tensor, nn
+
+from norton.calibration import Calibration, Metric, fit_to_outputs
+from norton.common.errors import warn
+from norton.decomposition.methods import DECOMPOSITIONS
+from norton.decomposition.options import DecomposeOptions
+from norton.decomposition.ranks import RankSetting, layer_rules, resolve_rank
+from norton.graph.layers import check_network
+from norton.graph.plan import OPERATIONS, record_step
+
+
+def decompose(
+    net: nn.Module,
+    rank: RankSetting | Mapping[str, RankSetting | None],
+    method: str = "cp",
+    *,
+    skip: Iterable[str] | None = None,
+    seed: int = 0,
+    objective: str = "weights",
+    images: Tensor | None = None,
+    calibration: Calibration | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> nn.Module:
+    """A copy of `net` with the layers decomposed that the method takes; works on any module.
+
+    rank, skip: which layers and how far, see `layer_ranks`.  options: the method's own, such as `starts` of `cp`.
+    progress: show a bar over the layers.
+
+    objective: `weights`, the nearest weights; or `outputs`, the nearest outputs on calibration images (N, C, H, W),
+    without labels, see `norton.calibration.outputs`.  calibration: how they are used, a `Calibration`.  Where images
+    are None, weights are fitted, with a warning.  The means of BatchNorms follow.
+
+    Raises InputError for an unknown method, a bad rank or pattern, a weight that is not finite, and images that do not
+    fit the network.
+    """
+    check_network(net)
+    DecomposeOptions(method, skip, seed, objective, options)  # checks them
+    rules = layer_rules(net, rank, skip, method)
+    decomposition, options = DECOMPOSITIONS[method], {**options, "seed": seed}
+    if objective == "outputs" and images is not None:
+        return _for_outputs(net, rules, method, images, calibration or Calibration(), progress, options)
+    if objective == "outputs":
+        warn("objective=outputs without calibration images: fitted to the weights instead")
+    small, ranks = copy.deepcopy(net), {}
+    made = {}  # a layer shared under several names stays shared
+    for name, asked in track(rules.items(), "decompose", disable=not progress, transient=True):
+        dense = net.get_submodule(name)
+        if (dense, str(asked)) not in made:
+            value = resolve_rank(name or "conv", dense, asked, method, **options)
+            layer = decomposition.from_conv(dense, value, name=name or "conv", **options)
+            made[dense, str(asked)] = value, layer.train(dense.training)
+        ranks[name], layer = made[dense, str(asked)]
+        if name:
+            small.set_submodule(name, layer)
+        else:  # the network is that layer
+            small = layer
+    record_step(small, {"op": "decompose", "method": method, "ranks": ranks})
+    return small
+
+
+def _for_outputs(
+    net: nn.Module,
+    rules: Mapping[str, RankSetting],
+    method: str,
+    images: Tensor,
+    calibration: Calibration,
+    progress: bool,
+    options: dict,
+) -> nn.Module:
+    """`decompose` with the objective `outputs`."""
+    decomposition, ranks, fits = DECOMPOSITIONS[method], {}, {}
+
+    def fit_of(name: str, rank: int | list[int]) -> Callable:
+        def fit(target: Tensor, metric: Metric | None) -> nn.Module:
+            dense = copy.deepcopy(net.get_submodule(name))
+            dense.weight.data.copy_(target)
+            layer = decomposition.from_conv(dense, rank, name=name or "conv", **options)
+            if metric is not None:
+                layer.fit_outputs_(target, metric, calibration.sweeps)
+            return layer.train(dense.training)
+
+        return fit
+
+    for name, asked in rules.items():
+        ranks[name] = resolve_rank(name or "conv", net.get_submodule(name), asked, method, **options)
+        fits[name] = fit_of(name, ranks[name])
+    if "" in fits:  # the network is that layer
+        fits = {"0": fits[""]}
+        [small] = fit_to_outputs(nn.Sequential(net), nn.Sequential(net), fits, images, calibration, progress=progress)
+    else:
+        small = fit_to_outputs(net, net, fits, images, calibration, progress=progress)
+    record_step(small, {"op": "decompose", "method": method, "ranks": ranks})
+    return small
+
+
+@OPERATIONS.register("decompose")
+def apply_decompose_(net: nn.Module, step: dict) -> None:
+    """Give a network the shapes of a recorded decomposition, in place; values stay undefined."""
+    shaped = {}  # what is shared stays shared here too
+    for name, rank in step["ranks"].items():
+        dense = net.get_submodule(name)
+        if (dense, str(rank)) not in shaped:
+            layer = DECOMPOSITIONS[step["method"]].shaped_like(dense, rank)
+            shaped[dense, str(rank)] = layer.train(dense.training)
+        net.set_submodule(name, shaped[dense, str(rank)])
