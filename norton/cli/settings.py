@@ -52,7 +52,7 @@ def require(cfg: DictConfig, step: str) -> None:
         raise InputError("no rank: give rank=N, or a rank per layer pattern such as 'rank={layer1.*: 2, layer2.*: 3}'")
     if step == "prune":
         if cfg.compress_rate is None and plain(cfg.pruning.criterion) != "index" and not is_joint(cfg):
-            instead = ", or choice.joint=true, or leave prune out of steps=" if has_budget(cfg) else ""
+            instead = ", or budget.joint=true, or leave prune out of steps=" if has_budget(cfg) else ""
             raise InputError(f"no rates: give compress_rate=RATES, e.g. compress_rate=[0.]+[0.4]*29{instead}")
         if cfg.compress_rate is not None:
             read_rates(plain(cfg.compress_rate))
@@ -146,19 +146,19 @@ def leaves_dense(cfg: DictConfig) -> bool:
 def check_budget(cfg: DictConfig) -> None:
     """Raise InputError for a budget that is none, or beside what it is to choose."""
     if not isinstance(given := plain(cfg.get("budget", {})), dict):
-        raise InputError(f"budget is {given!r}; give the share to keep of one thing, e.g. choice.macs=0.4")
+        raise InputError(f"budget is {given!r}; give the share to keep of one thing, e.g. budget.macs=0.4")
     joint = OmegaConf.select(cfg, "budget.joint")
     if joint is not None:
         check_boolean("budget.joint", joint)
     if not has_budget(cfg):
         if joint:
-            raise InputError("budget.joint without a budget; give the share to keep, e.g. choice.macs=0.4")
+            raise InputError("budget.joint without a budget; give the share to keep, e.g. budget.macs=0.4")
         return
     what, _ = asked_share(cfg.budget.macs, cfg.budget.params)
     if cfg.rank is not None:
         raise InputError(f"both rank and budget.{what} are given, which chooses the ranks; leave one out")
     if joint and cfg.compress_rate is not None:
-        raise InputError("both compress_rate and choice.joint are given, which chooses the rates; leave one out")
+        raise InputError("both compress_rate and budget.joint are given, which chooses the rates; leave one out")
     if joint and "pruning" not in cfg:
         raise InputError("budget.joint needs a step that prunes; use python -m experiments.pipeline")
     if (chain := OmegaConf.select(cfg, "steps")) is None:
