@@ -50,7 +50,7 @@ BAD = [
         "prune.py checkpoint={dense} compress_rate=[0.1]*30 calibration.images=99999999 out={tmp}/x",
         "calibration images",
     ),
-    ("prune.py checkpoint={dense} compress_rate=[0.1]*30 data.batch_size=abc out={tmp}/x", "batch_size 'abc'"),
+    ("prune.py checkpoint={dense} compress_rate=[0.1]*30 data.batch_size=abc out={tmp}/x", "batch_size is 'abc'"),
     ("prune.py checkpoint={dense} compress_rate=1.5 out={tmp}/x", "the rate is 1.5"),
     ("prune.py checkpoint={dense} 'compress_rate={{layr1.*:0.5}}' out={tmp}/x", "pattern 'layr1.*' matches no layer"),
     ("prune.py checkpoint={dense} compress_rate=[0.1]*30 pruning=slamp out={tmp}/x", "one number"),
