@@ -67,7 +67,14 @@ def _lanes(widths: Mapping[int, int], edges: Sequence[Edge]) -> list[Lane]:
     return list({id(lane): lane for lane in lane_of.values()}.values())
 
 
-def _assign(kinds, counts, lanes, scores, edges, name) -> dict[frozenset, list[Lane]]:
+def _assign(
+    kinds: Sequence[frozenset[int]],
+    counts: Sequence[int],
+    lanes: Sequence[Lane],
+    scores: Mapping[int, np.ndarray],
+    edges: Sequence[Edge],
+    name: str,
+) -> dict[frozenset[int], list[Lane]]:
     """For each kind of slot, the lanes that fill its slots, in lane order (scipy's MILP solver, HiGHS)."""
     from scipy.optimize import Bounds, LinearConstraint, milp  # half a second to import, and few networks need it
 
@@ -75,7 +82,7 @@ def _assign(kinds, counts, lanes, scores, edges, name) -> dict[frozenset, list[L
     gains = np.array([sum(scores[axis][lanes[i][axis]] for axis in kinds[k]) for k, i in pairs])
     rows, lower, upper = [], [], []
 
-    def constrain(chosen, low, high):
+    def constrain(chosen: Sequence[bool], low: int, high: int) -> None:
         rows.append(np.array(chosen, dtype=float))
         lower.append(low)
         upper.append(high)

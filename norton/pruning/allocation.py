@@ -125,7 +125,7 @@ class Allocation:
 
     def widths(self, wiring: Wiring, rated: Mapping[int, int], scores: Mapping[int, np.ndarray]) -> dict[int, int]:
         """Axis → channels kept, once the scores are known; those that go whatever the rates say are gone."""
-        if self.is_global:
+        if isinstance(self.compress_rate, float) and self.is_global:
             filters = {axis: wiring.filters(axis) for axis in scores}
             each = {axis: min(counts) for axis, counts in filters.items()}
             rated = {
@@ -205,7 +205,7 @@ def global_widths(
             f"compress_rate: {rate} of {total} filters are {going}, with min_filters={least} only {possible} can go; "
             f"use a rate of at most {possible / max(total, 1):.3f} or a lower min_filters"
         )
-    owners = np.repeat(list(widths), list(widths.values()))
+    owners: np.ndarray = np.repeat(list(widths), list(widths.values()))
     order = np.argsort(np.concatenate([*scores.values(), []]), kind="stable")
     for axis in owners[order]:
         if going <= 0:

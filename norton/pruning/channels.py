@@ -108,7 +108,8 @@ def kept_by_any(
         if width < now[axis] and not any(axis in axes for axes in bound)
     }
     for axes in bound:
-        own, new, least = ({axis: all_of[axis] for axis in axes} for all_of in (now, targets, must))
+        own, new = ({axis: all_of[axis] for axis in axes} for all_of in (now, targets))
+        least = {axis: must[axis] for axis in axes}
         if own == new:
             continue
         edges = [edge for edge in wiring.shifts if edge[0] in axes]

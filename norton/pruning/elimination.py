@@ -25,9 +25,9 @@ def removal_order(distances: Tensor | np.ndarray, count: int | None = None) -> n
     count = n if count is None else count
     if not 0 <= count <= n:
         raise InputError(f"cannot remove {count} of {n} filters; remove 0 to {n}")
-    order = np.empty(count, dtype=np.int64)
+    order: np.ndarray = np.empty(count, dtype=np.int64)
 
-    left = np.ones(n, dtype=bool)
+    left: np.ndarray = np.ones(n, dtype=bool)
     gone = np.zeros(n)  # infinity where a filter is removed: added to a row, it hides the column
     later = np.where(np.tri(n, dtype=bool), np.inf, matrix)
     nearest = later.argmin(axis=1)

@@ -78,13 +78,13 @@ def map_sources(net: nn.Module, layers: Sequence[str], image: Tensor) -> dict[st
     sources: dict[str, nn.Module] = {}
 
     def remember(name: str) -> Callable:
-        def hook(module, inputs, output):
+        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
             outputs[name] = output
             sources.setdefault(name, module)
 
         return hook
 
-    def follow(module, inputs):
+    def follow(module: nn.Module, inputs: tuple) -> None:
         for name, output in outputs.items():
             if inputs[0] is output:
                 sources[name] = module
@@ -110,7 +110,7 @@ def _score_gradients(net: nn.Module, sources: Sources, images: Tensor, labels: T
     found: list[tuple[str, Tensor]] = []
 
     def hook(name: str) -> Callable:
-        def remember(module, inputs, output):
+        def remember(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
             found.append((name, output))
             return output.clone()  # for activations that work in place
 
@@ -154,7 +154,7 @@ def checked_data(criterion: MapCriterion, images: Tensor | None, labels: Tensor 
         )
     if images.ndim != 4 or not len(images):
         raise InputError(f"images of shape {tuple(images.shape)}; expected (N, C, H, W), at least one")
-    if not labelled:
+    if labels is None or not labelled:
         return images, torch.zeros(len(images), dtype=torch.long)
     if labels.shape != (len(images),) or labels.is_floating_point():
         raise InputError(

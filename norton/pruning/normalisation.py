@@ -90,7 +90,7 @@ def lamp(scores: np.ndarray) -> np.ndarray:
     """
     if scores.min() < 0:
         raise InputError(f"normalisation lamp: a score is {scores.min():.4g}; it needs a criterion of at least 0")
-    squares = _scaled(scores) ** 2
+    squares: np.ndarray = _scaled(scores) ** 2
     _, where = np.unique(squares, return_inverse=True)
     sums = np.bincount(where, weights=squares)
     left = np.cumsum(sums[::-1])[::-1][where]

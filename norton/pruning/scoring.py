@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,7 +124,7 @@ def axis_scores(
     """Axis → (channels,) score, larger = keep; -inf: goes whatever the rates say."""
     layers = [layer for axis in axes for layer in wiring.writers[axis]]
     weights = criterion["weighted"] if isinstance(criterion, Mapping) else {criterion: 1}
-    found = {axis: 0 for axis in axes}
+    found: dict[int, Any] = dict.fromkeys(axes, 0)
     for name, weight in weights.items():
         by_layer = layer_scores(net, wiring, layers, name, how)
         for axis in axes:

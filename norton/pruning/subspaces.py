@@ -5,6 +5,7 @@ Source: Björck & Golub, Numerical methods for computing angles between linear s
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ def sum_over_modes(factors: Iterable[Tensor], measure_: Callable[[Tensor], objec
 
     factors: one (n, R, O) per mode.  measure_: changes sin² elementwise in place, with 0 staying 0.
     """
-    total = None
+    total: Any = None
     for factor in factors:
         upper = sines_squared(factor)
         if measure_ is not None:

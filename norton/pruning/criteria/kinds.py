@@ -18,7 +18,7 @@ Where the maps are taken is said in `norton.pruning.maps`.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from norton.common.registry import Registry
 from norton.decomposition.factors import Factors, reconstruct
 from norton.pruning.elimination import removal_order
 
-Filters = Factors | Tensor
+Filters: TypeAlias = Factors | Tensor
 Function = TypeVar("Function", bound=Callable[..., Tensor])
 
 CRITERIA = Registry("criterion")
