@@ -1,8 +1,11 @@
 """The command `norton`: which commands there are, and what each is for; `norton COMMAND` is that command's program."""
 
+import contextlib
 import difflib
 import importlib
+import io
 import os
+import re
 import sys
 
 from norton.common.errors import InputError
@@ -112,7 +115,14 @@ def _settings_only(command: str) -> None:
     """Let Hydra answer what needs a command's settings alone, without the seconds that importing its module takes."""
     from norton.cli import program
 
-    program.script(command.replace(".", "_"))(lambda cfg: None)()
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            program.script(command.replace(".", "_"))(lambda cfg: None)()
+    finally:  # Hydra may end the program itself
+        # Examples are written for a checkout: `python decompose.py`, `python -m experiments.nmse`.
+        text = re.sub(r"\bpython (?:-m (?:experiments\.)?)?(\S+?)(?:\.py)?(?=\s)", r"norton \1", said.getvalue())
+        print(text, end="")
 
 
 def _complete(arguments: list[str]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from norton.common.errors import InputError, warn
+from norton.common.extras import optional
 from norton.common.files import write_whole
 from norton.deployment.exported import Exported, compared, described, quiet, told_first
 from norton.deployment.onnx_networks import OnnxNet
@@ -50,7 +51,10 @@ def to_onnx(net: nn.Module, example: Tensor, path: str | Path) -> Exported:
     onnxruntime gives the network's outputs.  Raises InputError for an example that does not fit, and, with the layer,
     for operators that ONNX or onnxruntime lack.
     """
-    import onnx  # this and onnxruntime take a second
+    with optional():
+        import onnx  # this and onnxruntime take a second
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
 
     net = contiguous_(prepared(net, example))
     model = onnx_model(program_of(net, example))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from norton.common.checks import check_whole_number
 from norton.common.errors import InputError
+from norton.common.extras import optional
 from norton.common.files import write_whole
 from norton.deployment.exported import Exported, described, quiet, relative_difference
 from norton.deployment.onnx_networks import OnnxNet
@@ -31,9 +32,10 @@ def to_int8(
     Source: onnxruntime's static quantisation with its preprocessing, QuantizeLinear and DequantizeLinear around each
     operator.
     """
-    import onnx
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+    with optional():
+        import onnx
+        from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+        from onnxruntime.quantization.shape_inference import quant_pre_process
 
     check_calibration(images, batch_size)
     expected = OnnxNet(file)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from norton.common.errors import InputError
+from norton.common.extras import optional
 from norton.deployment.exported import described, told_first
 
 
@@ -24,7 +25,8 @@ class OnnxNet(nn.Module):
     """
 
     def __init__(self, file: str | Path | bytes, threads: int | None = None):
-        import onnxruntime
+        with optional():
+            import onnxruntime
 
         super().__init__()
         options = onnxruntime.SessionOptions()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from norton.common.errors import InputError
+from norton.common.extras import optional
 from norton.graph.layers import set_form_
 
 # The output of the last convolutional stage, by the names of the published networks; the first that exists.
@@ -43,7 +44,8 @@ def grad_cam(net: nn.Module, layer: str, images: Tensor, classes: Tensor) -> Ten
     (N, H, W), at least 0: the layer's channels weighted by the spatial mean of the logit's gradient, summed, rectified
     and brought to the image's size (bilinear).  Source: Selvaraju et al. 2017, equations 1 and 2.
     """
-    from captum.attr import LayerAttribution, LayerGradCam  # takes a second to import
+    with optional():
+        from captum.attr import LayerAttribution, LayerGradCam  # takes a second to import
 
     # Captum keeps a clone of the layer's output, so a ReLU in place after it does no harm.
     maps = LayerGradCam(net, net.get_submodule(layer)).attribute(images, target=classes, relu_attributions=True)

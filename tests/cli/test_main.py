@@ -61,6 +61,7 @@ def test_help_of_a_command(name, monkeypatch, capsys):
     code, out, err = run(monkeypatch, capsys, name, "--help")
     assert (code, err) == (0, "")
     assert "Examples:" in out and "\nout: outputs/" in out
+    assert f"\nnorton {name} " in out and "python" not in out.partition("All settings")[0]
 
 
 @pytest.mark.parametrize(
