@@ -23,8 +23,9 @@ demo: setup
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal --durations=20
 
+# Of the other files not even the imports.
 quick: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal -m quick
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal -m quick $$(grep -rl 'pytest.mark.quick' tests --include='test_*.py')
 
 # Lines that no test runs; commands that run in processes of their own are not seen.
 coverage: setup

@@ -13,8 +13,6 @@ from norton.decomposition.svd import SVDLinear
 from norton.training import Classifier, Distillation, Recipe, fit
 from norton.training.distillation import feature_loss, last_linear, run, soft_target_loss
 
-pytestmark = pytest.mark.quick
-
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
@@ -51,6 +49,7 @@ def literal(student, teacher, labels, weight, temperature, smoothing=0.0):
 # The loss
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 4.0])
 def test_soft_targets_are_literal(temperature):
     generator = torch.Generator().manual_seed(0)
@@ -60,6 +59,7 @@ def test_soft_targets_are_literal(temperature):
     assert soft_target_loss(theirs + 2, theirs, temperature).item() == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.quick
 def test_features_are_compared_relative_to_the_teachers():
     theirs = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
     ours = theirs + 0.1
@@ -71,6 +71,7 @@ def test_features_are_compared_relative_to_the_teachers():
     assert feature_loss(theirs, torch.zeros(6, 5)).isfinite()
 
 
+@pytest.mark.quick
 def test_losses_of_half_precision_are_computed_in_single():
     ours, theirs = torch.full((2, 4), 300.0), torch.full((2, 4), 299.0)  # squares beyond the range of float16
     for loss in (feature_loss(ours.half(), theirs.half()), soft_target_loss(ours.half(), theirs.half(), 1.0)):
@@ -152,6 +153,7 @@ def test_dead_features_begin_with_nothing(teacher):
     assert made(student, some()[0])[1].item() == pytest.approx(1)
 
 
+@pytest.mark.quick
 def test_the_last_linear_layer_may_be_decomposed():
     net = network()
     net[-1] = SVDLinear.from_conv(net[-1], 3)
@@ -242,6 +244,7 @@ def test_mixed_precision(teacher, tmp_path):
 # Bad input
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("setting, message", [
     ({"distill": "yes"}, r"training\.distill is 'yes'; it must be true or false"),
     ({"distill": 1}, r"training\.distill is 1"),
