@@ -1,5 +1,7 @@
 """Train a detector over a ResNet-50, dense or compressed, and score it."""
 
+from typing import Any
+
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -55,7 +57,7 @@ def open_recipe(cfg: DictConfig) -> DetectionRecipe:
         raise norton.InputError(f"training: not a recipe for detectors ({error})") from None
 
 
-def open_detector(cfg: DictConfig, data) -> nn.Module:
+def open_detector(cfg: DictConfig, data: Any) -> nn.Module:
     """A detector over the backbone of `checkpoint=`, or over one with random weights.
 
     Where `checkpoint=` is itself a detector, all of its weights that fit are taken.

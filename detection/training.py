@@ -42,7 +42,7 @@ class DetectionRecipe:
     gradient_clip: float = 0.0
     compute: str = "fast"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("epochs", "warmup_steps"):
             check_whole_number(f"training.{name}", getattr(self, name), 0)
         for name in ("learning_rate", "momentum", "weight_decay", "warmup_factor", "gradient_clip"):

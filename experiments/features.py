@@ -1,9 +1,10 @@
 """What compression does to the features: Grad-CAM maps of a dense network beside those of its compressed versions."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
@@ -23,6 +24,9 @@ from norton.data.splits import DATASETS, generator
 from norton.graph.plan import plan_of
 from norton.measure.counting import percent_removed
 from norton.measure.gradcam import explainable, explained_layer, grad_cam, map_correlation
+
+if TYPE_CHECKING:
+    from norton.data.datamodule import ClassificationData
 
 MOST_ROWS = 20  # of the figure
 CHANCE = "chance: dense, another image"
@@ -149,9 +153,11 @@ def draw(dataset: Dataset, cfg: DictConfig) -> list[int]:
     return torch.randperm(len(dataset), generator=generator(cfg.seed))[: cfg.statistics_images].tolist()
 
 
-def drawn_pictures(cfg: DictConfig, data, drawn: Sequence[int]) -> Pictures:
+def drawn_pictures(cfg: DictConfig, data: "ClassificationData", drawn: Sequence[int]) -> Pictures:
     """The first of the drawn images, of as many classes as possible."""
-    first, more, seen = [], [], set()
+    first: list[tuple[Tensor, int]] = []
+    more: list[tuple[Tensor, int]] = []
+    seen: set[int] = set()
     for index in drawn:
         image, label = data.splits.test[index]
         (more if int(label) in seen else first).append((image, int(label)))
@@ -184,7 +190,7 @@ def read_image(path: Path, resized: int, side: int) -> Tensor:
     return functional.to_tensor(functional.center_crop(image, side))
 
 
-def module_of(dataset: str):
+def module_of(dataset: str) -> ModuleType:
     """The module that reads a dataset; how its images are transformed stands there in capitals."""
     return sys.modules[DATASETS[dataset].__module__]
 
@@ -206,7 +212,9 @@ def displayable(image: Tensor, statistics: tuple[Tensor, Tensor] | None) -> Tens
     return image.clamp(0, 1).permute(1, 2, 0)
 
 
-def batches(cfg: DictConfig, data, drawn: Sequence[int], shown: Pictures):
+def batches(
+    cfg: DictConfig, data: "ClassificationData", drawn: Sequence[int], shown: Pictures
+) -> Iterable[tuple[Tensor, Any]]:
     """Batches (images, classes) for the statistics; the shown images where no others were asked for."""
     if data is None:
         return [(shown.images, shown.classes)]
@@ -226,12 +234,14 @@ def explain(
     images = images.to(device)
     with torch.no_grad():
         predicted = {name: net(images).argmax(1) for name, net in nets.items()}
-    asked = classes.to(device) if target == "true" else next(iter(predicted.values()))
+    asked = classes.to(device) if target == "true" and classes is not None else next(iter(predicted.values()))
     maps = {name: grad_cam(net, layer, images, asked) for name, net in nets.items()}
     return {name: Explanation(maps[name].cpu(), predicted[name].cpu()) for name in nets}
 
 
-def statistics(nets: Mapping[str, nn.Module], layer: str, loader, target: str) -> dict[str, Likeness]:
+def statistics(
+    nets: Mapping[str, nn.Module], layer: str, loader: Iterable[tuple[Tensor, Any]], target: str
+) -> dict[str, Likeness]:
     """How alike each network's maps are to the first's; beside them, how alike maps of different images are."""
     likeness = {name: Likeness() for name in [*nets, CHANCE]}
     last = None

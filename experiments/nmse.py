@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 from torch import nn
@@ -18,6 +18,9 @@ from norton.decomposition.ranks import layer_rules
 from norton.graph.layers import is_decomposed
 from norton.graph.plan import plan_of
 from norton.measure.counting import percent_removed
+
+if TYPE_CHECKING:
+    from norton.data.datamodule import ClassificationData
 
 
 @program.script("nmse")
@@ -117,7 +120,9 @@ def pruned(net: nn.Module) -> list[dict]:
     return [step for step in plan_of(net) if step["op"] == "prune"]
 
 
-def measure_all(net: nn.Module, given: dict | None, cfg: DictConfig, data) -> Iterator[tuple[str, dict[str, Any]]]:
+def measure_all(
+    net: nn.Module, given: dict | None, cfg: DictConfig, data: "ClassificationData | None"
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Label and result of one network after the other: the given ones, or one decomposed at each rank."""
     whole = norton.complexity(net)
     names = list(given or dict.fromkeys(str(rank) for rank in cfg.ranks))
@@ -133,7 +138,13 @@ def at_rank(cfg: DictConfig, rank: int) -> DictConfig:
     return cfg
 
 
-def measure(net: nn.Module, small: nn.Module, whole: norton.measure.counting.Complexity, cfg: DictConfig, data) -> dict:
+def measure(
+    net: nn.Module,
+    small: nn.Module,
+    whole: norton.measure.counting.Complexity,
+    cfg: DictConfig,
+    data: "ClassificationData | None",
+) -> dict:
     """What is reported of one decomposed network; whole: the cost of the dense one."""
     cost = norton.complexity(small)
     ranks = sorted({layer.rank for layer in small.modules() if is_decomposed(layer)}, key=str)

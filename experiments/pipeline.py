@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 from torch import nn
@@ -18,6 +18,9 @@ from norton.deployment.comparing import deploy_alike
 from norton.graph.plan import plan_of
 from norton.measure.latency import latencies
 from norton.training import leave_devices
+
+if TYPE_CHECKING:
+    from norton.data.datamodule import ClassificationData
 
 BASELINES = {path.stem for path in (program.CONFIGS / "experiment").glob("*_baseline.yaml")}
 LABELS = {"train": "dense", "decompose": "decomposed", "prune": "pruned", "finetune": "fine-tuned"}
@@ -77,7 +80,7 @@ def check_start(cfg: DictConfig) -> None:
         )
 
 
-def check_data(cfg: DictConfig, data) -> None:
+def check_data(cfg: DictConfig, data: "ClassificationData") -> None:
     """Raise InputError, before days of work, where data are missing that only its end would ask for."""
     splits = data.splits
     if {"train", "finetune"} & set(cfg.steps):
@@ -91,7 +94,7 @@ def check_file(net: nn.Module, cfg: DictConfig) -> None:
         opening.load_file(norton.save(net, Path(folder) / "start.pt"), cfg)
 
 
-def measure(files: dict[str, Path], cfg: DictConfig, data, folder: Path) -> None:
+def measure(files: dict[str, Path], cfg: DictConfig, data: "ClassificationData", folder: Path) -> None:
     """Measure the network of every stage, write and show the results."""
     nets = {name: opening.load_file(path, cfg) for name, path in files.items()}
     dense = dense_cost(next(iter(nets.values())))

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from omegaconf import DictConfig
 from torch import nn
@@ -18,6 +18,9 @@ from norton.common.files import write_json
 from norton.measure.counting import percent_removed
 from norton.pruning import SELECTIONS, describe, has_distance
 from norton.pruning.rates import parse_rates
+
+if TYPE_CHECKING:
+    from norton.data.datamodule import ClassificationData
 
 
 class Point(NamedTuple):
@@ -90,7 +93,9 @@ def all_points(cfg: DictConfig) -> Iterator[Point]:
                 yield Point(budget, selection, seed)
 
 
-def measure(dense: nn.Module, point: Point, cfg: DictConfig, data, folder: Path) -> dict[str, float]:
+def measure(
+    dense: nn.Module, point: Point, cfg: DictConfig, data: "ClassificationData", folder: Path
+) -> dict[str, float]:
     """Accuracy before and after fine-tuning, and what was removed."""
     cfg = cfg.copy()
     cfg.seed = cfg.decomposition.seed = point.seed
@@ -107,7 +112,7 @@ def measure(dense: nn.Module, point: Point, cfg: DictConfig, data, folder: Path)
     }
 
 
-def decomposed(dense: nn.Module, cfg: DictConfig, data, folder: Path) -> nn.Module:
+def decomposed(dense: nn.Module, cfg: DictConfig, data: "ClassificationData", folder: Path) -> nn.Module:
     """The network of a seed, decomposed once and kept."""
     path = folder / f"decomposed_seed{cfg.seed}.pt"
     if not path.exists():
@@ -142,7 +147,7 @@ def spread(values: Sequence[float]) -> str:
 def panels(results: dict[Point, dict], cfg: DictConfig) -> dict:
     """Panel → selection → (x, mean, standard deviation) per budget."""
     drawn = {"before fine-tuning": "top1_before", "after fine-tuning": "top1"}
-    found = {}
+    found: dict[str, dict[str, list]] = {}
     for title, key in drawn.items():
         found[title] = {}
         for selection in cfg.selections:

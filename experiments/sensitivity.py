@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
@@ -23,6 +23,9 @@ from norton.decomposition.ranks import layer_rules
 from norton.graph.layers import in_form
 from norton.measure.counting import percent_removed
 from norton.pruning.allocation import prunable
+
+if TYPE_CHECKING:
+    from norton.data.datamodule import ClassificationData
 
 KINDS = {"rank": "decompose", "rate": "prune"}  # what is swept → the step that does it
 BATCH = 128
@@ -157,7 +160,7 @@ def measured_before(path: Path) -> dict[str, Any]:
         raise norton.InputError(f"{path} is damaged; remove it, and all is measured again") from None
 
 
-def compressed(net: nn.Module, trial: Trial, cfg: DictConfig, data) -> nn.Module:
+def compressed(net: nn.Module, trial: Trial, cfg: DictConfig, data: "ClassificationData") -> nn.Module:
     """The network with one layer decomposed or pruned, BatchNorm re-estimated as configured."""
     cfg = cfg.copy()
     if trial.kind == "rank":
@@ -207,7 +210,7 @@ def table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def summary(net: nn.Module, data, cfg: DictConfig, found: Mapping[str, Any]) -> dict[str, Any]:
+def summary(net: nn.Module, data: "ClassificationData", cfg: DictConfig, found: Mapping[str, Any]) -> dict[str, Any]:
     trials = [one for key, one in found.items() if key != "dense"]
     about = {"arch": net.arch, "data": data.name, "split": cfg.split, "images": cfg.images}
     return {**about, "dense": found["dense"], "trials": trials}

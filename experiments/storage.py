@@ -4,7 +4,7 @@ import copy
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig
@@ -18,6 +18,9 @@ from norton.cli.hints import evaluation
 from norton.cli.settings import check_settings, plain
 from norton.common.checks import check_boolean
 from norton.common.files import write_json
+
+if TYPE_CHECKING:
+    from norton.data.datamodule import ClassificationData
 
 LOSSLESS = "lossless"  # the file of the network as it is
 BITS = [8, 6, 5, 4, 3, 2]
@@ -69,13 +72,13 @@ def check(cfg: DictConfig) -> dict[str, Bits]:
     return dict(zip(names, asked, strict=True))
 
 
-def calibrated(small: nn.Module, cfg: DictConfig, data) -> nn.Module:
+def calibrated(small: nn.Module, cfg: DictConfig, data: "ClassificationData | None") -> nn.Module:
     """Re-estimate BatchNorm as configured, in place; half precision would not meet the images."""
     kind = next(small.parameters()).dtype
     return steps.calibrate_(small.float(), cfg, data).to(kind)
 
 
-def measure(net: nn.Module, cfg: DictConfig, data) -> dict[str, float]:
+def measure(net: nn.Module, cfg: DictConfig, data: "ClassificationData | None") -> dict[str, float]:
     """Test accuracies in percent, where they are asked for."""
     if not cfg.accuracy:
         return {}

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig
@@ -18,11 +18,16 @@ from norton.deployment.onnx_networks import OnnxNet, run_in_fresh_process
 from norton.measure.latency import latencies, peak_memory
 from norton.measure.machine import describe_machine
 
+if TYPE_CHECKING:
+    from norton.data.datamodule import ClassificationData
+
 CPU = torch.device("cpu")
 COMPARED = 32  # images for the difference of outputs
 
 
-def measure(variants: Sequence[Variant], images: Tensor, cfg: DictConfig, data) -> list[dict[str, Any]]:
+def measure(
+    variants: Sequence[Variant], images: Tensor, cfg: DictConfig, data: "ClassificationData | None"
+) -> list[dict[str, Any]]:
     """A record per row: file size, difference of outputs to the eager ones, accuracy, and per batch size what it takes.
 
     All rows take turns.
@@ -31,7 +36,12 @@ def measure(variants: Sequence[Variant], images: Tensor, cfg: DictConfig, data) 
     eager: dict[str, Tensor] = {}
     rows = []
     for number, variant in enumerate(variants):
-        row = {"role": variant.role, "network": variant.given.name, "form": variant.form, "file_bytes": variant.size}
+        row: dict[str, Any] = {
+            "role": variant.role,
+            "network": variant.given.name,
+            "form": variant.form,
+            "file_bytes": variant.size,
+        }
         row |= {"difference": None, "top1": None, "batches": {size: taken[size][number] for size in taken}}
         if variant.net is not None:
             outputs = run_once(variant.net, images[:COMPARED])
@@ -52,13 +62,13 @@ def timed(variants: Sequence[Variant], size: int, cfg: DictConfig) -> list[dict[
     nets = {f"{variant.role} {variant.form}": variant.net for variant in variants if variant.net is not None}
     batch = noise(variants[0].net, size, cfg.seed)
     times = latencies(nets, batch, repeats=cfg.repeats)
-    found = []
+    found: list[dict[str, Any] | None] = []
     for variant in variants:
         if variant.net is None:
             found.append(None)
             continue
         time, dense = times[f"{variant.role} {variant.form}"], times.get(f"dense {variant.form}")
-        if isinstance(variant.net, OnnxNet):
+        if isinstance(variant.net, OnnxNet) and variant.file is not None:
             peak = run_in_fresh_process(variant.file, batch).peak_bytes
         else:
             peak = peak_memory(variant.net, batch, time.form)
@@ -69,7 +79,7 @@ def timed(variants: Sequence[Variant], size: int, cfg: DictConfig) -> list[dict[
     return found
 
 
-def told(data) -> dict[str, Any]:
+def told(data: "ClassificationData | None") -> dict[str, Any]:
     """What the numbers depend on."""
     import onnxruntime
 

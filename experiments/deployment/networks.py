@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import DictConfig
@@ -12,6 +13,9 @@ import norton
 from norton.cli import opening, tables
 from norton.cli.settings import plain
 from norton.graph.plan import plan_of
+
+if TYPE_CHECKING:
+    from norton.data.datamodule import ClassificationData
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,9 @@ def random_networks(cfg: DictConfig) -> dict[str, Given]:
     return {"dense": Given("dense", dense, False), "network": Given("compressed", small, False)}
 
 
-def open_data(cfg: DictConfig, nets: Mapping[str, Given], about: str | None):
+def open_data(
+    cfg: DictConfig, nets: Mapping[str, Given], about: str | None
+) -> "tuple[ClassificationData | None, list[str]]":
     """The data to measure accuracy on, None where it is not; and why not, where nobody asked for that."""
     if not cfg.accuracy or not nets["network"].trained:
         return None, []
@@ -70,7 +76,9 @@ def open_data(cfg: DictConfig, nets: Mapping[str, Given], about: str | None):
         return None, [f"no accuracy: {error}"]
 
 
-def calibration_images(cfg: DictConfig, nets: Mapping[str, Given], data, about: str | None) -> tuple[Tensor, list[str]]:
+def calibration_images(
+    cfg: DictConfig, nets: Mapping[str, Given], data: "ClassificationData | None", about: str | None
+) -> tuple[Tensor, list[str]]:
     """Images (N, C, H, W) for INT8 and to compare outputs on: as configured, else noise; and a word on that."""
     net = nets["network"].net
     if cfg.calibration.folder is not None:
@@ -88,7 +96,7 @@ def noise(net: nn.Module, count: int, seed: int) -> Tensor:
 
 def deploy(cfg: DictConfig, role: str, given: Given, example: Tensor) -> dict[int, nn.Module]:
     """Batch size → the network deployed for it; prints the choices, all layers for the largest."""
-    found = {}
+    found: dict[int, nn.Module] = {}
     for size in sorted(set(cfg.batch_sizes), reverse=True):
         choice = cfg.choice if role == "network" and not found else None
         found[size] = norton.deploy(given.net.eval(), example[:size], choice=choice, progress=True)

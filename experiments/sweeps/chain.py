@@ -21,6 +21,8 @@ from norton.cli.settings import has_budget
 from norton.common.files import write_json
 
 if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
+
     from norton.data.datamodule import ClassificationData
 
 START = ("checkpoint", "model", "pretraining_seed", "data")  # settings of the network that is compressed
@@ -144,12 +146,12 @@ class PointChain:
         return self.sweep.shared(f"{kind}_{fingerprint(about)}.{ending}")
 
 
-def epoch_line(say: Callable[[str], None], what: str):
+def epoch_line(say: Callable[[str], None], what: str) -> "Callback":
     """A Lightning callback that says the epoch and the best accuracy so far."""
     from lightning.pytorch.callbacks import Callback
 
     class Line(Callback):
-        def on_train_epoch_start(self, trainer, module) -> None:
+        def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
             top1 = trainer.callback_metrics.get("val/top1")
             score = "" if top1 is None else f", validation {100 * float(top1):.2f}%"
             say(f"{what}: epoch {trainer.current_epoch + 1} of {trainer.max_epochs}{score}")

@@ -1,8 +1,9 @@
 """The folder of a sweep: where results lie, what it consists of, and locks that die with their process."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
@@ -12,7 +13,8 @@ import norton
 FORMAT = 1
 
 
-class Sweep(NamedTuple):
+@dataclass(frozen=True)
+class Sweep:
     """The folder of a sweep, and that of networks which several sweeps may share."""
 
     folder: Path

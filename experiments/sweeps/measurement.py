@@ -89,7 +89,8 @@ class Clock:
     """Says in a file what a point is at, for whoever shows it, and keeps how long each stage took."""
 
     def __init__(self, path: Path, about: Mapping[str, Any]):
-        self.path, self.about, self.stages = path, about, {}
+        self.path, self.about = path, about
+        self.stages: dict[str, float] = {}
         self.started = self.since = time.time()
         self.stage = "start"
 

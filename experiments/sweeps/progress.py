@@ -4,7 +4,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -39,7 +39,7 @@ def shown_progress(sweep: Sweep, missing: Sequence[Planned]) -> Iterator[None]:
         return
 
     class View:
-        def __rich__(self):
+        def __rich__(self) -> Group:
             return Group(*(Text(line) for line in running_lines(sweep)), bar)
 
     with Live(View(), console=console, refresh_per_second=2, transient=True), watch.running(lambda *_: None):
@@ -49,7 +49,7 @@ def shown_progress(sweep: Sweep, missing: Sequence[Planned]) -> Iterator[None]:
 class Watch:
     """Looks, in a thread of its own, which of the missing points have got a result."""
 
-    def __init__(self, sweep: Sweep, missing: Sequence[Planned], update):
+    def __init__(self, sweep: Sweep, missing: Sequence[Planned], update: Callable[[], None]):
         self.sweep, self.open, self.update, self.count = sweep, list(missing), update, 0
         self.start = time.time()
 
@@ -61,7 +61,7 @@ class Watch:
         return f"{timedelta(seconds=round(seconds))} left"
 
     @contextmanager
-    def running(self, tell) -> Iterator[None]:
+    def running(self, tell: Callable[[Planned, Mapping[str, Any]], None]) -> Iterator[None]:
         stop = threading.Event()
 
         def watch() -> None:
@@ -77,7 +77,7 @@ class Watch:
             thread.join()
             self.look(tell)
 
-    def look(self, tell) -> None:
+    def look(self, tell: Callable[[Planned, Mapping[str, Any]], None]) -> None:
         for planned in list(self.open):
             path = self.sweep.result(planned.point)
             try:

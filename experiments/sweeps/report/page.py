@@ -140,6 +140,6 @@ def budget_figure(budget: float, found: Sequence[Row], tolerance: float) -> go.F
     return _layout(figure, title=budget_title(budget, tolerance), xaxis_title="top-1 %", height=170 + 35 * len(found))
 
 
-def _layout(figure: go.Figure, height: int = 400, **layout) -> go.Figure:
+def _layout(figure: go.Figure, height: int = 400, **layout: Any) -> go.Figure:
     small = {"l": 50, "r": 15, "t": 40 if "title" in layout else 15, "b": 45}
     return figure.update_layout(template="plotly_white", margin=small, height=height, **layout)
