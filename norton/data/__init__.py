@@ -1,7 +1,12 @@
 """Datasets by name, split into train, validation and test.
 
-`splits.py` holds the contract, `images.py` the in-memory dataset, `datasets/` one file per dataset, `datamodule.py`
-what a Lightning trainer wants. Lightning is imported by the last one only.
+`splits.py` holds the contract: a dataset is a function of a folder and a seed that gives `Splits`, a file in
+`datasets/` each, which registers itself.  `images.py` keeps images in memory and augments them by seed and epoch,
+`pictures.py` reads image files that a user names, and `datamodule.py` offers a dataset as a Lightning trainer wants it,
+with the calibration images that compression asks for.  Only the last one imports Lightning.
+
+May import `norton.common` alone: data know nothing of networks.  `norton.training` trains on them, `norton.cli` opens
+those that settings name; the rooms that compress take tensors of images.
 """
 
 from norton.common.registry import import_submodules

@@ -1,4 +1,13 @@
-"""Training with Lightning: a module for classification, and the one function that fits a network to data."""
+"""Training with Lightning, and measuring accuracy: how a network learns again what compression took.
+
+`classifier.py` holds the recipe (`Recipe`) and the module that trains by it, `distillation.py` what a teacher adds to
+its loss, `fit.py` the two verbs: `fit` trains a copy of a network and keeps its best epoch, `evaluate` measures one.
+Data come as a `ClassificationData` of `norton.data`; which settings they were made of is not known here.
+
+May import all rooms below, `norton.data` and `norton.graph` above all; `norton.cli` fills recipes from configs, and
+`detection` trains its own module by `best_weights`.  Importing this room imports Lightning, which takes seconds: the
+rooms below do without, and `norton.cli` imports it where it trains.
+"""
 
 from norton.training.classifier import Classifier, Recipe
 from norton.training.distillation import Distillation

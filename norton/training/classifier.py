@@ -1,6 +1,7 @@
 """Classification as a LightningModule: loss, metrics, and the published optimiser and schedule."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import lightning
 import torch
@@ -12,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from norton.common.checks import check_boolean, check_number, check_whole_number
 from norton.common.errors import InputError
-from norton.graph.layers import FORMS
+from norton.graph.layers import FORMS, Form
 from norton.training.distillation import Distillation
 
 
@@ -47,9 +48,9 @@ class Recipe:
     distill_weight: float = 0.9
     distill_features: float = 0.0
     select_on: str = "validation"
-    compute: str = "fast"
+    compute: Form | Literal["fast"] = "fast"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_whole_number("training.epochs", self.epochs, 0)
         for field in (
             "warmup_epochs",
@@ -111,10 +112,11 @@ class Classifier(lightning.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         images, labels = batch
-        logits, taught = (self(images), None) if self.distillation is None else self.distillation(self.net, images)
+        teaching = self.distillation
+        logits, taught = (self(images), None) if teaching is None else teaching(self.net, images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        if taught is not None:
-            loss = (1 - self.distillation.weight) * loss + taught
+        if teaching is not None:
+            loss = (1 - teaching.weight) * loss + taught
         if self.recipe.sparsity:
             loss = loss + self.recipe.sparsity * scale_penalty(self.net)
         self._log("fit", logits, labels, loss, names=("top1",))

@@ -70,7 +70,7 @@ class Distillation(nn.Module):
                 f"the teacher gives {theirs[0].shape[-1]} numbers per image, the student {ours[0].shape[-1]}; "
                 "give a teacher of the same classes"
             )
-        apart = features and ours[1].shape != theirs[1].shape
+        apart = ours[1] is not None and theirs[1] is not None and ours[1].shape != theirs[1].shape
         self.map = nn.Parameter(least_squares_map(student, self.teacher, images)) if apart else None
 
     def forward(self, student: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,7 +154,7 @@ def least_squares_map(student: Frozen, teacher: Frozen, images: Tensor, batch_si
     M = TᵀS (SᵀS + λ)⁻¹ over the images, in float64.  λ is the mean energy of a feature: with less, features that are
     alike get a map of large norm, which amplifies the student's gradients until training diverges.
     """
-    gram = cross = 0
+    gram = cross = torch.zeros((), dtype=torch.float64, device=images.device)
     for batch in images.split(batch_size):
         ours, theirs = (who(batch)[1].flatten(0, -2).double() for who in (student, teacher))
         gram, cross = gram + ours.mT @ ours, cross + theirs.mT @ ours

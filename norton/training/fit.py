@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from norton.common.errors import InputError, warn
 from norton.data.datamodule import ClassificationData
-from norton.graph.layers import set_form_
+from norton.graph.layers import Form, set_form_
 from norton.training.classifier import Classifier, Recipe
 from norton.training.distillation import Distillation
 
@@ -162,7 +162,12 @@ def best_weights(
 
 
 def evaluate(
-    net: nn.Module, data: ClassificationData, *, split: str = "test", compute: str = "fast", **trainer_options: Any
+    net: nn.Module,
+    data: ClassificationData,
+    *,
+    split: str = "test",
+    compute: Form | Literal["fast"] = "fast",
+    **trainer_options: Any,
 ) -> dict[str, float]:
     """{"top1", "top5", "loss"} on one split; accuracies in percent.  net: untouched."""
     if split not in ("test", "val"):
