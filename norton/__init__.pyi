@@ -18,6 +18,7 @@ from .decomposition import Calibration as Calibration
 from .decomposition import DecomposeOptions as DecomposeOptions
 from .decomposition import decompose as decompose
 from .decomposition import layer_nmse as layer_nmse
+from .decomposition import list_methods as list_methods
 from .decomposition import nmse as nmse
 from .deployment.deploying import deploy as deploy
 from .deployment.record import Deployment as Deployment
@@ -26,7 +27,9 @@ from .graph.layers import set_form_ as set_form_
 from .measure.counting import complexity as complexity
 from .measure.summary import summary as summary
 from .models import build as build
+from .models import list_models as list_models
 from .pruning import PruneOptions as PruneOptions
+from .pruning import list_criteria as list_criteria
 from .pruning import prune as prune
 from .pruning.rates import format_rates as format_rates
 from .pruning.rates import parse_rates as parse_rates

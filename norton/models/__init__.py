@@ -1,4 +1,12 @@
-"""The published networks, and any other by the path of its constructor, dense or at any rank and rates."""
+"""Networks: the published ones, and any other by the path of its constructor, dense or at any rank and rates.
+
+A published network is one file that registers a class (`base` is the contract): its layers, its channel axes and which
+layer each published rate prunes.  `foreign` makes networks from elsewhere.  `build` gives one with random weights;
+`dense_network` is what checkpoints replay a plan on.
+
+Imports `common`, `graph`, `decomposition` and `pruning`.  Files are read in `checkpoints`, networks trained in
+`training`.
+"""
 
 from collections.abc import Mapping, Sequence
 
