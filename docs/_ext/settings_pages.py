@@ -1,7 +1,8 @@
 """Reference pages of all settings, written from `configs/` before each build."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -24,13 +25,17 @@ class Setting:
 
 @dataclass(frozen=True)
 class Config:
-    """A file of `configs/`: its defaults list, its settings, the comment at its head, its help."""
+    """A file of `configs/`: its defaults list, its settings, the comment at its head, its help.
+
+    notes: setting of another file → what this one says of it, in a comment `# NAME: ...`.
+    """
 
     name: str
     defaults: list
     settings: list[Setting]
     about: str
     help: dict
+    notes: dict[str, str]
 
 
 def read(path: Path) -> Config:
@@ -40,7 +45,18 @@ def read(path: Path) -> Config:
     root = yaml.compose(text)
     settings = list(_settings(root, "", lines)) if isinstance(root, yaml.MappingNode) else []
     top = " ".join(_comment_above(lines, _first_line(lines)))
-    return Config(path.stem, data.get("defaults", []), settings, top, data.get("hydra", {}).get("help", {}))
+    help_ = data.get("hydra", {}).get("help", {})
+    return Config(path.stem, data.get("defaults", []), settings, top, help_, _notes(text))
+
+
+def _notes(text: str) -> dict[str, str]:
+    """The comments that explain settings by name: `# rank, compress_rate: what the file is expected to hold`."""
+    found = {}
+    for block in re.findall(r"(?m)^((?:# .*\n)+)", text):
+        names, colon, meaning = " ".join(block.replace("# ", "").split()).partition(": ")
+        if colon and re.fullmatch(r"[\w.]+(, [\w.]+)*", names):
+            found |= dict.fromkeys(names.split(", "), meaning)
+    return found
 
 
 def _first_line(lines: list[str]) -> int:
@@ -61,7 +77,7 @@ def _settings(node: yaml.MappingNode, prefix: str, lines: list[str]) -> Iterator
         if not prefix and key.value in ("defaults", "hydra"):
             continue
         comment = _beside(lines, value)
-        above = _comment_above(lines, key.start_mark.line) if prefix or key.start_mark.line > _first_line(lines) else []
+        above = _comment_above(lines, key.start_mark.line) if prefix else []
         if isinstance(value, yaml.MappingNode) and not value.flow_style and value.value:
             yield from _settings(value, f"{name}.", lines)
             continue
@@ -112,6 +128,7 @@ def _command_page(config: Config) -> str:
         lines += ["```text", *examples, "```", ""]
     inherited = [s for item in config.defaults if isinstance(item, str) and item != "_self_" for s in _base(item)]
     own = {s.name: s for s in [*inherited, *config.settings]}
+    own |= {name: replace(own[name], meaning=note) for name, note in config.notes.items() if name in own}
     lines += ["## Settings", "", *_table(list(own.values()))]
     if groups := [g for g in _groups(config) if _is_group(g[1])]:
         lines += ["## Groups", "", "`GROUP=CHOICE` picks one; `GROUP.SETTING=VALUE` changes a part of it.", ""]
@@ -128,33 +145,36 @@ def _base(name: str) -> list[Setting]:
 
 
 def _examples(help_: dict) -> list[str]:
-    """The examples of a command's help."""
-    return str(help_.get("footer", "")).splitlines()
+    """The command lines at the end of a command's help."""
+    return [line.strip() for line in str(help_.get("footer", "")).splitlines() if line.strip()]
 
 
-def _group_page(folder: str, users: list[str]) -> str:
+def _group_page(folder: str, users: Iterable[str]) -> str:
     by = ", ".join(f"[{name}]({name}.md)" for name in users)
     lines = [f"# {folder}", "", f"A group of settings, of {by}.", ""]
-    for path in sorted((CONFIGS / folder).glob("*.yaml")):
-        config = read(path)
+    configs = {path: read(path) for path in sorted((CONFIGS / folder).glob("*.yaml"))}
+    # Explained once in a group is enough.
+    known = {s.name: s.meaning for config in configs.values() for s in config.settings if s.meaning}
+    for path, config in configs.items():
+        settings = [replace(s, meaning=s.meaning or known.get(s.name, "")) for s in config.settings]
         lines += [f"## {folder}={path.stem}", ""]
         if config.about:
             lines += [_cell(config.about), ""]
         if starts := [item for item in config.defaults if isinstance(item, str) and item != "_self_"]:
             lines += [f"Starts from `{', '.join(starts)}` and changes:", ""]
-        if config.settings:
-            lines += _table(config.settings)
+        if settings:
+            lines += _table(settings)
     return "\n".join(lines)
 
 
 def pages() -> dict[str, str]:
     """Name of the page → its Markdown."""
     commands = {p.stem: read(p) for p in sorted(CONFIGS.glob("*.yaml")) if p.stem not in NO_COMMAND}
-    users: dict[str, list[str]] = {}
+    users: dict[str, dict[str, None]] = {}  # in the order of the commands
     for name, config in commands.items():
         for _, folder, _ in _groups(config):
             if _is_group(folder):
-                users.setdefault(folder, []).append(name)
+                users.setdefault(folder, {})[name] = None
     found = {name: _command_page(config) for name, config in commands.items()}
     found |= {f"group-{folder}": _group_page(folder, users[folder]) for folder in sorted(users)}
     return found | {"index": _index(commands, sorted(users))}

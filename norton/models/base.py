@@ -37,7 +37,7 @@ class Network:
         if len(values) < needed - self.optional_rates:
             raise InputError(
                 f"compress_rate: {type(self).__name__} needs {needed} rates, got {len(values)} in "
-                f"{format_rates(values)}; the README lists which layer each one prunes"
+                f"{format_rates(values)}; docs/reference/networks.md lists which layer each one prunes"
             )
         return (values + [0.0] * self.optional_rates)[:needed]
 
