@@ -5,6 +5,7 @@ whose first line is the comment `# path/to/file.py` (or .yaml) is a file, and is
 
     <!-- skip: next if(quick, reason="two minutes") -->   the block runs in the slow set alone
     <!-- sizes: training.epochs=1 data.copies=[1,1,1] -->  what the next block of commands gets here in addition
+    <!-- exit code: 2 -->   of the last command of the next block; 0 otherwise
 """
 
 import logging
@@ -15,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from unittest import SkipTest
 
@@ -38,6 +40,7 @@ CHANGED = ("norton", "configs")  # copied where a page adds files to them
 SCRIPTS = ("decompose.py", "prune.py", "evaluate.py", "complexity.py")
 FILE = re.compile(r"# ([\w./]+\.(?:py|yaml))\n")
 SIZES = re.compile(r"<!-- sizes: (.*?) -->")
+CODE = re.compile(r"<!-- exit code: (\d) -->")
 
 
 class Reader:
@@ -45,7 +48,9 @@ class Reader:
 
     def __init__(self, folder: Path, adds_files: bool, monkeypatch: pytest.MonkeyPatch):
         self.folder, self.adds_files, self.monkeypatch = folder, adds_files, monkeypatch
-        for name in (*CHECKOUT, *SCRIPTS):
+        for name in SCRIPTS:  # a link would find the modules beside its target
+            shutil.copy(REPOSITORY / name, folder)
+        for name in CHECKOUT:
             if adds_files and name in CHANGED:
                 shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
             elif (REPOSITORY / name).exists():
@@ -54,7 +59,12 @@ class Reader:
         monkeypatch.syspath_prepend(str(folder))  # the reader's own modules
         monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
         monkeypatch.setattr(DATASETS, "_methods", dict(DATASETS._methods))  # readers register their own
+        self.forget()
+
+    def forget(self) -> None:
+        """Of what comments say of the next block."""
         self.extra: list[str] = []
+        self.code = 0
 
     def python(self, example: Example) -> None:
         if not self._written(example.parsed):
@@ -74,42 +84,50 @@ class Reader:
     def sizes(self, example: Example) -> None:
         self.extra = shlex.split(example.parsed)
 
-    def sh(self, example: Example) -> None:
-        extra, self.extra = self.extra, []
-        for line in example.parsed.replace("\\\n", " ").splitlines():
-            if words := shlex.split(line, comments=True):
-                self._run(words, extra)
+    def exit_code(self, example: Example) -> None:
+        self.code = int(example.parsed)
 
-    def _run(self, words: list[str], extra: list[str]) -> None:
+    def sh(self, example: Example) -> None:
+        lines = [shlex.split(line, comments=True) for line in example.parsed.replace("\\\n", " ").splitlines()]
+        *others, last = [words + self.extra for words in lines if words]
+        for words in others:
+            assert self._run(words) == 0, shlex.join(words)
+        assert self._run(last) == self.code, shlex.join(last)
+        self.forget()
+
+    def _run(self, words: list[str]) -> int | str:
         while "=" in words[0]:
             name, _, value = words.pop(0).partition("=")
             self.monkeypatch.setenv(name, value)
-        words = words + extra
-        if self.adds_files or not self._here(words):
+        start = None if self.adds_files else self._ours(words)
+        if start is None:
             words = [sys.executable if word == "python" else word for word in words]
-            done = subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-            assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
-
-    def _here(self, words: list[str]) -> bool:
-        """Run one of this project's programs in this process, which saves the seconds of importing."""
-        if words[0] == "norton":
-            start, name, arguments = runpy.run_module, "norton", words[1:]
-        elif words[:2] == ["python", "-m"] and words[2].split(".")[0] in ("experiments", "detection", "norton"):
-            start, name, arguments = runpy.run_module, words[2], words[3:]
-        elif words[0] == "python" and words[1] in SCRIPTS:
-            start, name, arguments = runpy.run_path, words[1], words[2:]
-        else:
-            return False
+            return subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
+        # In this process, which saves the seconds of importing.
+        run, name, arguments = start
         self.monkeypatch.setattr(sys, "argv", [name, *arguments])
-        code = 0
         try:
-            start(name, run_name="__main__")
+            run(name, run_name="__main__")
         except SystemExit as done:
-            code = done.code
+            return done.code or 0
         finally:
             logging.disable(logging.NOTSET)
-        assert not code, shlex.join(words)
-        return True
+        return 0
+
+    @staticmethod
+    def _ours(words: list[str]) -> tuple[Callable, str, list[str]] | None:
+        """How a program of this project is run without a process of its own."""
+        if words[0] == "norton":
+            return runpy.run_module, "norton", words[1:]
+        if words[:2] == ["python", "-m"] and words[2].split(".")[0] in ("experiments", "detection", "norton"):
+            return runpy.run_module, words[2], words[3:]
+        if words[0] == "python" and words[1] in SCRIPTS:
+            return runpy.run_path, words[1], words[2:]
+        return None
+
+
+def comments(pattern: re.Pattern, evaluate: Callable) -> Callable:
+    return lambda document: [Region(m.start(), m.end(), m[1], evaluate) for m in pattern.finditer(document.text)]
 
 
 def read(page: str, reader: Reader, quick: bool) -> Document:
@@ -118,7 +136,7 @@ def read(page: str, reader: Reader, quick: bool) -> Document:
         CodeBlockParser("yaml", reader.yaml),
         CodeBlockParser("sh", reader.sh),
         SkipParser(),
-        lambda document: [Region(m.start(), m.end(), m[1], reader.sizes) for m in SIZES.finditer(document.text)],
+        *(comments(*pair) for pair in ((SIZES, reader.sizes), (CODE, reader.exit_code))),
     ]
     document = Sybil(parsers=parsers).parse(REPOSITORY / page)
     document.namespace.update(quick=quick, __name__="page")
@@ -133,7 +151,7 @@ def follow(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch, quick: bool
         try:
             example.evaluate()
         except SkipTest:
-            reader.extra = []
+            reader.forget()
         except Exception as error:
             raise AssertionError(f"{page}:{example.line}: {error}") from error
 
