@@ -18,8 +18,11 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_ext", "_static"]
 nitpicky = True
-# Other projects' names cannot be looked up without a network.
-nitpick_ignore_regex = [("py:.*", r"(?!norton|experiments|detection).*"), ("py:.*", r"norton\..*\.(T|Self|_\w+)")]
+# Type variables have no page; other projects' names cannot be looked up without a network.
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!norton|experiments|detection).*"),
+    ("py:.*", r"norton\..*\.(Method|Function|_\w+)"),
+]
 
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 3
@@ -41,4 +44,5 @@ html_static_path = ["_static"]
 html_css_files = ["norton.css"]
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
 copybutton_exclude = ".linenos, .gp, .go"

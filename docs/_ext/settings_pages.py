@@ -135,7 +135,7 @@ def _command_page(config: Config) -> str:
         lines += ["| group | default | settings |", "| --- | --- | --- |"]
         for typed, folder, choice in groups:
             used = typed.split("@")[-1]
-            lines.append(f"| `{typed}` | `{choice}` | [`{used}.…`](group-{folder}.md) |")
+            lines.append(f"| `{typed}` | `{choice}` | [{used}](group-{folder}.md) |")
     return "\n".join([*lines, ""])
 
 
