@@ -15,6 +15,7 @@ from detection.training import DetectionRecipe, evaluate, fit
 from norton.checkpoints.files import holds_detector, read
 from norton.cli import program
 from norton.cli.chain import lineage_record
+from norton.cli.hints import as_typed
 from norton.cli.settings import check_whole, plain, trainer_options
 from norton.graph.plan import apply_plan_
 from norton.models import dense_network
@@ -46,7 +47,7 @@ def main(cfg: DictConfig) -> None:
         write_scores(folder, net, data, scores, results)
         where = f" detection_data@data={data.name}" * (data.name != "scenes")
         where += f" data.root={cfg.data.root}" * (cfg.data.root is not None)
-        print(f"next: python -m detection.evaluate checkpoint={path}{where}")
+        print(f"next: {as_typed('detection.evaluate')} checkpoint={path}{where}")
 
 
 def open_recipe(cfg: DictConfig) -> DetectionRecipe:

@@ -71,7 +71,7 @@ def write(
 
 def check(cfg: DictConfig) -> None:
     if cfg.sweep is None:
-        raise norton.InputError("no sweep: give sweep=DIR, the folder that `python -m experiments.ablation` names")
+        raise norton.InputError("no sweep: give sweep=DIR, the folder that the sweep names at its end")
     budgets = plain(cfg.budgets)
     if budgets is not None and not (isinstance(budgets, list) and all(_number(b, -100, 100) for b in budgets)):
         raise norton.InputError(f"budgets is {budgets!r}; it must be a list of percentages of MACs removed, e.g. [65]")

@@ -49,11 +49,11 @@ def main(cfg: DictConfig) -> None:
     for name, found in files.items():
         found["bytes"] = write(nets[name], folder / f"{name}.pt", found, origin, cfg)
     dense = opening.dense_form(net)
-    plain = {"dense": plain_bytes(dense, origin), "as given": plain_bytes(net, origin)}
-    title, rows = f"{net.arch}: weights shared and compressed", table(files, plain, before.get("top1"))
-    write_json(folder / "metrics.json", {"arch": net.arch, **before, "plain_bytes": plain, "files": files})
+    sizes = {"dense": plain_bytes(dense, origin), "as given": plain_bytes(net, origin)}
+    title, rows = f"{net.arch}: weights shared and compressed", table(files, sizes, before.get("top1"))
+    write_json(folder / "metrics.json", {"arch": net.arch, **before, "plain_bytes": sizes, "files": files})
     tables.write_table(folder / "table.md", rows)
-    picture(folder / "picture.png", files, plain["as given"], title)
+    picture(folder / "picture.png", files, sizes["as given"], title)
     tables.print_table(rows, title)
     written = ", ".join(f"{name}.pt" for name in files)
     print(f"written to {folder}/: {written}, config.yaml, metrics.json, table.md, picture.png")
@@ -121,11 +121,11 @@ def bits_text(bits: Bits | None) -> str:
     return f"{bits} bits"
 
 
-def table(files: Mapping[str, dict], plain: Mapping[str, int], top1: float | None) -> list[dict]:
+def table(files: Mapping[str, dict], sizes: Mapping[str, int], top1: float | None) -> list[dict]:
     """A row per file, below those of the plain files it is compared with."""
-    rows = [{"weights": "as given, plain", "bytes": plain["as given"], "error": None, "top-1 %": top1}]
-    if plain["dense"] != plain["as given"]:
-        rows = [{"weights": "dense, plain", "bytes": plain["dense"], "error": None, "top-1 %": None}, *rows]
+    rows = [{"weights": "as given, plain", "bytes": sizes["as given"], "error": None, "top-1 %": top1}]
+    if sizes["dense"] != sizes["as given"]:
+        rows = [{"weights": "dense, plain", "bytes": sizes["dense"], "error": None, "top-1 %": None}, *rows]
     for found in files.values():
         error = f"{found['error']:.5f}"
         text = bits_text(found["bits"])
@@ -133,7 +133,7 @@ def table(files: Mapping[str, dict], plain: Mapping[str, int], top1: float | Non
     for row in rows:
         change = None if None in (top1, row["top-1 %"]) else f"{row['top-1 %'] - top1:+.2f}"
         size = row["bytes"]
-        row |= {"bytes": f"{size:,}", "times smaller": plain["dense"] / size, "change": change}
+        row |= {"bytes": f"{size:,}", "times smaller": sizes["dense"] / size, "change": change}
     columns = ["weights", "bytes", "times smaller", "error", *["top-1 %", "change"] * (top1 is not None)]
     return [{key: row[key] for key in columns} for row in rows]
 

@@ -62,12 +62,9 @@ class PointChain:
     def start(self) -> Stage:
         """The network that the chain begins with.  Raises InputError for steps that do not fit it."""
         cfg = self.cfg
-        if cfg.checkpoint is not None:
-            net, origin = opened(cfg.checkpoint, cfg.model.arch)
-        else:
-            fresh = cfg.copy()
-            fresh.seed = cfg.pretraining_seed
-            net, origin = opening.open_network(fresh)
+        fresh = cfg.copy()
+        fresh.seed = cfg.pretraining_seed
+        net, origin = opening.open_network(fresh)
         opening.check_classes(net, self.data)
         stage = self.chain.start(net, origin.get("lineage", []))
         self.chain.check(stage, cfg.steps)

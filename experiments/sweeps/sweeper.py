@@ -14,6 +14,7 @@ import norton
 from experiments.sweeps.folder import FORMAT, Sweep, abandoned, read_index, read_result, sweep_of
 from experiments.sweeps.grid import Planned, command, expand, plan_points, take_turns, typed
 from experiments.sweeps.progress import shown_progress
+from norton.cli.hints import as_typed
 from norton.common.files import write_json
 
 OWN = ("locks", "shared", "running", "training", "points", "logs")
@@ -153,7 +154,7 @@ def summarise(sweep: Sweep, plan: Sequence[Planned]) -> None:
     done = len(plan) - len(failed) - elsewhere
     also = f", {len(failed)} failed" * bool(failed) + f", {elsewhere} run elsewhere" * bool(elsewhere)
     print(f"{done} of {len(plan)} points done{also}; look at them with")
-    print(f"  python -m experiments.report sweep={shlex.quote(str(sweep.folder))}")
+    print(f"  {as_typed('report')} sweep={shlex.quote(str(sweep.folder))}")
     if failed:
         sys.exit(1)
 

@@ -1,6 +1,7 @@
 """What to type next."""
 
 import shlex
+import sys
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -20,4 +21,13 @@ def evaluation(net: nn.Module, path: Path) -> str:
         settings.append(f"model.arch={arch}")
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     settings += [override for override in given if override.startswith(("data=", "data."))]
-    return f"python evaluate.py {shlex.join(settings)}"
+    return f"{as_typed('evaluate')} {shlex.join(settings)}"
+
+
+def as_typed(command: str) -> str:
+    """A command as one types it where this one was typed: by `norton`, or in a checkout."""
+    if Path(sys.argv[0]).stem in ("norton", "__main__") and "norton" in Path(sys.argv[0]).parts[-2:]:
+        return f"norton {command}"
+    if command in ("decompose", "prune", "evaluate", "complexity"):
+        return f"python {command}.py"
+    return f"python -m {command if '.' in command else f'experiments.{command}'}"

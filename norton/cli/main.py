@@ -76,6 +76,9 @@ def main() -> None:
             _complete(arguments)
         else:
             _run(*arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `norton --help | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain as it ends
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -9,6 +9,7 @@ from helpers.repository import REPOSITORY
 
 import norton
 from norton.cli import main as command
+from norton.cli.hints import as_typed
 from norton.cli.main import COMMANDS, module_of
 
 pytestmark = pytest.mark.quick
@@ -65,7 +66,7 @@ def test_help_of_a_command(name, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "typed, said",
+    "as_typed, said",
     [
         ("decompos", "there is no command 'decompos'; did you mean decompose? norton --help lists all"),
         ("detection", "there is no command 'detection'; did you mean detection.train? norton --help lists all"),
@@ -73,8 +74,8 @@ def test_help_of_a_command(name, monkeypatch, capsys):
         ("rank=3", "there is no command 'rank=3'; norton --help lists all"),
     ],
 )
-def test_unknown_command(typed, said, monkeypatch, capsys):
-    assert run(monkeypatch, capsys, typed) == (2, "", f"error: {said}\n")
+def test_unknown_command(as_typed, said, monkeypatch, capsys):
+    assert run(monkeypatch, capsys, as_typed) == (2, "", f"error: {said}\n")
 
 
 def test_bad_setting(monkeypatch, capsys):
@@ -114,3 +115,24 @@ def test_completion_is_installed_for_the_command(monkeypatch, capsys):
     monkeypatch.delenv("COMP_LINE", raising=False)
     code, out, _ = run(monkeypatch, capsys, "--shell-completion", "install=bash")
     assert code == 0 and out.rstrip().endswith("complete -o nospace -o default -F hydra_bash_completion norton")
+
+
+def test_a_reader_that_goes_is_no_error():
+    words = f"{sys.executable} -m norton --help | head -1"
+    done = subprocess.run(words, shell=True, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert done.stdout.count("\n") == 1 and not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "command", "expected"),
+    [
+        ("bin/norton", "evaluate", "norton evaluate"),
+        ("norton/__main__.py", "report", "norton report"),
+        ("decompose.py", "evaluate", "python evaluate.py"),
+        ("experiments/ablation.py", "report", "python -m experiments.report"),
+        ("detection/train.py", "detection.evaluate", "python -m detection.evaluate"),
+    ],
+)
+def test_hints_name_commands_as_this_one_was_typed(program, command, expected, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [program])
+    assert as_typed(command) == expected

@@ -189,7 +189,7 @@ def test_a_compiled_network_is_exported_as_it_was(deployed, images, tmp_path):
 
 @pytest.mark.parametrize("write", [to_program, to_onnx])
 def test_other_outputs_are_not_written(write, monkeypatch, tmp_path):
-    monkeypatch.setattr(exported, "relative", lambda *_: 2e-4)
+    monkeypatch.setattr(exported, "relative_difference", lambda *_: 2e-4)
     with pytest.raises(norton.InputError, match=r"differ from the network's by 2\.0e-04"):
         write(with_layer(torch.relu), torch.randn(1, 3, 8, 8), tmp_path / "a")
     assert not list(tmp_path.iterdir())
