@@ -117,6 +117,8 @@ class Reader:
     @staticmethod
     def _ours(words: list[str]) -> tuple[Callable, str, list[str]] | None:
         """How a program of this project is run without a process of its own."""
+        if any(word.startswith("trainer.devices=") for word in words):
+            return None  # the devices' processes are copies of this one
         if words[0] == "norton":
             return runpy.run_module, "norton", words[1:]
         if words[:2] == ["python", "-m"] and words[2].split(".")[0] in ("experiments", "detection", "norton"):
