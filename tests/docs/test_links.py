@@ -48,6 +48,11 @@ def _resolves(name: str) -> bool:
 
 
 def test_no_old_command_is_lost():
-    everything = " ".join(" ".join(page.read_text().replace("\\|", "|").split()) for page in PAGES)
+    everything = " ".join(" ".join(_unquoted(page.read_text()).replace("\\|", "|").split()) for page in PAGES)
     listed = (REPOSITORY / "tests" / "docs" / "old_commands.txt").read_text().splitlines()
-    assert not [command for command in listed if command not in everything]
+    assert not [command for command in listed if _unquoted(command) not in everything]
+
+
+def _unquoted(text: str) -> str:
+    """Which words a shell needs quoted is not what this is about."""
+    return text.replace("'", "")
