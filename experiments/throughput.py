@@ -167,13 +167,13 @@ def pictures(detectors: bool, size: int, count: int, seed: int) -> Tensor:
 # The measurements
 
 
-def measure(nets: Mapping[str, nn.Module], batch: Tensor, repeats: int, way: str = "deployed") -> list[dict[str, Any]]:
+def measure(nets: Mapping[str, nn.Module], batch: Tensor, repeats: int, mode: str = "deployed") -> list[dict[str, Any]]:
     """A record per network: time, memory and MACs of a batch, and speed-up and MACs ratio to the first network.
 
-    way: how networks are timed, see `norton.deployment.comparing.deploy_alike`.
+    mode: how networks are timed, see `norton.deployment.comparing.deploy_alike`.
     """
     costs = {name: cost_of(net, batch) for name, net in nets.items()}
-    ready = deployed(nets, batch, way)
+    ready = deployed(nets, batch, mode)
     times = latencies(ready, batch, repeats=repeats)
     points: list[dict[str, Any]] = []
     for name, net in ready.items():
@@ -187,12 +187,12 @@ def measure(nets: Mapping[str, nn.Module], batch: Tensor, repeats: int, way: str
     return points
 
 
-def deployed(nets: Mapping[str, nn.Module], batch: Tensor, way: str) -> dict[str, nn.Module]:
+def deployed(nets: Mapping[str, nn.Module], batch: Tensor, mode: str) -> dict[str, nn.Module]:
     if not is_detector(next(iter(nets.values()))):
-        return deploy_alike(nets, batch, way)
+        return deploy_alike(nets, batch, mode)
     from detection import deploy_detector
 
-    return deploy_alike(nets, batch, way, deploy=deploy_detector)
+    return deploy_alike(nets, batch, mode, deploy=deploy_detector)
 
 
 def cost_of(net: nn.Module, batch: Tensor) -> dict[str, Any]:

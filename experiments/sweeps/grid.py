@@ -14,6 +14,7 @@ from rich.progress import track
 import norton
 from experiments.sweeps.identity import IN_LABEL, check, fingerprint, meaning, short_label, stated
 from norton.cli import program
+from norton.cli.hints import as_typed
 
 QUOTES = "'\""
 NOT_OF_A_POINT = ("name", "out", "shared", "extend")  # settings of a sweep as a whole
@@ -91,7 +92,7 @@ def typed(arguments: Sequence[str]) -> str:
     """The command as a person types it, without the quotes that Hydra's grammar wants and `program.quote` adds."""
     plain = [re.sub(r"'([^'\\]*)'", r"\1", argument) for argument in arguments]
     words = [new if program.quote(new) == old else old for new, old in zip(plain, arguments, strict=True)]
-    return shlex.join(["python", "-m", "experiments.ablation", *words])
+    return f"{as_typed('ablation')} {shlex.join(words)}"
 
 
 def take_turns(missing: Sequence[Planned]) -> list[Planned]:

@@ -26,7 +26,8 @@ def evaluation(net: nn.Module, path: Path) -> str:
 
 def as_typed(command: str) -> str:
     """A command as one types it where this one was typed: by `norton`, or in a checkout."""
-    if Path(sys.argv[0]).stem in ("norton", "__main__") and "norton" in Path(sys.argv[0]).parts[-2:]:
+    program = Path(sys.argv[0])
+    if program.stem == "norton" or (program.stem == "__main__" and program.parent.name == "norton"):
         return f"norton {command}"
     if command in ("decompose", "prune", "evaluate", "complexity"):
         return f"python {command}.py"

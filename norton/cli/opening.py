@@ -87,10 +87,11 @@ def inherited(origin: dict[str, Any]) -> dict[str, Any]:
 def data_for(net: nn.Module, origin: Mapping[str, Any], cfg: DictConfig) -> Data:
     """The data of `data=`; with auto, those that a checkpoint's accuracy is about, which the config then names.
 
-    None with auto where nothing says which: of a checkpoint that does not, and of random weights.
+    None with auto where nothing says which, or data are named that are none of those here: those who need images then
+    ask for `data=`.
     """
     about = origin["metrics"].get("data", getattr(net, "dataset", None)) if cfg.checkpoint is not None else None
-    if cfg.data.name == "auto" and about is None:
+    if cfg.data.name == "auto" and about not in datasets():
         return None
     choose_data(cfg, about)
     return open_data(cfg)

@@ -50,9 +50,8 @@ def script(
         @functools.wraps(run)
         def job(cfg: DictConfig) -> None:
             _quiet_libraries()
-            if (
-                not is_sweep and HydraConfig.get().mode == RunMode.MULTIRUN
-            ):  # jobs of one sweep start within the same second
+            # Jobs of one sweep start within the same second.
+            if not is_sweep and HydraConfig.get().mode == RunMode.MULTIRUN:
                 cfg.out = f"{cfg.out}/{HydraConfig.get().job.num}"
             try:
                 code = run(cfg)
@@ -166,7 +165,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _quiet_libraries() -> None:
-    """Silence remarks of Lightning that no user of these scripts can act on; warnings of other kinds stay."""
+    """Silence warnings of Lightning that no user of these scripts can act on; warnings of other kinds stay."""
     logging.disable(logging.INFO)  # Lightning sets its own loggers' levels when it is imported, which is later
     for message in (
         ".*does not have many workers.*",
@@ -182,5 +181,5 @@ def _quiet_libraries() -> None:
 def _one_line_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """What this project remarks, without the place in its code; warnings of libraries with it."""
+    """What this project warns of, without the place in its code; warnings of libraries with it."""
     return f"{'note' if category is NortonWarning else f'{filename}:{lineno}: {category.__name__}'}: {message}\n"

@@ -160,7 +160,7 @@ def check_budget(cfg: DictConfig) -> None:
     if joint and cfg.compress_rate is not None:
         raise InputError("both compress_rate and budget.joint are given, which chooses the rates; leave one out")
     if joint and "pruning" not in cfg:
-        raise InputError("budget.joint needs a step that prunes; use the pipeline")
+        raise InputError("budget.joint needs a step that prunes, which the command pipeline has")
     if (chain := OmegaConf.select(cfg, "steps")) is None:
         return
     for step in ["decompose", *["prune"] * bool(joint)]:

@@ -55,7 +55,7 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the remarks of exporters and quantiser, which are for their developers; errors come through."""
+    """Without the warnings of exporters and quantiser, which are for their developers; errors come through."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.ERROR))
     try:

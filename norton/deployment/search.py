@@ -20,7 +20,7 @@ from norton.measure.latency import forward_seconds, latencies
 HOPELESS = 2  # forms that take so many times the best one are not timed further
 NEAR = 1.3  # times the best form of a layer alone: what is tried in the whole network too
 WON = 0.98  # of the time: less than that counts as faster
-MOST_TURNS = 40  # of a layer that is timed
+MOST_TURNS = 40  # times at most that a layer is timed in each form
 
 Forms = dict[tuple, str]  # layers of one geometry and input → form
 Trial = tuple[Forms, bool]  # and whether the memory format is channels-last
@@ -62,7 +62,8 @@ class FormSearch:
 
     def _key(self, name: str) -> tuple:
         layer = self.layers[name]
-        return type(layer), str(layer), layer.bias is not None, self.inputs[name]
+        parts = tuple(map(str, layer.feature))  # stride, padding and dilation too
+        return type(layer), layer.rank, parts, layer.bias is not None, self.inputs[name]
 
     def choose(self, known: Mapping[str, str]) -> Deployment:
         start = time.perf_counter()

@@ -53,7 +53,7 @@ def test_the_chain_teaches_by_its_dense_network(pipeline, teachers, tmp_path):
     assert record["teacher"] == "the dense network" and record["training"]["distill"]
     assert norton.graph.plan.plan_of(norton.load(tuned))[-1]["op"] == "prune"
     # What that network was made of is no dense one any more, unless it is named.
-    chain = f"checkpoint={tuned} model.arch=null steps=[finetune] {TAUGHT}"
+    chain = f"checkpoint={tuned} model.arch=null model.compress_rate=null steps=[finetune] {TAUGHT}"
     code, _, said = pipeline(f"{chain} out={tmp_path}/b")
     assert code == 2 and "training.distill=true, and there is no dense network" in said
     assert "training.teacher=FILE" in said and not (tmp_path / "b").exists()
@@ -69,7 +69,7 @@ def test_the_chain_teaches_by_its_dense_network(pipeline, teachers, tmp_path):
     ("training.teacher={seven}", "tells 7 classes apart, the data mnist5k have 10"),
     ("steps=[decompose,train,finetune]", "no dense network to learn from before the step finetune"),
     ("pretraining.distill=true", "no dense network to learn from before the step train:"),
-    ("+training.distil=true", "temperature, distill_weight, distill_features, selection, form, teacher"),
+    ("+training.distil=true", "temperature, distill_weight, distill_features, select_on, compute, teacher"),
 ])  # fmt: skip
 def test_bad_chains(settings, message, pipeline, tmp_path):
     norton.save(norton.build("vgg_16_bn", compress_rate=[0.9] * 13, num_classes=7), tmp_path / "seven.pt")

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.deployment import close
+from rich.progress import Progress
 from torch import nn
 
 import norton
@@ -13,6 +14,7 @@ from norton import Deployment, InputError, deploy
 from norton.common.errors import NortonWarning
 from norton.deployment import deploying, search
 from norton.deployment.exact_forms import DENSE, FUSED, SumOfTerms
+from norton.deployment.folding import fold
 from norton.deployment.onednn import PackedConv2d
 from norton.deployment.search import FormSearch, SearchBudget
 from norton.measure.latency import Latency
@@ -132,3 +134,18 @@ def test_choices_of_something_else_are_refused(small, tmp_path):
     for file in ("bad.json", "none.json"):
         with pytest.raises(InputError, match="is no saved deployment"):
             deploy(net, x, choice=tmp_path / file)
+
+
+def test_layers_of_other_geometry_are_timed_on_their_own():
+    """Stride, padding, dilation and padding mode decide which form is fastest, and which there are."""
+    geometries = [{}, {"stride": 2}, {"dilation": 2}, {"padding": 2}, {"padding_mode": "reflect"}, {}]
+    layers = [nn.Conv2d(4, 4, 3, **{"padding": 1, **geometry}) for geometry in geometries]
+
+    class Parallel(nn.ModuleList):
+        def forward(self, x):
+            return [layer(x) for layer in self]
+
+    net = Parallel([norton.decompose(conv, 1, starts=1, iterations=1) for conv in layers]).eval()
+    with Progress(disable=True) as bar:
+        search = FormSearch(fold(net), torch.randn(1, 4, 8, 8), 1, None, bar)
+    assert sorted(map(len, search.groups.values())) == [1, 1, 1, 1, 2]

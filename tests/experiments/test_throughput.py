@@ -40,7 +40,7 @@ def test_measure_compares_with_the_first():
     assert small["form"].endswith((", channels-last", ", contiguous"))
     assert dense["peak_bytes"] > 2 * 4 * 16 * 32 * 32  # the first convolution's output alone
 
-    eager = measure(nets, pictures(False, 32, 2, 0), repeats=1, way="eager")
+    eager = measure(nets, pictures(False, 32, 2, 0), repeats=1, mode="eager")
     assert eager[0]["form"] == "dense" and eager[1]["form"] in ("factored", "grouped", "composed")
     assert [point["macs"] for point in eager] == [dense["macs"], small["macs"]]
 
