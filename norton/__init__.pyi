@@ -29,6 +29,7 @@ from .measure.summary import summary as summary
 from .models import build as build
 from .models import list_models as list_models
 from .pruning import PruneOptions as PruneOptions
+from .pruning import Pruning as Pruning
 from .pruning import list_criteria as list_criteria
 from .pruning import prune as prune
 from .pruning.rates import format_rates as format_rates

@@ -23,7 +23,7 @@ from norton.budget.pruning_curves import RATES, PruningCurves, check_criterion, 
 from norton.budget.rank_curves import RankCurve, ranks_to_try
 from norton.budget.search import RankProblem, best_split
 from norton.calibration import Calibration, check_images
-from norton.common.checks import is_whole_number
+from norton.common.checks import check_type, is_whole_number
 from norton.common.errors import InputError
 from norton.decomposition.options import DecomposeOptions
 from norton.graph.input_sizes import stated_size
@@ -65,6 +65,9 @@ def choose_ranks(
     Raises InputError for a share outside (0, 1), none or two of them, one below the least possible, and what
     `norton.decompose` and `norton.prune` refuse.
     """
+    check_type("decomposition", decomposition, DecomposeOptions)
+    if pruning is not None:
+        check_type("pruning", pruning, Pruning)
     check_network(net)
     what, share = asked_share(macs, params)
     calibration = calibration or Calibration()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from norton.checkpoints.files import FORMAT, read
 from norton.checkpoints.published_layout import network_of_shapes
+from norton.common.checks import checked_input_size
 from norton.common.errors import InputError, first_line
 from norton.graph import wiring_of
 from norton.graph.layers import is_decomposed
@@ -62,7 +63,7 @@ def rebuild(
     if published:
         rebuilt = network_of_shapes(state, path, arch, input_size)
     else:
-        said = content if input_size is None else {**content, "input_size": list(input_size)}
+        said = content if input_size is None else {**content, "input_size": list(checked_input_size(input_size))}
         rebuilt = network_of_plan(said, path, arch, net)
     load_strictly_(rebuilt, state, path)
     if published:

@@ -27,8 +27,10 @@ def evaluation(net: nn.Module, path: Path) -> str:
 def as_typed(command: str) -> str:
     """A command as one types it where this one was typed: by `norton`, or in a checkout."""
     program = Path(sys.argv[0])
-    if program.stem == "norton" or (program.stem == "__main__" and program.parent.name == "norton"):
+    if program.stem == "norton":
         return f"norton {command}"
+    if program.stem == "__main__" and program.parent.name == "norton":
+        return f"python -m norton {command}"
     if command in ("decompose", "prune", "evaluate", "complexity"):
         return f"python {command}.py"
     return f"python -m {command if '.' in command else f'experiments.{command}'}"

@@ -68,7 +68,7 @@ def main() -> None:
     """Run `norton ARGUMENTS`, or `python -m norton ARGUMENTS`.  Bad input ends with one line and exit code 2."""
     arguments = sys.argv[1:]
     try:
-        if not arguments or arguments[0] in HELP:
+        if not arguments or arguments[0] in (*HELP, "help"):
             print(usage())
         elif arguments[0] == "--version":
             print(__version__)
@@ -121,6 +121,7 @@ def _settings_only(command: str) -> None:
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said):
+            sys.argv[1:] = [word for word in sys.argv[1:] if word in (*HELP, *COMPLETION) or "=" in word]
             program.script(command.replace(".", "_"))(lambda cfg: None)()
     finally:  # Hydra may end the program itself
         # Examples are written for a checkout: `python decompose.py`, `python -m experiments.nmse`.

@@ -159,6 +159,8 @@ def _one_line(error: BaseException) -> str:
         return f"unknown {group or 'config'} {choice!r}; choose one of {', '.join(sorted(error.options))}"
     if isinstance(error, OverrideParseException) and set("{}") & set(error.override):
         return f"cannot read {error.override!r}; put the setting into quotes as a whole, e.g. 'rank={{layer1.*: 3}}'"
+    if isinstance(error, OverrideParseException) and "=" not in error.override:
+        return f"cannot read {error.override!r}; settings are name=value, and --help lists them"
     if match := re.match(r"Could not override '(.+)'", str(error)):
         return f"there is no setting {match[1]!r}; --help lists all settings"
     return " ".join(str(error).split("full_key")[0].split())

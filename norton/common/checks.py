@@ -1,6 +1,7 @@
-"""Checks of settings: a boolean, a whole number or a number in a range, which True and False are not."""
+"""Checks of settings: a boolean, a whole number or a number in a range, which True and False are not; sizes; types."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 from norton.common.errors import InputError
@@ -34,3 +35,17 @@ def check_number(name: str, value: Any, *, above: float | None = None, least: fl
         return
     allowed = "" if above is None and least is None else f" above {above}" if least is None else f" of at least {least}"
     raise InputError(f"{name} is {value!r}; it must be a number{allowed}")
+
+
+def check_type(name: str, value: Any, kind: type) -> None:
+    """Raise InputError for an argument that is no `kind`."""
+    if not isinstance(value, kind):
+        raise InputError(f"{name} is {value!r}; it must be a {kind.__name__}")
+
+
+def checked_input_size(size: Any) -> tuple[int, int, int]:
+    """The size (channels, height, width) of an image, as a tuple.  Raises InputError for what is none."""
+    found = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else (size,)
+    if len(found) != 3 or not all(is_whole_number(n, 1) for n in found):
+        raise InputError(f"input_size is {size!r}; give (channels, height, width), e.g. [3,224,224]")
+    return found

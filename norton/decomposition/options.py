@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from norton.common.checks import is_whole_number
+from norton.common.checks import check_type, is_whole_number
 from norton.common.errors import InputError
 from norton.decomposition.methods import DECOMPOSITIONS
 
@@ -29,6 +29,9 @@ class DecomposeOptions:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_type("options", self.options, Mapping)
+        if self.skip is not None:
+            check_type("skip", self.skip, Iterable)
         known = method_options(self.method)
         if unknown := sorted(set(self.options) - set(known)):
             has = ", ".join(known) or "none"

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from norton.common.checks import check_whole_number
+from norton.common.checks import check_whole_number, checked_input_size
 from norton.common.errors import InputError
 from norton.common.registry import import_submodules
 from norton.decomposition import layer_ranks
@@ -71,7 +71,7 @@ def dense_network(arch: str, num_classes: int | None = None, input_size: Sequenc
         check_whole_number(f"{arch}: num_classes", num_classes, 1)
     if is_path(arch):
         return foreign_network(arch, num_classes, input_size)
-    if input_size is not None and tuple(input_size) != NETWORKS[arch].input_size:
+    if input_size is not None and checked_input_size(input_size) != NETWORKS[arch].input_size:
         raise InputError(
             f"{arch}: its input_size is {NETWORKS[arch].input_size}, not {tuple(input_size)}; leave it out"
         )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from norton.common.checks import is_whole_number
+from norton.common.checks import checked_input_size
 from norton.common.errors import InputError
 from norton.graph.meta import run_on_meta
 
@@ -70,7 +70,7 @@ def foreign_network(path: str, num_classes: int | None = None, input_size: Seque
     if not isinstance(net, nn.Module):
         raise InputError(f"{path} makes a {type(net).__name__}, which is no network (torch.nn.Module)")
     if input_size is not None:
-        net.input_size = _checked_size(input_size)
+        net.input_size = checked_input_size(input_size)
     net.input_size, _ = run_on_meta(net, training=True)
     classes = _classes(net)
     if num_classes not in (None, classes):
@@ -85,13 +85,6 @@ def _takes(make: Callable, name: str) -> bool:
     except (TypeError, ValueError):  # built in, without a signature
         return False
     return any(p.name == name or p.kind == p.VAR_KEYWORD for p in parameters)
-
-
-def _checked_size(size: Sequence[int]) -> tuple[int, ...]:
-    size = tuple(size) if isinstance(size, Sequence) else (size,)
-    if len(size) != 3 or not all(is_whole_number(n, 1) for n in size):
-        raise InputError(f"input_size is {size}; give (channels, height, width), e.g. [3,224,224]")
-    return size
 
 
 def _classes(net: nn.Module) -> int | None:

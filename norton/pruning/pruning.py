@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from norton.calibration import Calibration, check_images
 from norton.calibration.compensation import compensated
+from norton.common.checks import check_type
 from norton.common.errors import warn
 from norton.graph import wiring_of
 from norton.graph.input_sizes import Example
@@ -56,6 +57,7 @@ def prune(
     Warns where nothing is removed although rates ask for it.  Raises InputError for unknown names, bad rates or
     filters, a layer left without filters, data that are missing, and weights that are not finite.
     """
+    check_type("options", options, PruneOptions)
     rates = None if compress_rate is None else read_rates(compress_rate)
     how = Allocation(rates, options)
     wiring = wiring_of(net, example)

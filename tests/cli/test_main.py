@@ -127,7 +127,7 @@ def test_a_reader_that_goes_is_no_error():
     ("program", "command", "expected"),
     [
         ("bin/norton", "evaluate", "norton evaluate"),
-        ("norton/__main__.py", "report", "norton report"),
+        ("norton/__main__.py", "report", "python -m norton report"),
         ("decompose.py", "evaluate", "python evaluate.py"),
         ("experiments/ablation.py", "report", "python -m experiments.report"),
         ("detection/train.py", "detection.evaluate", "python -m detection.evaluate"),

@@ -5,7 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from norton.common.checks import check_boolean, check_number, check_whole_number, is_number, is_whole_number
+from norton.common.checks import (
+    check_boolean,
+    check_number,
+    check_type,
+    check_whole_number,
+    checked_input_size,
+    is_number,
+    is_whole_number,
+)
 from norton.common.errors import InputError
 
 
@@ -42,3 +50,16 @@ def test_booleans(value):
     check_boolean("a", False)
     with pytest.raises(InputError, match=r"it must be true or false$"):
         check_boolean("a", value)
+
+
+@pytest.mark.parametrize("size", [64, "abc", [3, 32], [3, 32, 0], [3, 32, True], None])
+def test_input_sizes(size):
+    assert checked_input_size([3, 32, 64]) == checked_input_size((3, 32, 64)) == (3, 32, 64)
+    with pytest.raises(InputError, match=r"input_size is .*; give \(channels, height, width\)"):
+        checked_input_size(size)
+
+
+def test_types():
+    check_type("options", {}, dict)
+    with pytest.raises(InputError, match="options is 3; it must be a dict"):
+        check_type("options", 3, dict)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from torch import nn
 
 import norton
 from norton.decomposition import DECOMPOSITIONS, cp_filters
@@ -50,3 +51,16 @@ def test_each_criterion(criterion):
     found = settings(f"pruning/{criterion}.yaml")
     if criterion != "pabs":
         assert found == {"defaults": ["pabs"], "criterion": criterion}
+
+
+def test_options_of_another_kind_are_refused():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+    for wrong in (
+        lambda: norton.prune(net, 0.5, options={"selection": "exact"}),
+        lambda: norton.choose_ranks(net, macs=0.5, decomposition="cp"),
+        lambda: norton.choose_ranks(net, macs=0.5, pruning=norton.PruneOptions()),
+        lambda: norton.DecomposeOptions(options=None),
+        lambda: norton.DecomposeOptions(skip=3),
+    ):
+        with pytest.raises(norton.InputError, match="it must be a"):
+            wrong()

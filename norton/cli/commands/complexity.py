@@ -14,10 +14,9 @@ from norton.cli.published_flags import ABOUT_DATA, translate
 from norton.cli.rows import dense_cost, macs_panel
 from norton.cli.settings import plain
 from norton.cli.tables import Row
+from norton.common.checks import checked_input_size
 from norton.common.files import write_json
 from norton.measure.counting import Complexity, LayerCost, percent_removed
-from norton.models import NETWORKS
-from norton.models.foreign import is_path
 
 
 class Counted(Protocol):
@@ -40,7 +39,7 @@ DETECTORS = "detection.complexity"  # the module whose `count(cfg)` counts what 
 def main(cfg: DictConfig) -> None:
     given = cfg.checkpoint is not None and holds_detector(read(cfg.checkpoint))
     arch = cfg.model.arch
-    if given or (arch is not None and arch not in NETWORKS and not is_path(arch)):
+    if given or (program.CONFIGS / "detector" / f"{arch}.yaml").exists():
         # Detectors are an upper room's, found by its name: torchvision's take over a second to import.
         importlib.import_module(DETECTORS).count(cfg)
         return
@@ -50,7 +49,7 @@ def main(cfg: DictConfig) -> None:
         net = opening.build_model(cfg, plain(cfg.rank) or 0, plain(cfg.compress_rate))
     else:
         raise norton.InputError("no network: give model=NAME, or checkpoint=FILE")
-    size = tuple(cfg.input_size) if cfg.input_size else None
+    size = checked_input_size(plain(cfg.input_size)) if cfg.input_size else None
     cost = norton.complexity(net, size, convention=cfg.convention)
     dense = dense_cost(net, cfg.convention, size)
 
