@@ -66,8 +66,7 @@ def choose_ranks(
     `norton.decompose` and `norton.prune` refuse.
     """
     check_type("decomposition", decomposition, DecomposeOptions)
-    if pruning is not None:
-        check_type("pruning", pruning, Pruning)
+    check_type("pruning", pruning, (Pruning, type(None)))
     check_network(net)
     what, share = asked_share(macs, params)
     calibration = calibration or Calibration()
@@ -79,7 +78,6 @@ def choose_ranks(
     costs = Costs(net, what, method, decomposition.skip, size)
     prunable = None if pruning is None else pruning_curves_of(net, pruning)
     budget = checked_budget(costs, share, prunable)
-
     uniform = highest_uniform_rank(costs, budget)
     candidates = costs.cheaper_ranks({name: ranks_to_try(net, name, method, uniform) for name in costs.layers})
     sweeps = min(1, calibration.sweeps) if decomposition.objective == "outputs" else None
@@ -92,7 +90,7 @@ def choose_ranks(
     found = problem.solve(net, [] if uniform is None else [problem.uniform(uniform)])
     if prunable:
         found = best_split(problem, found, prunable, share)
-    assert found is not None  # for `checked_budget` found one
+    assert found is not None  # as `checked_budget` says
     return problem.choice(found, share, uniform, prunable)
 
 

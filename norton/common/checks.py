@@ -37,10 +37,12 @@ def check_number(name: str, value: Any, *, above: float | None = None, least: fl
     raise InputError(f"{name} is {value!r}; it must be a number{allowed}")
 
 
-def check_type(name: str, value: Any, kind: type) -> None:
-    """Raise InputError for an argument that is no `kind`."""
-    if not isinstance(value, kind):
-        raise InputError(f"{name} is {value!r}; it must be a {kind.__name__}")
+def check_type(name: str, value: Any, kinds: type | tuple[type, ...]) -> None:
+    """Raise InputError for an argument that is none of these types."""
+    if not isinstance(value, kinds):
+        known = kinds if isinstance(kinds, tuple) else (kinds,)
+        allowed = " or ".join("None" if kind is type(None) else f"a {kind.__name__}" for kind in known)
+        raise InputError(f"{name} is {value!r}; it must be {allowed}")
 
 
 def checked_input_size(size: Any) -> tuple[int, int, int]:

@@ -103,9 +103,11 @@ class FactoredLayer(nn.Module):
     def dilation(self) -> tuple[int, int]:
         return tuple(max(part.dilation[i] for part in self.feature) for i in range(2))
 
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, rank={self.rank}"
+
     def __repr__(self) -> str:  # in a line: the parts follow from it, and a network has many such layers
-        geometry = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
-        return f"{type(self).__name__}({geometry}, rank={self.rank})"
+        return f"{type(self).__name__}({self.extra_repr()})"
 
 
 class LayerWise(FactoredLayer):

@@ -70,7 +70,7 @@ def test_a_checkpoint_that_was_overwritten_is_read_again(tmp_path, sweep):
     for seed in (0, 1):
         torch.manual_seed(seed)
         norton.save(norton.build("vgg_16_bn", 0, "[0.9]*13"), path)
-        grid = f"model=none checkpoint={path} rank=1 compress_rate=[0.]*13 steps=[decompose]"
+        grid = f"model=none model.compress_rate=null checkpoint={path} rank=1 compress_rate=[0.]*13 steps=[decompose]"
         assert sweep(tmp_path / str(seed), grid)[0] == 0
         losses += [result["dense"]["loss"] for result in results(tmp_path / str(seed)).values()]
     assert losses[0] != losses[1]
