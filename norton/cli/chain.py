@@ -13,10 +13,10 @@ from torch import nn
 import norton
 from norton.budget.choice import Choice
 from norton.checkpoints.files import read
-from norton.cli import steps
+from norton.cli import program, steps
 from norton.cli.budgets import spend_budget
-from norton.cli.opening import Data, load_file
-from norton.cli.settings import RECIPES, distills, has_budget, plain
+from norton.cli.opening import Data, data_for, inherited, load_file, open_network
+from norton.cli.settings import RECIPES, check_settings, distills, has_budget, plain
 from norton.common.errors import InputError
 from norton.graph.layers import is_decomposed
 from norton.graph.plan import plan_of
@@ -107,6 +107,21 @@ class Chain:
     ) -> Stage:
         able = can_teach(net, lineage, opened=self.cfg.checkpoint is not None)
         return Stage(net, list(lineage), before.errors if errors is None else errors, net if able else before.teacher)
+
+
+def begin(cfg: DictConfig, step: str) -> tuple[Chain, Stage, dict[str, Any]]:
+    """What a command of one step begins with: chain and first stage, both checked, and the metrics of a checkpoint.
+
+    Raises InputError, before any work, for settings that do not fit the network, the data or the output folder.
+    """
+    check_settings(cfg)
+    net, origin = open_network(cfg)
+    data = data_for(net, origin, cfg)
+    program.check_folder(cfg)  # only now: the data that are chosen belong to its config
+    chain = Chain(cfg, data)
+    start = chain.start(net, origin["lineage"])
+    chain.check(start, [step])
+    return chain, start, inherited(origin)
 
 
 def _decomposed(net: nn.Module) -> set[str]:

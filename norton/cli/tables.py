@@ -1,6 +1,6 @@
 """Results for people: a table on the screen and the same as Markdown, numbers and sentences."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,7 @@ from rich.table import Table
 
 from norton.common.errors import InputError
 from norton.common.files import write_whole
-
-Row = Mapping[str, Any]
+from norton.common.tables import Row
 
 
 def print_table(rows: Sequence[Row], title: str = "") -> None:

@@ -3,32 +3,27 @@
 from omegaconf import DictConfig
 
 import norton
-from norton.cli import opening, pictures, program, steps, tables
-from norton.cli.chain import Chain
+from norton.cli import pictures, program, steps, tables
+from norton.cli.chain import begin
 from norton.cli.hints import evaluation
 from norton.cli.rows import cost_row, layer_rows
-from norton.cli.settings import check_settings, has_budget, setting_text
+from norton.cli.settings import has_budget, setting_text
 from norton.common.files import write_json
 
 
 @program.script("decompose")
 def main(cfg: DictConfig) -> None:
-    check_settings(cfg)
-    net, origin = opening.open_network(cfg)
-    data = opening.data_for(net, origin, cfg)
-    program.check_folder(cfg)  # only now: the data that are chosen belong to its config
-    chain = Chain(cfg, data)
-    start = chain.start(net, origin["lineage"])
-    chain.check(start, ["decompose"])
+    chain, start, inherited = begin(cfg, "decompose")
+    net = start.net
     setting, choice = setting_text(cfg), chain.spend(start) if has_budget(cfg) else None
     done = chain.take(start, "decompose")
     if not done.errors:
         raise norton.InputError(f"{setting} decomposes no layer of this {type(net).__name__}; give some of them a rank")
     small, errors = done.net, done.errors
-    outputs = steps.output_errors(net, small, chain.cfg, data)
+    outputs = steps.output_errors(net, small, chain.cfg, chain.data)
     before, after = norton.complexity(net), norton.complexity(small)
     rows = layer_rows(small, before, after, errors, outputs)
-    metrics = {**opening.inherited(origin), "nmse": done.nmse, "macs": after.macs, "params": after.params}
+    metrics = {**inherited, "nmse": done.nmse, "macs": after.macs, "params": after.params}
     if choice:
         metrics["budget"] = choice.summary()
     folder = program.open_folder(cfg)  # only now: bad input must not leave a folder behind

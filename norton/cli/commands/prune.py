@@ -3,31 +3,25 @@
 from omegaconf import DictConfig
 
 import norton
-from norton.cli import opening, pictures, program, tables
-from norton.cli.chain import Chain
+from norton.cli import pictures, program, tables
+from norton.cli.chain import begin
 from norton.cli.hints import evaluation
 from norton.cli.rows import cost_row, left_whole, whole_rows, width_rows
-from norton.cli.settings import check_settings
 from norton.common.files import write_json
 from norton.pruning import describe
 
 
 @program.script("prune")
 def main(cfg: DictConfig) -> None:
-    check_settings(cfg)
-    net, origin = opening.open_network(cfg)
-    data = opening.data_for(net, origin, cfg)
-    program.check_folder(cfg)  # only now: the data that are chosen belong to its config
-    chain = Chain(cfg, data)
-    start = chain.start(net, origin["lineage"])
-    chain.check(start, ["prune"])
+    chain, start, inherited = begin(cfg, "prune")
+    net = start.net
     done = chain.take(start, "prune")
     small = done.net
 
     before, after = norton.complexity(net), norton.complexity(small)
     rows, left = width_rows(net, small), left_whole(net, cfg)
     filters = {row["layer"]: row["after"] for row in rows}
-    metrics = {**opening.inherited(origin), "macs": after.macs, "params": after.params, "filters": filters}
+    metrics = {**inherited, "macs": after.macs, "params": after.params, "filters": filters}
     folder = program.open_folder(cfg)  # only now: bad input must not leave a folder behind
     norton.save(small, folder / "model.pt", metrics=metrics, lineage=done.lineage)
     write_json(folder / "metrics.json", {**metrics, "left_whole": left})
