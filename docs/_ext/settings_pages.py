@@ -1,111 +1,17 @@
 """Reference pages of all settings, written from `configs/` before each build."""
 
-import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
-import yaml
 from sphinx.application import Sphinx
+
+from norton.cli.config_files import ConfigFile, Setting, group_meanings, read_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGS = REPOSITORY / "configs"
 FOLDER = "reference/settings"
 NO_COMMAND = {"base"}
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A line of a table: the setting's full name, its default as YAML writes it, the comment beside it."""
-
-    name: str
-    default: str
-    meaning: str
-
-
-@dataclass(frozen=True)
-class Config:
-    """A file of `configs/`: its defaults list, its settings, the comment at its head, its help.
-
-    notes: setting of another file → what this one says of it, in a comment `# NAME: ...`.
-    """
-
-    name: str
-    defaults: list
-    settings: list[Setting]
-    about: str
-    help: dict
-    notes: dict[str, str]
-
-
-def read(path: Path) -> Config:
-    text = path.read_text()
-    data = yaml.safe_load(text) or {}
-    lines = text.splitlines()
-    root = yaml.compose(text)
-    settings = list(_settings(root, "", lines)) if isinstance(root, yaml.MappingNode) else []
-    top = " ".join(_comment_above(lines, _first_line(lines)))
-    help_ = data.get("hydra", {}).get("help", {})
-    return Config(path.stem, data.get("defaults", []), settings, top, help_, _notes(text))
-
-
-def _notes(text: str) -> dict[str, str]:
-    """The comments that explain settings by name: `# rank, compress_rate: what the file is expected to hold`."""
-    found = {}
-    for block in re.findall(r"(?m)^((?:# .*\n)+)", text):
-        names, colon, meaning = " ".join(block.replace("# ", "").split()).partition(": ")
-        if colon and re.fullmatch(r"[\w.]+(, [\w.]+)*", names):
-            found |= dict.fromkeys(names.split(", "), meaning)
-    return found
-
-
-def _first_line(lines: list[str]) -> int:
-    return next((i for i, line in enumerate(lines) if line.strip() and not line.startswith("#")), len(lines))
-
-
-def _comment_above(lines: list[str], index: int) -> list[str]:
-    found = []
-    while index and lines[index - 1].lstrip().startswith("#"):
-        index -= 1
-        found.insert(0, lines[index].strip().lstrip("#").strip())
-    return [line for line in found if not line.startswith("@package")]
-
-
-def _settings(node: yaml.MappingNode, prefix: str, lines: list[str]) -> Iterator[Setting]:
-    for key, value in node.value:
-        name = f"{prefix}{key.value}"
-        if not prefix and key.value in ("defaults", "hydra"):
-            continue
-        comment = _beside(lines, value)
-        above = _comment_above(lines, key.start_mark.line) if prefix else []
-        if isinstance(value, yaml.MappingNode) and not value.flow_style and value.value:
-            yield from _settings(value, f"{name}.", lines)
-            continue
-        default = lines[value.start_mark.line][value.start_mark.column : value.end_mark.column]
-        if value.start_mark.line != value.end_mark.line:
-            default = yaml.serialize(value).strip()
-        yield Setting(name, " ".join(default.split()), comment or " ".join(above))
-
-
-def _beside(lines: list[str], value: yaml.Node) -> str:
-    """The comment behind a value, on its line."""
-    if value.end_mark.line >= len(lines):
-        return ""
-    _, mark, comment = lines[value.end_mark.line][value.end_mark.column :].partition("#")
-    return comment.strip() if mark else ""
-
-
-def _groups(config: Config) -> list[tuple[str, str, str]]:
-    """(group as it is typed, folder, default choice) of a defaults list."""
-    found = []
-    for item in config.defaults:
-        if not isinstance(item, dict):
-            continue
-        ((key, choice),) = item.items()
-        if key.startswith("override "):
-            continue
-        found.append((key, key.split("@")[0], "null" if choice is None else str(choice)))
-    return found
 
 
 def _cell(text: str) -> str:
@@ -121,27 +27,22 @@ def _is_group(folder: str) -> bool:
     return (CONFIGS / folder).is_dir()
 
 
-def _command_page(config: Config) -> str:
+def _command_page(config: ConfigFile) -> str:
     header = " ".join(str(config.help.get("header", "")).split())
     lines = [f"# {config.name}", "", _cell(header), ""]
     if examples := _examples(config.help):
         lines += ["```text", *examples, "```", ""]
-    inherited = [s for item in config.defaults if isinstance(item, str) and item != "_self_" for s in _base(item)]
+    inherited = [setting for name in config.bases() for setting in read_config(CONFIGS / f"{name}.yaml").settings]
     own = {s.name: s for s in [*inherited, *config.settings]}
     own |= {name: replace(own[name], meaning=note) for name, note in config.notes.items() if name in own}
     lines += ["## Settings", "", *_table(list(own.values()))]
-    if groups := [g for g in _groups(config) if _is_group(g[1])]:
+    if groups := [g for g in config.groups() if _is_group(g[1])]:
         lines += ["## Groups", "", "`GROUP=CHOICE` picks one; `GROUP.SETTING=VALUE` changes a part of it.", ""]
         lines += ["| group | default | settings |", "| --- | --- | --- |"]
         for typed, folder, choice in groups:
             used = typed.split("@")[-1]
             lines.append(f"| `{typed}` | `{choice}` | [{used}](group-{folder}.md) |")
     return "\n".join([*lines, ""])
-
-
-def _base(name: str) -> list[Setting]:
-    path = CONFIGS / f"{name.lstrip('/')}.yaml"
-    return read(path).settings if path.exists() else []
 
 
 def _examples(help_: dict) -> list[str]:
@@ -152,15 +53,15 @@ def _examples(help_: dict) -> list[str]:
 def _group_page(folder: str, users: Iterable[str]) -> str:
     by = ", ".join(f"[{name}]({name}.md)" for name in users)
     lines = [f"# {folder}", "", f"A group of settings, of {by}.", ""]
-    configs = {path: read(path) for path in sorted((CONFIGS / folder).glob("*.yaml"))}
+    configs = {path: read_config(path) for path in sorted((CONFIGS / folder).glob("*.yaml"))}
     # Explained once in a group is enough.
-    known = {s.name: s.meaning for config in configs.values() for s in config.settings if s.meaning}
+    known = group_meanings(CONFIGS / folder)
     for path, config in configs.items():
         settings = [replace(s, meaning=s.meaning or known.get(s.name, "")) for s in config.settings]
         lines += [f"## {folder}={path.stem}", ""]
         if config.about:
             lines += [_cell(config.about), ""]
-        if starts := [item for item in config.defaults if isinstance(item, str) and item != "_self_"]:
+        if starts := config.bases():
             lines += [f"Starts from `{', '.join(starts)}` and changes:", ""]
         if settings:
             lines += _table(settings)
@@ -169,10 +70,10 @@ def _group_page(folder: str, users: Iterable[str]) -> str:
 
 def pages() -> dict[str, str]:
     """Name of the page → its Markdown."""
-    commands = {p.stem: read(p) for p in sorted(CONFIGS.glob("*.yaml")) if p.stem not in NO_COMMAND}
+    commands = {p.stem: read_config(p) for p in sorted(CONFIGS.glob("*.yaml")) if p.stem not in NO_COMMAND}
     users: dict[str, dict[str, None]] = {}  # in the order of the commands
     for name, config in commands.items():
-        for _, folder, _ in _groups(config):
+        for _, folder, _ in config.groups():
             if _is_group(folder):
                 users.setdefault(folder, {})[name] = None
     found = {name: _command_page(config) for name, config in commands.items()}
@@ -180,7 +81,7 @@ def pages() -> dict[str, str]:
     return found | {"index": _index(commands, sorted(users))}
 
 
-def _index(commands: dict[str, Config], groups: list[str]) -> str:
+def _index(commands: dict[str, ConfigFile], groups: list[str]) -> str:
     lines = [
         "# Settings",
         "",

@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from norton.cli.help import choices_of
+from norton.cli.help import help_text, no_setting
 from norton.common.errors import InputError, NortonWarning
 from norton.common.files import write_whole
 
@@ -66,11 +66,14 @@ def script(
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra would print errors itself, in many lines
             try:
-                OmegaConf.register_new_resolver("choices_of", functools.partial(choices_of, CONFIGS), replace=True)
                 sys.argv[1:] = [quote(argument) for argument in translate(joined(sys.argv[1:]))]
+                if {"--help", "-h"} & set(sys.argv[1:]):
+                    print(help_text(CONFIGS, config_name, [word for word in sys.argv[1:] if "=" in word]))
+                    return
                 hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
             except (*BAD_INPUT, KeyboardInterrupt) as error:
-                _report(error, resumes)
+                unknown = re.match(r"Could not override '(.+)'", str(error))
+                _report(InputError(no_setting(CONFIGS, config_name, unknown[1])) if unknown else error, resumes)
             except ValueError as error:
                 if "Config group override" not in str(error):  # Hydra's own, of a plain type
                     raise
@@ -161,8 +164,6 @@ def _one_line(error: BaseException) -> str:
         return f"cannot read {error.override!r}; put the setting into quotes as a whole, e.g. 'rank={{layer1.*: 3}}'"
     if isinstance(error, OverrideParseException) and "=" not in error.override:
         return f"cannot read {error.override!r}; settings are name=value, and --help lists them"
-    if match := re.match(r"Could not override '(.+)'", str(error)):
-        return f"there is no setting {match[1]!r}; --help lists all settings"
     return " ".join(str(error).split("full_key")[0].split())
 
 
