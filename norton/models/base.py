@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 
+from torch import nn
+
 from norton.common.errors import InputError
 from norton.common.registry import Registry
+from norton.graph.plan import plan_of
 from norton.graph.wiring import Wiring
+from norton.measure.summary import NetworkSummary, summary
 from norton.pruning.rates import format_rates, parse_rates, pruned_width
 
 NETWORKS = Registry("network")
 
 
-class Network:
+class Network(nn.Module):
     """What a network declares beside its layers; the dense network is all that is ever written by hand.
 
     input_size: (channels, height, width) it was published for.  dataset: the data it was published for.
@@ -24,6 +28,23 @@ class Network:
     default_classes: int = 10
     spare: tuple[str, ...] = ()
     optional_rates: int = 0
+
+    def __repr__(self) -> str:
+        """A compressed network as a short table; a dense one, or one that was taken apart, as torch shows it."""
+        found = self._summary()
+        return super().__repr__() if found is None else repr(found)
+
+    def _repr_html_(self) -> str | None:
+        found = self._summary()
+        return None if found is None else found._repr_html_()  # None: a notebook shows the repr
+
+    def _summary(self) -> NetworkSummary | None:
+        if not plan_of(self):
+            return None
+        try:
+            return summary(self)
+        except Exception:  # to be looked at is no reason to fail
+            return None
 
     def wiring(self) -> Wiring:
         raise NotImplementedError

@@ -33,7 +33,7 @@ class Transition(nn.Module):
 
 
 @NETWORKS.register("densenet_40")
-class DenseNet40(nn.Module, Network):
+class DenseNet40(Network):
     """Huang et al. 2017, without bottlenecks or compression: three dense blocks of 12 layers."""
 
     def __init__(self, num_classes: int = 10):

@@ -1,13 +1,13 @@
 """ResNet-50 for ImageNet: torchvision's network, with its channel axes declared."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from norton.graph.wiring import Wiring
 from norton.models.base import NETWORKS, Network
 
 
 @NETWORKS.register("resnet_50")
-class ResNet50(nn.Module, Network):
+class ResNet50(Network):
     """He et al. 2016, with the stride on the 3×3 convolutions, as torchvision has it."""
 
     input_size = (3, 224, 224)

@@ -38,7 +38,7 @@ class BasicBlock(nn.Module):
         return self.relu2(y + (match_channels(x, y.shape[1], self.stride) if self.first else x))
 
 
-class CifarResNet(nn.Module, Network):
+class CifarResNet(Network):
     """He et al. 2016, section 4.2, option A shortcuts: three stages of `depth` blocks, widths 16, 32, 64."""
 
     depth: int

@@ -14,7 +14,7 @@ WIDTHS: list[Any] = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 5
 
 
 @NETWORKS.register("vgg_16_bn")
-class VGG16BN(nn.Module, Network):
+class VGG16BN(Network):
     """Simonyan & Zisserman 2015, configuration D with BatchNorm and one hidden linear layer."""
 
     optional_rates = 1

@@ -97,6 +97,15 @@ def test_a_choice_is_a_short_table(net):
     assert choice._repr_html_().count("<tr>") == len(rows) + 1
 
 
+def test_a_compressed_network_is_a_short_table(small):
+    assert repr(small) == repr(norton.summary(small)) and small._repr_html_() == norton.summary(small)._repr_html_()
+    dense = norton.build("vgg_16_bn")
+    assert repr(dense).startswith("VGG16BN(\n  (features)") and dense._repr_html_() is None
+    apart = copy.deepcopy(small)
+    apart.features = nn.Identity()  # cannot be counted any more
+    assert repr(apart).startswith("VGG16BN(\n  (features): Identity()")
+
+
 class Own(nn.Module):
     """A network that states nothing, with a layer that is called twice."""
 
