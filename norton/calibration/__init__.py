@@ -1,6 +1,7 @@
 """What unlabelled images are used for: fitting layers to the outputs that they gave, and BatchNorm.
 
-`settings` say how images are used and which can be.  `replay` plays a recorded network back on them layer by layer,
+`settings` say how images are used and which can be.  `layer_calls` sees which layers a
+forward pass calls, `replay` plays it back on the images layer by layer,
 `input_moments` gathers what a layer reads, `metric` is the distance in which the error of an output is that of a
 weight; with these, `outputs` fits one layer after the other, and `compensation` those that pruning left.
 `output_errors` measures layers, `batchnorm` re-estimates statistics.

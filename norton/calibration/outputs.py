@@ -72,6 +72,7 @@ def fit_to_outputs(
     with ExitStack() as forms:
         forms.enter_context(in_form(result, "fast"))
         fitting = _Fitting.prepared(before, result, images, how, kept or {}, read or {})
+        forms.callback(fitting.close)
         for name in track(fitting.order(fits), doing, disable=not progress, transient=True):
             layer = result.get_submodule(name)
             if name in fits:
@@ -136,6 +137,10 @@ class _Fitting:
             )
         after = Replay(result, batches, keep=before.keep) if how.sequential else before
         return cls(result, before, after, how, memory, kept, read)
+
+    def close(self) -> None:
+        self.before.close()
+        self.after.close()
 
     def order(self, fits: Mapping[str, LayerFit]) -> list[str]:
         """Layers to be fitted and BatchNorms to be corrected, in the order in which they are computed."""
