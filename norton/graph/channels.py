@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import fx, nn
 
-from norton.graph.nodes import first_argument, place_of
-from norton.graph.parameters import free_tensors, sharing_layers
+from norton.graph.nodes import first_argument, place_of, reads_facts, value_of
+from norton.graph.parameters import ENTRY_LAYERS, free_tensors, sharing_layers
 from norton.graph.wiring import Channels, Wiring
 
 
@@ -40,7 +40,7 @@ class ChannelTracer:
             name: f"{name}: it shares a parameter with another layer" for name in sorted(sharing_layers(net))
         }
         self.free_tensors = free_tensors(net)
-        self._scales: set[tuple[fx.Node, fx.Node]] = set()  # (free tensor, what takes it channel by channel)
+        self._followed: set[tuple[fx.Node, fx.Node]] = set()  # (parameter or buffer, what takes it as a rule knows)
 
     # What is known of a node
 
@@ -90,10 +90,18 @@ class ChannelTracer:
                 self.keep_whole(arguments[0], f"{place_of(node)}: {error}")
         return x
 
-    def declare_scale(self, node: fx.Node, x: LocatedChannels, tensor: fx.Node, dim: int) -> LocatedChannels:
-        """x after it met a free tensor that has an entry per channel along `dim`."""
-        self._scales.add((tensor, node))
-        return self.declare(node, x, self.wiring.parameter, str(tensor.target), x.channels, dim)
+    def declare_entries(self, node: fx.Node, x: LocatedChannels, tensor: fx.Node, dim: int) -> LocatedChannels:
+        """x, of which a free tensor has an entry per channel along `dim`; all tensors of a norm are cut together."""
+        self.read_by(tensor, node)
+        owner = str(tensor.target).rpartition(".")[0]
+        layer = self.net.get_submodule(owner)
+        if not isinstance(layer, ENTRY_LAYERS):
+            return self.declare(node, x, self.wiring.parameter, str(tensor.target), x.channels, dim)
+        return self.declare(node, x, self.wiring.norm, owner, x.channels)
+
+    def read_by(self, tensor: fx.Node, node: fx.Node) -> None:
+        """A node takes a parameter or buffer in a way that is followed."""
+        self._followed.add((tensor, node))
 
     def keep_whole(self, name: str, reason: str) -> None:
         """Keep all that a layer or a parameter outside of layers meets, anywhere; the first reason counts."""
@@ -101,12 +109,17 @@ class ChannelTracer:
 
     # What follows from all nodes
 
-    def check_free_tensors(self, graph: fx.Graph) -> None:
-        """Keep free tensors whole that a graph also reads in another way than channel by channel."""
+    def check_tensors(self, graph: fx.Graph) -> None:
+        """Keep parameters and buffers whole, or their layers, that a graph also reads in a way that no rule follows."""
         for node in graph.nodes:
-            others = [user for user in node.users if (node, user) not in self._scales]
-            if node.op == "get_attr" and self.located[node] is None and others:
-                self.keep_whole(str(node.target), f"{place_of(others[0])}: it reads {node.target} in another way")
+            if node.op != "get_attr" or self.located[node] is not None:
+                continue
+            others = [user for user in node.users if (node, user) not in self._followed and not reads_facts(user)]
+            if others:
+                name, owner = str(node.target), str(node.target).rpartition(".")[0]
+                self.keep_whole(name, f"{place_of(others[0])}: it reads {name} in another way")
+                if value_of(node).numel() > 1:
+                    self.keep_whole(owner, f"{place_of(others[0])}: it takes a parameter of {owner}")
 
     def finished(self) -> Wiring:
         """The wiring, with what must stay whole wherever it was met."""

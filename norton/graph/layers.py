@@ -24,6 +24,14 @@ NORM_LAYERS = (
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
 )
 
+TRANSPOSED_LAYERS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+WRITING_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED_LAYERS, nn.Linear)
+# What a class that is derived from one of torch's may not define, if it is to compute as that does.
+_COMPUTING = {
+    *("forward", "_conv_forward", "_output_padding", "_apply_instance_norm", "__call__", "_call_impl"),
+    *("weight", "bias", "running_mean", "running_var", "__getattr__", "__getattribute__"),
+}
+
 
 def check_network(net: object) -> None:
     """Raise InputError for what is no network, such as a constructor that nobody called."""
@@ -48,6 +56,34 @@ def width(layer: nn.Module) -> int:
 def weight_of(layer: nn.Module) -> Tensor:
     """The weight of a layer without gradients; of a decomposed one, the weight of the dense layer that it equals."""
     return (layer.composed_weight() if is_decomposed(layer) else cast(Tensor, layer.weight)).detach()
+
+
+def torch_kind(layer: nn.Module) -> type[nn.Module] | None:
+    """The class of torch whose computation a layer runs: its own, or the one that it is derived from, if it changes
+    nothing but defaults; None for a layer that computes in its own way.
+
+    A parametrised layer counts as what it was, see `torch.nn.utils.parametrize.is_parametrized`.
+    """
+    if "forward" in vars(layer):
+        return None
+    for kind in type(layer).__mro__:
+        if kind.__module__ == "torch.nn.utils.parametrize":
+            continue  # which adds a property for each weight
+        if kind.__module__.startswith(("torch.nn.", "torch.ao.nn.")):
+            return None if kind is nn.Module else kind
+        if not _COMPUTING.isdisjoint(vars(kind)):
+            return None
+    return None
+
+
+def filters_first(layer: nn.Module) -> Tensor:
+    """The weight of a layer that is not decomposed, with its filters in the first dimension."""
+    weight = cast(Tensor, layer.weight)
+    if not isinstance(layer, TRANSPOSED_LAYERS):
+        return weight
+    inputs, outputs, *kernel = weight.shape  # of all groups, of one group
+    groups = layer.groups
+    return weight.reshape(groups, inputs // groups, outputs, *kernel).transpose(1, 2).flatten(0, 1)
 
 
 def is_norm(layer: nn.Module) -> bool:

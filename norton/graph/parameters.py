@@ -1,8 +1,34 @@
 """Parameters that layers share, and those that belong to no layer of torch."""
 
+from typing import TypeGuard
+
 from torch import nn
 
-from norton.graph.layers import is_decomposed
+from norton.graph.layers import NORM_LAYERS, WRITING_LAYERS, is_decomposed
+
+ENTRY_LAYERS = (*NORM_LAYERS, nn.GroupNorm, nn.PReLU)  # cut as wholes, all of their entries per channel together
+
+
+class OwnNumber(int):
+    """A number that is the attribute of a layer, and so follows when the layer is cut; `layer`: its name."""
+
+    layer: str
+
+
+def mark_numbers_(net: nn.Module) -> nn.Module:
+    """Let the numbers of groups of a network's layers tell whose they are, in place."""
+    for name, layer in net.named_modules():
+        for key in ("groups", "num_groups"):
+            if isinstance(layer, (*WRITING_LAYERS, nn.GroupNorm)) and type(getattr(layer, key, None)) is int:
+                number = OwnNumber(getattr(layer, key))
+                number.layer = name
+                setattr(layer, key, number)
+    return net
+
+
+def is_own(number: object, layer: str | None = None) -> TypeGuard[OwnNumber]:
+    """Whether a number is a layer's own, of a certain layer if one is named."""
+    return isinstance(number, OwnNumber) and layer in (None, number.layer)
 
 
 def sharing_layers(net: nn.Module) -> set[str]:
@@ -16,7 +42,10 @@ def sharing_layers(net: nn.Module) -> set[str]:
 
 
 def free_tensors(net: nn.Module) -> set[str]:
-    """Parameters and buffers outside of torch's own layers, known by one name only: those that may be cut by it."""
+    """Parameters and buffers, known by one name only, that may be cut by it or together with the norm they belong to.
+
+    Those of layers that read or write channels are not among them.
+    """
     names: dict[int, list[str]] = {}
     for path, layer in net.named_modules():
         for key, tensor in [*layer._parameters.items(), *layer._buffers.items()]:
@@ -26,5 +55,7 @@ def free_tensors(net: nn.Module) -> set[str]:
 
 
 def _has_slicers(layer: nn.Module) -> bool:
-    """Whether a layer is torch's own or decomposed, and so cut by slicers of its own."""
-    return is_decomposed(layer) or type(layer).__module__.startswith("torch.nn")
+    """Whether a layer is cut by slicers of its own that know more than entries per channel."""
+    if isinstance(layer, ENTRY_LAYERS):
+        return False
+    return is_decomposed(layer) or isinstance(layer, WRITING_LAYERS) or type(layer).__module__.startswith("torch.nn")

@@ -2,26 +2,34 @@
 
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from norton.common.errors import InputError, first_line
-from norton.graph.layers import is_decomposed
+from norton.graph.layers import is_decomposed, torch_kind
 
 HOW_TO_DECLARE = "or give the network a method wiring() that declares its channel axes, see norton/models/resnet.py"
 
 
 class _Tracer(fx.Tracer):
-    """fx's tracer, with decomposed and packed layers as leaves; `where`: the module in which it failed."""
+    """fx's tracer; `where`: the module in which it failed.
+
+    Leaves are torch's layers, those derived from them that only set defaults, decomposed and packed ones.
+    """
 
     where: str | None = None
     proxy_buffer_attributes = True  # what is computed of a buffer is recorded, rather than a constant
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return is_decomposed(module) or getattr(module, "traced_whole", False) or super().is_leaf_module(module, name)
+        if is_decomposed(module) or getattr(module, "traced_whole", False):
+            return True
+        kind = torch_kind(module)
+        return kind is not None and not issubclass(kind, nn.Sequential)
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         try:
@@ -40,7 +48,8 @@ def trace(net: nn.Module) -> fx.Graph:
         raise InputError(f"the network is one {type(net).__name__}, whose channels are its input and output")
     tracer = _Tracer()
     try:
-        return tracer.trace(net)
+        with _unchecked(net):
+            return tracer.trace(net)
     except Exception as error:  # whatever the network's own code raises when it meets a symbolic tensor
         place = line_of(error) or "its forward pass"
         layer = f"layer {tracer.where}, " if tracer.where else ""
@@ -49,6 +58,19 @@ def trace(net: nn.Module) -> fx.Graph:
             f"{type(net).__name__} cannot be traced{mode}: {layer}{place}: {first_line(error)}; make its forward pass "
             f"free of decisions about values and assignments into tensors, {HOW_TO_DECLARE}"
         ) from None
+
+
+@contextmanager
+def _unchecked(net: nn.Module) -> Iterator[None]:
+    """Let norms with a forward pass of their own call torch's, which checks a number of dimensions that fx lacks."""
+    norms = [layer for layer in net.modules() if isinstance(layer, _BatchNorm) and torch_kind(layer) is None]
+    for layer in norms:
+        layer._check_input_dim = lambda images: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in norms:
+            del layer._check_input_dim
 
 
 def line_of(error: Exception) -> str:

@@ -110,6 +110,31 @@ def _(layer: nn.Conv2d, kept: Tensor) -> None:
         layer.bias = select(layer.bias, kept, 0)
 
 
+@cut_inputs_.register(nn.ConvTranspose1d)
+@cut_inputs_.register(nn.ConvTranspose2d)
+@cut_inputs_.register(nn.ConvTranspose3d)
+def _(layer: nn.ConvTranspose2d, kept: Tensor) -> None:
+    layer.weight = select(layer.weight, kept, 0)
+    layer.in_channels = len(kept)
+
+
+@cut_outputs_.register(nn.ConvTranspose1d)
+@cut_outputs_.register(nn.ConvTranspose2d)
+@cut_outputs_.register(nn.ConvTranspose3d)
+def _(layer: nn.ConvTranspose2d, kept: Tensor) -> None:
+    if layer.groups > 1:  # whole groups go, with what they read
+        read, written = layer.in_channels // layer.groups, layer.weight.shape[1]
+        groups = kept[::written] // written
+        inputs = (groups[:, None] * read + torch.arange(read, device=kept.device)).flatten()
+        layer.weight = select(layer.weight, inputs, 0)
+        layer.groups, layer.in_channels = len(groups), len(inputs)
+    else:
+        layer.weight = select(layer.weight, kept, 1)
+    layer.out_channels = len(kept)
+    if layer.bias is not None:
+        layer.bias = select(layer.bias, kept, 0)
+
+
 @cut_inputs_.register
 def _(layer: nn.Linear, kept: Tensor) -> None:
     layer.weight = select(layer.weight, kept, 1)

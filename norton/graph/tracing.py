@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from norton.graph.channels import ChannelTracer, LocatedChannels
 from norton.graph.input_sizes import Example, candidate_sizes
 from norton.graph.meta import on_meta, run_at_some_size
-from norton.graph.nodes import holds_tensor, name_of, place_of, value_of
+from norton.graph.nodes import holds_tensor, name_of, value_of
+from norton.graph.parameters import mark_numbers_
 from norton.graph.recording import trace
 from norton.graph.rules import RULES, Rule, counted_channels, rule_of_layer
 from norton.graph.wiring import Wiring
@@ -29,7 +30,7 @@ def trace_wiring(net: nn.Module, example: Example | None = None) -> Wiring:
     """
     copied, tracer, candidates, known = on_meta(net), ChannelTracer(net), candidate_sizes(net, example), None
     for training in (True, False):
-        graph = trace(copied.train(training))
+        graph = trace(mark_numbers_(copied.train(training)))
         if str(graph) != known:
             size, _ = run_at_some_size(fx.GraphModule(copied, graph, type(net).__name__), candidates)
             follow(tracer, graph)
@@ -44,7 +45,7 @@ def follow(tracer: ChannelTracer, graph: fx.Graph) -> None:
             tracer.located[node] = _VISITS[node.op](tracer, node)
         except Exception:  # arguments in a form that nobody thought of
             tracer.located[node] = tracer.unknown(node)
-    tracer.check_free_tensors(graph)
+    tracer.check_tensors(graph)
 
 
 def _visit_input(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
@@ -57,14 +58,12 @@ def _visit_input(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None
 def _visit_attribute(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """A parameter or buffer outside of layers may have an entry per channel: then it is cut with them."""
     name, value = str(node.target), value_of(node)
-    layer = name.rpartition(".")[0]
-    tracer.keep_whole(layer, f"{place_of(node)}: it takes a parameter of {layer}")
     long = [dim for dim, size in enumerate(value.shape) if size > 1] if name in tracer.free_tensors else []
-    if len(long) != 1:
-        return None  # which dimension has the channels, if any, shows what it meets: see `rules.arithmetic`
-    channels = tracer.wiring.unwritten(value.shape[long[0]])
-    x = LocatedChannels(channels, long[0])
-    return tracer.declare(node, x, tracer.wiring.parameter, name, channels, long[0])
+    users = [RULES.get(name_of(user)) for user in node.users]
+    if len(long) != 1 or all(user is not None and user.takes_entries for user in users):
+        return None  # which dimension has the channels, if any, shows what it meets: see the rules
+    x = LocatedChannels(tracer.wiring.unwritten(value.shape[long[0]]), long[0])
+    return tracer.declare_entries(node, x, node, long[0])
 
 
 def _visit_output(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
@@ -80,7 +79,7 @@ def _visit_function(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | N
     if hasattr(function, "_fields"):  # a named tuple, which networks return
         return _visit_output(tracer, node)
     home = (getattr(function, "__module__", None) or "torch").split(".")[0]
-    known = home in ("torch", "torchvision", "_operator")  # a user's function may have any name
+    known = home in ("torch", "torchvision", "_operator", "builtins")  # a user's function may have any name
     return _apply(tracer, node, RULES.get(name_of(node)) if known else None)
 
 
@@ -113,7 +112,7 @@ def _apply(tracer: ChannelTracer, node: fx.Node, rule: Rule | None) -> LocatedCh
     shifted = any(x.shifted for x in tracer.arguments(node))
     if (
         rule is None
-        or not isinstance(value, Tensor)
+        or not (isinstance(value, Tensor) or rule.gives_parts)
         or (tensors > 1 and not rule.joins)
         or (shifted and not rule.takes_shifted)
     ):

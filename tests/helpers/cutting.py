@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import norton
+from norton.graph.layers import width
 from norton.graph.plan import apply_plan_
 from norton.graph.wiring import positions
 from norton.pruning.allocation import Allocation
@@ -101,9 +102,13 @@ def dead_outputs(net, wiring, keep, x):
     for axis, kept in keep.items():
         for name in wiring.writers[axis]:
             layer = net.get_submodule(name)
-            each = len(layer.weight) // wiring.width(axis)
-            dead = [i for i in range(len(layer.weight)) if i // each not in set(kept)]
-            layer.weight[dead] = 0
+            each = width(layer) // wiring.width(axis)
+            dead = [i for i in range(width(layer)) if i // each not in set(kept)]
+            if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+                for group, weight in enumerate(layer.weight.chunk(layer.groups)):  # (inputs, outputs of a group, ...)
+                    weight[:, [i % weight.shape[1] for i in dead if i // weight.shape[1] == group]] = 0
+            else:
+                layer.weight[dead] = 0
             if layer.bias is not None:
                 layer.bias[dead] = 0
     return net(x)

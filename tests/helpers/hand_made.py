@@ -211,7 +211,7 @@ HAND_MADE = {  # name → network, widths of the axes that can be pruned, first 
         {"a", "b", "c", "fc"},
     ),
     "a layer without slicer": (
-        lambda: Net(lambda m, x: m.fc(m.t(m.b(m.a(x).relu())).mean([2, 3])), **layers(t=nn.ConvTranspose2d(8, 8, 2))),
+        lambda: Net(lambda m, x: m.fc(m.t(m.b(m.a(x).relu())).mean([2, 3])), **layers(t=nn.LocalResponseNorm(2))),
         {"a": 8},
         {"b", "fc"},
     ),
@@ -305,8 +305,8 @@ HAND_MADE = {  # name → network, widths of the axes that can be pruned, first 
             lambda m, x: m.fc(m.b(m.n(m.a(x)) * m.n.running_var[:, None, None]).mean([2, 3])),
             **layers(n=nn.BatchNorm2d(8)),
         ),
-        {"b": 8},
-        {"a", "fc"},
+        {"a": 8, "b": 8},
+        {"fc"},
     ),
     "normalised over all": (
         lambda: Net(lambda m, x: m.fc(m.b(F.layer_norm(y := m.a(x), y.shape[1:])).mean([2, 3])), **layers()),

@@ -71,7 +71,7 @@ def _combine_with_other(
         return x
     if str(other.target) not in tracer.free_tensors or other.op != "get_attr" or _size(value, dim) != count:
         return tracer.unknown(node, "its other side has channels that cannot be followed")
-    return tracer.declare_scale(node, x, other, value.dim() + dim)
+    return tracer.declare_entries(node, x, other, value.dim() + dim)
 
 
 @rule("expand_as", joins=True)

@@ -4,6 +4,7 @@ from torch import fx
 
 from norton.graph.channels import ChannelTracer, LocatedChannels
 from norton.graph.layers import ELEMENTWISE_LAYERS
+from norton.graph.nodes import asked_of
 from norton.graph.rules.table import rule
 
 
@@ -11,10 +12,34 @@ from norton.graph.rules.table import rule
     """relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu selu_ celu gelu silu mish sigmoid sigmoid_
     logsigmoid tanh tanh_ hardswish hardsigmoid hardtanh hardtanh_ hardshrink softshrink softplus softsign rrelu
     threshold exp log log1p expm1 sqrt rsqrt square abs neg sin cos erf sign reciprocal clamp clamp_ clip clone
-    contiguous detach float half double bfloat16 to type dropout dropout1d dropout2d dropout3d alpha_dropout
+    contiguous detach float half double bfloat16 type dropout dropout1d dropout2d dropout3d alpha_dropout
     feature_dropout feature_alpha_dropout stochastic_depth""",
     layers=ELEMENTWISE_LAYERS,
 )
 def keep(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """Each channel for itself, at its place."""
     return tracer.input(node)
+
+
+@rule("to type_as", joins=True)
+def convert(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+    """A tensor on the device or of the type of another one, whose channels do not matter."""
+    return tracer.input(node)
+
+
+@rule("zeros_like ones_like empty_like full_like rand_like randn_like")
+def fill(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+    """A new tensor with the same channels."""
+    return tracer.input(node)
+
+
+@rule("new_zeros new_ones new_empty new_full new_tensor")
+def make(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+    """A new tensor of a size of its own, of which only the type and device are another one's."""
+    return None
+
+
+@rule("getattr")
+def attribute(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+    """The values of a tensor; what else it has may be anything."""
+    return tracer.input(node) if asked_of(node) == "data" else tracer.unknown(node)

@@ -3,16 +3,21 @@
 from torch import fx, nn
 
 from norton.graph.channels import ChannelTracer, LocatedChannels
-from norton.graph.layers import NORM_LAYERS
+from norton.graph.layers import NORM_LAYERS, WRITING_LAYERS
 from norton.graph.nodes import first_argument, value_of
 from norton.graph.rules.table import rule
 
 
-@rule(layers=[nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear], joins=True, takes_shifted=True)
+@rule(layers=WRITING_LAYERS, joins=True, takes_shifted=True)
 def write(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels:
     """The filters of a convolution or linear layer, decomposed or not; it reads what it is called with."""
-    x, value, name = tracer.input(node), value_of(first_argument(node)), str(node.target)
-    dim = value.dim() - 1 if hasattr(tracer.layer(node), "out_features") else 1
+    return read_and_write(tracer, node, str(node.target))
+
+
+def read_and_write(tracer: ChannelTracer, node: fx.Node, name: str) -> LocatedChannels:
+    """The same for the layer of that name, which a node computes."""
+    x, value, layer = tracer.input(node), value_of(first_argument(node)), tracer.net.get_submodule(name)
+    dim = value.dim() - 1 if hasattr(layer, "out_features") else 1
     if x is not None and (x.shifted or x.dim != dim):
         tracer.freeze_arguments(node, "it reads them in another dimension")
         x = None

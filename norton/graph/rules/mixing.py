@@ -3,21 +3,39 @@
 from torch import fx, nn
 
 from norton.graph.channels import ChannelTracer, LocatedChannels
-from norton.graph.nodes import argument, first_argument, value_of
+from norton.graph.nodes import argument, first_argument, name_of, value_of
 from norton.graph.rules.table import rule
 
 
-@rule("mean sum amax amin")
+@rule("mean sum amax amin std var norm vector_norm linalg_vector_norm")
 def reduce(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
-    """Channels stay apart where only other dimensions go."""
-    x, value, dims = tracer.input(node), value_of(first_argument(node)), argument(node, 1, "dim")
-    if x is None or dims is None or isinstance(dims, fx.Node):
+    """Channels stay apart where only other dimensions go; removed ones add nothing to a sum or a norm over channels."""
+    place = 2 if "norm" in name_of(node) else 1
+    x, value, dims = tracer.input(node), value_of(first_argument(node)), argument(node, place, "dim")
+    if x is None or dims is None or isinstance(dims, fx.Node | bool):
         return tracer.unknown(node, "it mixes all channels")
     gone = {dim % value.dim() for dim in ([dims] if isinstance(dims, int) else dims)}
     if x.dim in gone:
-        return tracer.unknown(node, "it mixes all channels")
+        adds = _order(node) > 0 and not x.shifted
+        return None if adds else tracer.unknown(node, "it mixes all channels")
     kept = value_of(node).dim() == value.dim()
     return x if kept else LocatedChannels(x.channels, x.dim - sum(dim < x.dim for dim in gone))
+
+
+def _order(node: fx.Node) -> float:
+    """The power of the channels that a sum or norm adds; 0 for a reduction that removed channels would change."""
+    if name_of(node) == "sum":
+        return 1
+    if name_of(node) in ("mean", "amax", "amin", "std", "var"):
+        return 0
+    order = argument(node, 1, "p" if name_of(node) in ("norm", "normalize") else "ord", 2)
+    return 2 if order in (None, "fro") else order if type(order) in (int, float) else 0
+
+
+@rule("normalize")
+def normalize(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+    """Division by a norm, to which removed channels add nothing."""
+    return tracer.input(node) if _order(node) > 0 else tracer.unknown(node, "it mixes all channels")
 
 
 @rule("softmax log_softmax")

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from norton.graph.channels import ChannelTracer, LocatedChannels
 from norton.graph.nodes import first_argument, name_of, value_of
@@ -66,12 +66,12 @@ def _reshaped(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     return tracer.unknown(node, "it splits channels, or merges them with what stands outside of them")
 
 
-@rule("getitem")
+@rule("getitem", gives_parts=True)
 def getitem(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """Slices and single ones of rows and columns, and new dimensions."""
     x, asked = tracer.input(node), node.args[1]
-    if x is None:
-        return None
+    if x is None or not isinstance(value_of(first_argument(node)), Tensor):  # one of several parts, which are alike
+        return x
     index: list[Any] = list(asked) if isinstance(asked, tuple) else [asked]
     if not all(part is None or part is ... or type(part) in (int, slice) for part in index):
         return tracer.unknown(node)

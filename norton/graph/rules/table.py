@@ -18,12 +18,16 @@ class Rule:
     follow: (tracer, node) → the channels of what the node gives.  joins: it takes several tensors; the inputs of
     others that take several are kept whole.  takes_shifted: it takes channels that a shortcut has moved by position.
     follows_counts: it may take numbers of channels, such as a size in a reshape; others keep those channels whole.
+    takes_entries: it takes parameters and buffers with an entry per channel just as they are.  gives_parts: it gives
+    several tensors, which all have the same channels along the same dimension.
     """
 
     follow: Follow
     joins: bool = False
     takes_shifted: bool = False
     follows_counts: bool = False
+    takes_entries: bool = False
+    gives_parts: bool = False
 
 
 RULES: dict[str, Rule] = {}  # name of a function or method → rule
@@ -37,11 +41,13 @@ def rule(
     joins: bool = False,
     takes_shifted: bool = False,
     follows_counts: bool = False,
+    takes_entries: bool = False,
+    gives_parts: bool = False,
 ) -> Callable[[Follow], Follow]:
     """Decorator that makes a function the rule of operations (names with spaces between them) and types of layers."""
 
     def register(follow: Follow) -> Follow:
-        entry = Rule(follow, joins, takes_shifted, follows_counts)
+        entry = Rule(follow, joins, takes_shifted, follows_counts, takes_entries, gives_parts)
         RULES.update(dict.fromkeys(operations.split(), entry))
         LAYER_RULES.update(dict.fromkeys(layers, entry))
         return follow

@@ -1,0 +1,75 @@
+"""Layers as functions that take the parameters of a module, such as `F.conv2d(x, self.weight, self.bias)`."""
+
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from norton.graph.channels import ChannelTracer, LocatedChannels
+from norton.graph.nodes import argument, first_argument, name_of, value_of
+from norton.graph.parameters import is_own
+from norton.graph.rules.layers import read_and_write
+from norton.graph.rules.table import rule
+
+_WRITERS: dict[str, type[nn.Module]] = {
+    "conv1d": nn.Conv1d,
+    "conv2d": nn.Conv2d,
+    "conv3d": nn.Conv3d,
+    "conv_transpose1d": nn.ConvTranspose1d,
+    "conv_transpose2d": nn.ConvTranspose2d,
+    "conv_transpose3d": nn.ConvTranspose3d,
+    "linear": nn.Linear,
+}
+
+
+@rule(" ".join(_WRITERS), joins=True, takes_shifted=True)
+def write(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+    """The filters of a layer that hands its own weight and bias to the function that its kind of layer calls."""
+    weight, bias = argument(node, 1, "weight"), argument(node, 2, "bias")
+    name = str(weight.target).rpartition(".")[0]
+    layer = tracer.net.get_submodule(name) if weight.op == "get_attr" else None
+    if not isinstance(layer, _WRITERS[name_of(node)]) or not all(
+        tensor is None or (tensor.op == "get_attr" and tensor.target == f"{name}.{key}".lstrip("."))
+        for key, tensor in (("weight", weight), ("bias", bias))
+    ):
+        return tracer.unknown(node, "its weight and bias are not those of one layer")
+    groups = argument(node, 6, "groups", 1)
+    if not is_own(groups, name) and (groups, getattr(layer, "groups", 1)) != (1, 1):
+        return tracer.unknown(node, f"its number of groups does not follow that of {name}")
+    for tensor in (weight, bias):
+        if tensor is not None:
+            tracer.read_by(tensor, node)
+    return read_and_write(tracer, node, name)
+
+
+@rule("batch_norm instance_norm prelu", joins=True, takes_entries=True)
+def normalise(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+    """Channels at their place, with tensors that have an entry for each."""
+    x = tracer.input(node)
+    if x is None or x.dim != 1:
+        return tracer.unknown(node)
+    others = {arg for arg in node.all_input_nodes if isinstance(value_of(arg), Tensor)} - {first_argument(node)}
+    return _with_entries(tracer, node, x, others)
+
+
+@rule("group_norm", joins=True, takes_entries=True)
+def group_norm(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+    """The same for a GroupNorm, whose groups go as wholes: their number must follow."""
+    x, groups = tracer.input(node), argument(node, 1, "num_groups")
+    if x is None or not is_own(groups):
+        return tracer.unknown(node, "its number of groups is written down, and does not follow the channels")
+    tracer.declare(node, x, tracer.wiring.group_norm, groups.layer, x.channels)
+    return normalise(tracer, node)
+
+
+def _with_entries(tracer: ChannelTracer, node: fx.Node, x: LocatedChannels, tensors: Any) -> LocatedChannels | None:
+    """x after it met tensors of one dimension that have an entry per channel, or one for all."""
+    count = value_of(node).shape[x.dim]
+    for tensor in sorted(tensors):
+        size, y = tuple(value_of(tensor).shape), tracer.located[tensor]
+        if y is not None and y.dim == 0 and len(size) == 1:
+            tracer.declare(node, x, tracer.wiring.add, x.channels, y.channels)
+        elif y is None and size == (count,) and str(tensor.target) in tracer.free_tensors and tensor.op == "get_attr":
+            tracer.declare_entries(node, x, tensor, 0)
+        elif size != (1,):
+            return tracer.unknown(node, "it takes other tensors than parameters with an entry per channel")
+    return x

@@ -1,0 +1,249 @@
+"""Networks made of derived layers, of layers called as functions, and of operations that move channels about."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from helpers.hand_made import Net, buffered, conv, layers, scale
+
+# Derived layers that only set defaults
+
+
+class Norm(nn.BatchNorm2d):
+    def __init__(self, width):
+        super().__init__(width, eps=1e-2, momentum=0.03)
+
+
+class Conv3(nn.Conv2d):
+    def __init__(self, a, b, **options):
+        super().__init__(a, b, 3, padding=1, **options)
+
+
+class Classifier(nn.Linear):
+    pass
+
+
+class Groups(nn.GroupNorm):
+    def __init__(self, width):
+        super().__init__(4, width)
+
+
+class Slope(nn.PReLU):
+    def __init__(self, width):
+        super().__init__(width, 0.3)
+
+
+# Derived layers with a forward pass of their own
+
+
+class NormAct(nn.BatchNorm2d):
+    """As timm has it."""
+
+    def forward(self, x):
+        torch._assert(x.ndim == 4, "expected 4D input")
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        running = self.running_mean, self.running_var
+        return F.relu(F.batch_norm(x, *running, self.weight, self.bias, self.training, self.momentum, self.eps))
+
+
+class ActingNorm(nn.BatchNorm2d):
+    def forward(self, x):
+        return F.relu(super().forward(x))
+
+
+class GroupsAct(nn.GroupNorm):
+    def forward(self, x):
+        return F.relu(F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps))
+
+
+class ScaledGroups(nn.GroupNorm):
+    """With its number of groups written down."""
+
+    def forward(self, x):
+        return F.group_norm(x, 4, self.weight, self.bias, self.eps)
+
+
+class Padded(nn.Conv2d):
+    """It pads by the size of its kernel, before a convolution with the groups that it has."""
+
+    def forward(self, x):
+        height, width = self.weight.size()[-2:]
+        x = F.pad(x, [width // 2, width // 2, height // 2, height // 2])
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class Depthwise8(nn.Conv2d):
+    """With its number of groups written down."""
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight, self.bias, 1, 1, 1, 8)
+
+
+class Standardised(nn.Conv2d):
+    """Each filter depends on the mean of all of its weights."""
+
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias, padding=1)
+
+
+class Masked(nn.Conv2d):
+    """It also reads its weight in another way."""
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight, self.bias, padding=1) * self.weight.abs().max()
+
+
+class OfWidth(nn.Conv2d):
+    """It divides by the number of channels that it reads."""
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight, self.bias, padding=1) / self.weight.shape[1]
+
+
+# Forward passes
+
+
+def plain(m, x):
+    return m.fc(m.b(m.a(x).relu()).mean([2, 3]))
+
+
+def normed(m, x):
+    return m.fc(m.b(m.n(m.a(x)).relu()).relu().mean([2, 3]))
+
+
+def as_functions(m, x):
+    n, g = m.n, m.g
+    y = F.conv2d(x, m.a.weight, m.a.bias, padding=1)
+    y = F.prelu(F.batch_norm(y, n.running_mean, n.running_var, n.weight, n.bias, m.training, 0.1, n.eps), m.p.weight)
+    y = F.group_norm(F.conv2d(y, m.b.weight, None, padding=1), g.num_groups, g.weight, g.bias)
+    return F.linear(F.instance_norm(F.relu(y)).square().mean((2, 3)), m.fc.weight, m.fc.bias)
+
+
+def concatenated_norm(m, x):
+    y = m.a(x)
+    return m.fc(m.n(torch.cat([y, m.b(y), y], 1)).mean((2, 3)))
+
+
+def by_own_parameters(m, x):
+    return m.fc(m.b(F.batch_norm(m.a(x), m.running_mean, m.running_var, m.scale)).relu().mean((2, 3)))
+
+
+def coordinates(m, x):
+    y = m.a(x).relu()
+    n, _, h, w = y.shape
+    rows = torch.linspace(-1, 1, h, dtype=y.dtype, device=y.device).view(1, 1, h, 1).expand(n, 1, h, w)
+    return m.fc(m.b(torch.cat([y, rows.to(y).type_as(y)], 1)).mean((2, 3)))
+
+
+def dropped_path(m, x):
+    y = m.a(x)
+    keep = y.new_empty((y.shape[0],) + (1,) * (y.ndim - 1)).fill_(0.5)
+    return m.fc((y + m.b(y) * keep.div_(0.9)).relu().mean((2, 3)))
+
+
+def noisy(m, x):
+    y = m.a(x)
+    return m.fc(m.b(y + torch.ones_like(y) * y.data).mean((2, 3)))
+
+
+def new_of_the_same_width(m, x):
+    y = m.a(x)
+    return m.fc(m.b(y + y.new_ones(y.shape[0], y.shape[1], 1, 1)).mean((2, 3)))
+
+
+def coordinate_attention(m, x):
+    y = m.a(x).relu()
+    h, w = y.size()[2:]
+    rows, columns = y.mean(3, keepdim=True), y.mean(2, keepdim=True).permute(0, 1, 3, 2)
+    rows, columns = torch.split(m.b(torch.cat([rows, columns], 2)).relu(), [h, w], dim=2)
+    return m.fc((y * m.c(rows).sigmoid() * m.d(columns.permute(0, 1, 3, 2)).sigmoid()).mean((2, 3)))
+
+
+def rows_one_by_one(m, x):
+    y = m.a(x).relu()
+    first, second = y.chunk(2, dim=2)
+    above = y.unbind(2)[:2][0]
+    return m.fc(m.b(first - second).amax((2, 3)) + m.c(above[:, :, None]).amax((2, 3)))
+
+
+def halves(m, x):
+    first, second = m.a(x).chunk(2, 1)
+    return m.fc(m.b(first * second).mean((2, 3)))
+
+
+def joined_rows_of_two(m, x):
+    return m.fc(m.c(torch.cat([m.a(x), m.b(x)], 2)).relu().mean((2, 3)))
+
+
+def scaled_to_unit_length(m, x):
+    y = F.normalize(m.a(x).relu())
+    y = y / (y.pow(2).sum(1, keepdim=True).sqrt() + 1e-3) + y / (1 + torch.norm(y, p=2, dim=1).unsqueeze(1))
+    return m.fc(m.b(m.scale.view(1, -1, 1, 1) * y).mean((2, 3)))
+
+
+def deviation(m, x):
+    y = m.a(x)
+    return m.fc(m.b(y / y.std(1, keepdim=True)).mean((2, 3)))
+
+
+def through_transposed(m, x):
+    return m.fc(m.c(m.t(m.a(x).relu()).relu()).mean((2, 3)))
+
+
+def of(run, **more):
+    return lambda: Net(run, **layers(**more))
+
+
+BOTH, NO_A, NO_B = {"a": 8, "b": 8}, {"b": 8}, {"a": 8}
+FOLLOWED = {  # name → network, widths of the axes that can be pruned, first writers of those that cannot
+    "a derived norm": (of(normed, n=Norm(8)), BOTH, {"fc"}),
+    "derived layers": (of(plain, a=Conv3(3, 8), b=Conv3(8, 8, bias=False), fc=Classifier(8, 5)), BOTH, {"fc"}),
+    "a derived GroupNorm": (of(normed, n=Groups(8)), {"a": 4, "b": 8}, {"fc"}),
+    "a derived PReLU": (of(normed, n=Slope(8)), BOTH, {"fc"}),
+    "a norm with activation": (of(normed, n=NormAct(8)), BOTH, {"fc"}),
+    "a norm that calls torch's": (of(normed, n=ActingNorm(8)), BOTH, {"fc"}),
+    "a norm of a concatenation": (of(concatenated_norm, n=NormAct(24), fc=nn.Linear(24, 5)), BOTH, {"fc"}),
+    "a GroupNorm with activation": (of(normed, n=GroupsAct(4, 8)), {"a": 4, "b": 8}, {"fc"}),
+    "groups that are written down": (of(normed, n=ScaledGroups(4, 8)), NO_A, {"a", "fc"}),
+    "a convolution that pads": (of(plain, a=Padded(3, 8, 3), b=Padded(8, 8, 5)), BOTH, {"fc"}),
+    "a depthwise one that pads": (of(plain, b=Padded(8, 8, 3, groups=8)), {"a": 8}, {"fc"}),
+    "depthwise, written down": (of(plain, b=Depthwise8(8, 8, 3, groups=8)), {}, {"a", "fc"}),
+    "standardised weights": (of(normed, n=Standardised(8, 8, 3)), NO_A, {"a", "fc"}),
+    "a weight also read otherwise": (of(normed, n=Masked(8, 8, 3)), NO_A, {"a", "n", "fc"}),
+    "a width read from a weight": (of(normed, n=OfWidth(8, 8, 3)), NO_A, {"a", "n", "fc"}),
+    "layers as functions": (
+        of(as_functions, n=nn.BatchNorm2d(8), p=nn.PReLU(8), g=nn.GroupNorm(4, 8)), {"a": 8, "b": 4}, {"fc"}
+    ),
+    "a norm of own parameters": (
+        lambda: buffered(
+            of(by_own_parameters, scale=scale(8))(), running_mean=torch.ones(8), running_var=torch.ones(8)
+        ),
+        BOTH,
+        {"fc"},
+    ),
+    "coordinates of its type": (of(coordinates, b=conv(9, 8)), BOTH, {"fc"}),
+    "a path dropped": (of(dropped_path), NO_B, {"fc"}),
+    "tensors like others": (of(noisy), BOTH, {"fc"}),
+    "a new tensor of the same width": (of(new_of_the_same_width), NO_A, {"a", "fc"}),
+    "coordinate attention": (
+        of(coordinate_attention, b=conv(8, 4, 1), c=conv(4, 8, 1), d=conv(4, 8, 1)), {"a": 8, "b": 4}, {"fc"}
+    ),
+    "parts of rows": (of(rows_one_by_one, c=conv(8, 8)), {"a": 8, "b": 8}, {"fc"}),
+    "halves of the channels": (of(halves, b=conv(4, 8)), NO_A, {"a", "fc"}),
+    "rows of two maps": (of(joined_rows_of_two, b=conv(3, 8), c=conv(8, 8)), {"a": 8, "c": 8}, {"fc"}),
+    "unit length": (of(scaled_to_unit_length, scale=scale(8)), BOTH, {"fc"}),
+    "deviation over channels": (of(deviation), NO_A, {"a", "fc"}),
+    "transposed": (
+        of(through_transposed, t=nn.ConvTranspose2d(8, 6, 4, 2, 1), c=conv(6, 8)), {"a": 8, "t": 6, "c": 8}, {"fc"}
+    ),
+    "transposed, grouped": (
+        of(through_transposed, a=conv(3, 12), t=nn.ConvTranspose2d(12, 24, 2, 2, groups=6), c=conv(24, 8)),
+        {"a": 6, "c": 8},
+        {"fc"},
+    ),
+    "transposed, depthwise": (
+        of(through_transposed, t=nn.ConvTranspose2d(8, 8, 2, 2, groups=8), c=conv(8, 8)), {"a": 8, "c": 8}, {"fc"}
+    ),
+}  # fmt: skip
