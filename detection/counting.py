@@ -1,19 +1,16 @@
 """MACs of a detector, part by part, at a stated number of proposals and detections."""
 
-import copy
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import thop
 import torch
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from norton.common.checks import check_whole_number
-from norton.graph.layers import set_form_
+from norton.graph.meta import on_meta
 from norton.measure.counting import CONVENTIONS
+from norton.measure.executing import Inputs, without_values
 
 PUBLISHED_SIZE, PUBLISHED_PROPOSALS = 800, 1000
 
@@ -59,45 +56,42 @@ def detector_complexity(
     size = (size, size) if isinstance(size, int) else tuple(size)
     for name, number, least in (("size", min(size), 32), ("proposals", proposals, 0), ("detections", detections, 0)):
         check_whole_number(name, number, least)
-    counted = set_form_(copy.deepcopy(net), "factored").eval().float().cpu()
-    hooks = dict(CONVENTIONS[convention])
-    if nn.BatchNorm2d in hooks:
-        hooks[FrozenBatchNorm2d] = hooks[nn.BatchNorm2d]
-    image = torch.zeros(1, 3, *size)
+    counted = on_meta(net).eval()
+    image = torch.empty(1, 3, *size, device="meta")
     body = counted.backbone.body
     stages = body(image)
     pyramid = counted.backbone.fpn(stages)
     parts = {
-        "backbone": _macs(body, image, hooks),
-        "fpn": _macs(counted.backbone.fpn, stages, hooks),
-        "rpn": _macs(counted.rpn.head, list(pyramid.values()), hooks),
-        "box head": _box_head(counted.roi_heads, counted.backbone.out_channels, proposals, hooks),
+        "backbone": _macs(body, image, convention),
+        "fpn": _macs(counted.backbone.fpn, stages, convention),
+        "rpn": _macs(counted.rpn.head, list(pyramid.values()), convention),
+        "box head": _box_head(counted.roi_heads, counted.backbone.out_channels, proposals, convention),
     }
     for kind in ("mask", "keypoint"):
         if getattr(counted.roi_heads, f"{kind}_head", None) is not None:
-            parts[f"{kind} head"] = _map_head(counted, kind, detections, hooks)
+            parts[f"{kind} head"] = _map_head(counted, kind, detections, convention)
     params = sum(p.numel() for p in net.parameters())
     return DetectorComplexity(sum(parts.values()), params, parts, size, proposals, detections, convention)
 
 
-def _box_head(heads: nn.Module, channels: int, proposals: int, hooks: Mapping) -> int:
+def _box_head(heads: nn.Module, channels: int, proposals: int, convention: str) -> int:
     if not proposals:
         return 0
     side = heads.box_roi_pool.output_size
-    pooled = torch.zeros(proposals, channels, *side)
-    return _macs(heads.box_head, pooled, hooks) + _macs(heads.box_predictor, heads.box_head(pooled), hooks)
+    pooled = torch.empty(proposals, channels, *side, device="meta")
+    return _macs(heads.box_head, pooled, convention) + _macs(heads.box_predictor, heads.box_head(pooled), convention)
 
 
-def _map_head(net: nn.Module, kind: str, detections: int, hooks: Mapping) -> int:
+def _map_head(net: nn.Module, kind: str, detections: int, convention: str) -> int:
     """A mask or keypoint head; every detection costs the same."""
     heads = net.roi_heads
     head, predictor = getattr(heads, f"{kind}_head"), getattr(heads, f"{kind}_predictor")
-    pooled = torch.zeros(1, net.backbone.out_channels, *getattr(heads, f"{kind}_roi_pool").output_size)
-    return detections * (_macs(head, pooled, hooks) + _macs(predictor, head(pooled), hooks))
+    pooled = torch.empty(1, net.backbone.out_channels, *getattr(heads, f"{kind}_roi_pool").output_size, device="meta")
+    return detections * (_macs(head, pooled, convention) + _macs(predictor, head(pooled), convention))
 
 
-def _macs(part: nn.Module, x: Tensor | Any, hooks: Mapping) -> int:
-    return round(thop.profile(copy.deepcopy(part), (x,), custom_ops=hooks, verbose=False)[0])
+def _macs(part: nn.Module, x: Tensor | Any, convention: str) -> int:
+    return sum(without_values(part, Inputs((x,)), CONVENTIONS[convention]).values())
 
 
 @torch.inference_mode()

@@ -12,13 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.autograd import forward_ad
 
-from norton.measure.counting import count_like
-
 
 class PackedConv2d(nn.Conv2d):
     """A convolution, then ReLU if `relu`.
 
-    Where the operator does not serve (compilers, tracers and exports, other devices and types, derivatives) it is
+    Where the operator does not serve (compilers, tracers, exports, counters; other devices, types; derivatives) it is
     torch's own.  The weight is held a second time, in oneDNN's layout, from the first pass on; copies and files do
     without.  oneDNN's ReLU makes zero of what is not a number.
     """
@@ -43,7 +41,7 @@ class PackedConv2d(nn.Conv2d):
         return 0 if self.weight.is_inference() else self.weight._version  # which counts changes in place
 
     def _serves(self, x: Tensor) -> bool:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
             return False
         if type(x) not in (Tensor, nn.Parameter) or x.ndim != 4 or x.shape[1] != self.in_channels or not x.numel():
             return False
@@ -61,9 +59,6 @@ class PackedConv2d(nn.Conv2d):
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ", relu=True" * self.relu
-
-
-count_like(PackedConv2d, nn.Conv2d)
 
 
 def pack_(net: nn.Module) -> nn.Module:

@@ -1,27 +1,32 @@
-"""MACs and parameters, in the convention of the published tables and in two others; thop does the walking."""
+"""MACs and parameters, in the convention of the published tables and in two others, by what a network executes."""
 
-import copy
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import thop
 import torch
 from thop.profile import register_hooks
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
 from norton.common.errors import InputError
 from norton.common.registry import Registry
 from norton.common.tables import ShownAsTable
 from norton.graph.input_sizes import stated_size
-from norton.graph.layers import check_network, is_decomposed, set_form_
+from norton.graph.layers import check_network, is_decomposed
+from norton.measure.executing import Inputs, executed, is_layer, rows, without_values
 
-CONVENTIONS = Registry("counting convention")  # name → thop's custom_ops: layer type → hook
+CONVENTIONS = Registry("counting convention")  # name → (network in evaluation mode, inputs) → row → MACs
+Example: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]  # an input, several, or several by argument
 
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Cost of one layer for one image; params counts every parameter of the layer."""
+    """Cost of one layer for one image, or of what a module computes itself; params: all that it holds itself."""
 
     macs: int
     params: int
@@ -32,7 +37,9 @@ class Complexity(ShownAsTable):
     """Cost of a network for one image.
 
     macs: multiply-accumulates in the convention asked for.  params: all parameters.  params_printed: without the
-    biases of decomposed layers, which the published tables leave out.  by_layer: name → cost, in forward order.
+    biases of decomposed layers, which the published tables leave out.  by_layer: name → cost, in forward order, then
+    the layers that do not run.  What is computed or held outside of layers counts for the module that does so; the name
+    of the network itself is "".
     """
 
     macs: int
@@ -47,7 +54,7 @@ class Complexity(ShownAsTable):
     def rows(self) -> list[dict[str, Any]]:
         """A row per layer that costs anything."""
         return [
-            {"layer": name, "MACs": cost.macs, "params": cost.params}
+            {"layer": name or "(itself)", "MACs": cost.macs, "params": cost.params}
             for name, cost in self.by_layer.items()
             if cost.macs or cost.params
         ]
@@ -56,39 +63,39 @@ class Complexity(ShownAsTable):
         return asdict(self)
 
 
-def complexity(net: nn.Module, input_size: Sequence[int] | None = None, *, convention: str = "norton") -> Complexity:
+def complexity(
+    net: nn.Module,
+    input_size: Sequence[int] | None = None,
+    *,
+    example: Example | None = None,
+    convention: str = "norton",
+) -> Complexity:
     """Count a network for one image of `input_size` (channels, height, width); by default, the network's own size.
 
-    convention: `norton` as published (convolutions with their bias additions, linear layers, BatchNorm, ReLU, pooling
-    modules), `macs` (convolutions and linear layers alone), `thop` (that package as it is).
+    The operations are counted that the network executes, without computing them unless it decides by values.
+
+    example: what the network takes instead, counted as it is: a tensor, a tuple for several arguments, or a dict of
+    arguments by name.
+
+    convention: `norton` as published (convolutions with their bias additions, linear layers, matrix products,
+    BatchNorm, ReLU, pooling modules), `macs` (convolutions, linear layers and matrix products alone), `thop` (that
+    package as it is).
     """
     check_network(net)
-    hooks = CONVENTIONS[convention]
-    size = input_size or stated_size(net)
-    if size is None:
-        raise InputError(f"{type(net).__name__} states no input size; pass input_size=(channels, height, width)")
-    # thop leaves buffers behind, and sees the published form of a decomposed layer alone.
-    counted = set_form_(copy.deepcopy(net), "factored").float().cpu()
-    image = torch.zeros(1, *size)
-    try:
-        macs, _, tree = thop.profile(counted, (image,), custom_ops=hooks, verbose=False, ret_layer_info=True)
-    except RuntimeError as error:
-        raise InputError(f"{type(net).__name__} cannot take an input of size {tuple(size)}: {error}") from None
+    count = CONVENTIONS[convention]
+    macs = without_values(net, _inputs(net, input_size, example), count)
+    held: dict[str, set[nn.Parameter]] = defaultdict(set)
+    for module, row in rows(net).items():
+        held[row].update(module.parameters(recurse=False))
+    layers = {row for module, row in rows(net).items() if is_layer(module)}
     by_layer = {
-        name: LayerCost(round(_macs_at(tree, name)), sum(p.numel() for p in layer.parameters()))
-        for name, layer in net.named_modules()
-        if _is_unit(net, name, layer)
+        row: LayerCost(macs.get(row, 0), sum(p.numel() for p in held[row]))
+        for row in dict.fromkeys((*macs, *held))
+        if row in layers or macs.get(row) or held[row]
     }
     params = sum(p.numel() for p in net.parameters())
     biases = sum(m.bias.numel() for m in net.modules() if is_decomposed(m) and m.bias is not None)
-    return Complexity(round(macs), params, params - biases, by_layer, convention)
-
-
-def count_like(layer: type[nn.Module], known: type[nn.Module]) -> None:
-    """Count a kind of layer like another one in every convention; thop goes by exact types."""
-    for name in CONVENTIONS:
-        hooks = CONVENTIONS[name]
-        hooks[layer] = hooks[known] if known in hooks else register_hooks[known]
+    return Complexity(sum(macs.values()), params, params - biases, by_layer, convention)
 
 
 def percent_removed(part: float, whole: float) -> float:
@@ -96,11 +103,75 @@ def percent_removed(part: float, whole: float) -> float:
     return 100 * (1 - part / whole)
 
 
-def _is_unit(net: nn.Module, name: str, layer: nn.Module) -> bool:
-    """A row of the table: a decomposed layer as a whole, or a layer without children outside of one."""
-    parents = [name.rsplit(".", i)[0] for i in range(1, name.count(".") + 1)]
-    inside = any(is_decomposed(net.get_submodule(parent)) for parent in parents)
-    return bool(name) and not inside and (is_decomposed(layer) or not any(layer.children()))
+def _inputs(net: nn.Module, input_size: Sequence[int] | None, example: Example | None) -> Inputs:
+    if example is not None and input_size is not None:
+        raise InputError("both input_size and example are given; give one of them")
+    if isinstance(example, Tensor):
+        return Inputs((example,))
+    if isinstance(example, Mapping):
+        return Inputs((), example)
+    if example is not None and (not isinstance(example, tuple | list) or not any(torch.is_tensor(x) for x in example)):
+        raise InputError(f"example is {example!r}; give a tensor, a tuple of several, or a dict of them by argument")
+    if example is not None:
+        return Inputs(tuple(example))
+    size = input_size or stated_size(net)
+    if size is None:
+        raise InputError(
+            f"{type(net).__name__} states no input size; pass input_size=(channels, height, width), or example="
+        )
+    dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), None)
+    return Inputs((torch.zeros(1, *size, dtype=dtype),))
+
+
+def _convolution(args: tuple, result: Tensor) -> int:
+    """A transposed one multiplies each input with a filter, rather than adding up to each output."""
+    x, weight, transposed = args[0], args[1], args[6]
+    return (x if transposed else result).numel() * weight[0].numel()
+
+
+def _convolution_and_bias(args: tuple, result: Tensor) -> int:
+    return _convolution(args, result) + (args[2] is not None) * result.numel()
+
+
+def _product(first: int, args: tuple, result: Tensor) -> int:
+    return result.numel() * args[first].shape[-1]
+
+
+def _attention(args: tuple, result: Any) -> int:
+    query, key = args[0], args[1]
+    return (query.numel() + result[0].numel()) * key.shape[-2]
+
+
+def _recurrent(args: tuple, result: Any) -> int:
+    """All steps and samples, times the weights of the inputs and of the state."""
+    x, of_inputs, of_state = args[:3]
+    return x.shape[0] * x.shape[1] * (of_inputs.numel() + of_state.numel())
+
+
+def _layer(layer: nn.Module, x: Tensor, y: Tensor) -> int:
+    """What the published convention counts by the call of a layer."""
+    if isinstance(layer, _BatchNorm) or any(kind.__name__ == "FrozenBatchNorm2d" for kind in type(layer).__mro__):
+        return 2 * y.numel()  # frozen, as torchvision, detectron2 and DETR each have it
+    if isinstance(layer, nn.ReLU | _MaxPoolNd | _AvgPoolNd | _AdaptiveAvgPoolNd | _AdaptiveMaxPoolNd):
+        return x.numel()
+    if isinstance(layer, nn.Linear):  # the addition of its bias, whatever the number of rows
+        return layer.out_features if layer.bias is not None else 0
+    return y.numel() if isinstance(layer, nn.Conv2d) and getattr(layer, "relu", None) is True else 0  # a packed one
+
+
+def _thop(net: nn.Module, inputs: Inputs) -> dict[str, int]:
+    """As thop counts; what it counts apart from the rows, as for layers of two names, is the network's."""
+    # thop knows torch's layers by their very type, so packed convolutions have to be named.
+    packed = {
+        type(layer): register_hooks[nn.Conv2d] for layer in net.modules() if getattr(layer, "traced_whole", False)
+    }
+    net.forward = partial(net.forward, **inputs.kwargs)
+    total, _, tree = thop.profile(net, inputs.args, custom_ops=packed, verbose=False, ret_layer_info=True)
+    found = {}
+    for module, row in rows(net).items():
+        if row and row not in found and is_layer(module):
+            found[row] = round(_macs_at(tree, row))
+    return {"": round(total) - sum(found.values())} | found
 
 
 def _macs_at(tree: dict, name: str) -> float:
@@ -110,39 +181,22 @@ def _macs_at(tree: dict, name: str) -> float:
     return macs
 
 
-def _hook(count: Callable) -> Callable:
-    def hook(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        layer.total_ops += count(layer, inputs[0], output)
-
-    return hook
-
-
-def _conv(layer: nn.Conv2d, x: torch.Tensor, y: torch.Tensor) -> int:
-    return y.numel() * layer.weight[0].numel()
-
-
-def _conv_and_bias(layer: nn.Conv2d, x: torch.Tensor, y: torch.Tensor) -> int:
-    """With the ReLU that a packed convolution computes."""
-    return _conv(layer, x, y) + y.numel() * ((layer.bias is not None) + getattr(layer, "relu", False))
-
-
-def _linear(layer: nn.Linear, x: torch.Tensor, y: torch.Tensor) -> int:
-    return y.numel() * layer.in_features
-
-
-_POOLINGS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-
-CONVENTIONS.register("thop")({})
+_aten = torch.ops.aten
+_PRODUCTS: dict[
+    Any, Callable[[tuple, Any], int]
+] = {  # which torch's FlopCounterMode counts, and two that it misses on a CPU
+    **dict.fromkeys((_aten.mm, _aten.bmm, _aten._scaled_mm), partial(_product, 0)),
+    **dict.fromkeys((_aten.addmm, _aten.baddbmm), partial(_product, 1)),
+    _aten._scaled_dot_product_flash_attention: _attention,
+    _aten._scaled_dot_product_efficient_attention: _attention,
+    _aten._scaled_dot_product_cudnn_attention: _attention,
+    _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    _aten.mkldnn_rnn_layer: _recurrent,
+}
+CONVENTIONS.register("thop")(_thop)
 CONVENTIONS.register("macs")(
-    {nn.Conv2d: _hook(_conv)}
-    | {nn.Linear: _hook(_linear)}
-    | dict.fromkeys((*_NORMS, *_POOLINGS, nn.ReLU), _hook(lambda layer, x, y: 0))
+    partial(executed, operations=_PRODUCTS | {_aten.convolution: _convolution}, layer=lambda layer, x, y: 0)
 )
 CONVENTIONS.register("norton")(
-    {nn.Conv2d: _hook(_conv_and_bias)}
-    # the addition of a linear layer's bias counts once per output feature, whatever the number of rows
-    | {nn.Linear: _hook(lambda layer, x, y: _linear(layer, x, y) + layer.out_features * (layer.bias is not None))}
-    | dict.fromkeys(_NORMS, _hook(lambda layer, x, y: 2 * y.numel()))
-    | dict.fromkeys((*_POOLINGS, nn.ReLU), _hook(lambda layer, x, y: x.numel()))
+    partial(executed, operations=_PRODUCTS | {_aten.convolution: _convolution_and_bias}, layer=_layer)
 )

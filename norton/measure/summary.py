@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from norton.common.tables import ShownAsTable
 from norton.graph.layers import is_decomposed, width
-from norton.measure.counting import Complexity, complexity
+from norton.measure.counting import Complexity, Example, complexity
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,19 @@ class NetworkSummary(ShownAsTable):
         ]
 
 
-def summary(net: nn.Module, input_size: Sequence[int] | None = None) -> NetworkSummary:
+def summary(
+    net: nn.Module, input_size: Sequence[int] | None = None, *, example: Example | None = None
+) -> NetworkSummary:
     """The layers of a network with their ranks, filters and costs, for any network, compressed or not.
 
-    input_size: (channels, height, width) of an image; by default the network's own.  Raises InputError as
-    `norton.complexity` does.
+    input_size: (channels, height, width) of an image; by default the network's own.  example: what it takes instead, as
+    for `norton.complexity`, whose InputErrors this raises.
     """
-    found = complexity(net, input_size)
+    found = complexity(net, input_size, example=example)
     layers = []
     for name, cost in found.by_layer.items():
         layer = net.get_submodule(name)
-        if is_decomposed(layer) or isinstance(layer, nn.Conv2d | nn.Linear):
+        if is_decomposed(layer) or isinstance(layer, _ConvNd | nn.Linear):
             rank = layer.rank if is_decomposed(layer) else None
             layers.append(LayerSummary(name, type(layer).__name__, rank, width(layer), cost.macs, cost.params))
     return NetworkSummary(type(net).__name__, layers, found)
