@@ -27,7 +27,7 @@ from norton.common.checks import check_type, is_whole_number
 from norton.common.errors import InputError
 from norton.decomposition.options import DecomposeOptions
 from norton.graph.input_sizes import stated_size
-from norton.graph.layers import check_network
+from norton.graph.layers import network_in
 from norton.pruning.options import Pruning
 
 
@@ -67,7 +67,7 @@ def choose_ranks(
     """
     check_type("decomposition", decomposition, DecomposeOptions)
     check_type("pruning", pruning, (Pruning, type(None)))
-    check_network(net)
+    net = network_in(net)
     what, share = asked_share(macs, params)
     calibration = calibration or Calibration()
     if filters is not None and not is_whole_number(filters, 1):

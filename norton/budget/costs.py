@@ -1,6 +1,5 @@
 """What a network costs in MACs or parameters, and with its layers at other ranks."""
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ from norton.common.checks import is_number
 from norton.common.errors import InputError
 from norton.decomposition import DECOMPOSITIONS
 from norton.decomposition.ranks import Rank, layer_rules, resolve_rank
+from norton.graph.copies import copied
 from norton.graph.plan import OPERATIONS
 from norton.measure.counting import complexity
 
@@ -57,7 +57,7 @@ class Costs:
     def shaped(self, net: nn.Module, ranks: Mapping[str, Rank | None]) -> nn.Module:
         """A network with the shapes of its layers at these ranks; values undefined."""
         step = {alias: rank for name, rank in ranks.items() if rank is not None for alias in self.layers[name]}
-        small = copy.deepcopy(net)
+        small = copied(net)
         OPERATIONS["decompose"](small, {"method": self.method, "ranks": step})
         return small
 
@@ -101,7 +101,7 @@ class Costs:
 
 def _input_shapes(net: nn.Module, names: Iterable[str], size: Sequence[int]) -> dict[str, list[tuple[int, ...]]]:
     """Layer → the shape of what it reads of one image, for each time that it is called."""
-    net = copy.deepcopy(net).float().cpu().eval()
+    net = copied(net).float().cpu().eval()
     found: dict[str, list[tuple[int, ...]]] = {name: [] for name in names}
 
     def note(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:

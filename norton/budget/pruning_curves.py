@@ -5,7 +5,6 @@ E‖W' x'‖² / E‖W x‖² with x' the channels that go, in the unit in which
 (`norton.budget.layer_errors`).  It adds up over readers; so does, nearly, that of several axes that a layer reads.
 """
 
-import copy
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from norton.budget.layer_errors import Probe, relative_output_error, sampled_fil
 from norton.calibration import Metric
 from norton.common.errors import InputError
 from norton.graph import wiring_of
+from norton.graph.copies import copied
 from norton.graph.layers import as_dense
 from norton.graph.plan import plan_of
 from norton.graph.slicing import cut_
@@ -69,7 +69,7 @@ class PruningCurves:
         keep: dict[int, list[int]] = {}
         for group, rate in zip(self.groups, level, strict=True):
             keep |= {axis: self.kept[rate][axis] for axis in group if axis in self.kept[rate]}
-        small = copy.deepcopy(self.net)
+        small = copied(self.net)
         cut_(small, self.wiring, keep)
         return small
 

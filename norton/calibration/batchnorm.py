@@ -15,7 +15,7 @@ def reestimate_batchnorm_(net: nn.Module, images: Tensor, batch_size: int = 128)
     old statistics normalise by what is no longer there.  Each batch counts the same, so a last, smaller one is left
     out.  Raises InputError for fewer images than two.
     """
-    norms = [layer for layer in net.modules() if is_norm(layer)]
+    norms = [layer for layer in nn.Module.modules(net) if is_norm(layer)]
     if not norms:
         return net
     if len(images) < 2:

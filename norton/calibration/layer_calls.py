@@ -50,9 +50,9 @@ def layers_of(net: nn.Module) -> dict[str, nn.Module]:
     inside: set[nn.Module] = set()
     for name, module in net.named_modules():
         whole = is_decomposed(module) or getattr(module, "traced_whole", False)
-        if module not in inside and name and (whole or is_norm(module) or not any(module.children())):
+        if module not in inside and name and (whole or is_norm(module) or not any(nn.Module.children(module))):
             found[name] = module
-            inside.update(module.modules())
+            inside.update(nn.Module.modules(module))
     return found
 
 

@@ -1,6 +1,5 @@
 """How far the outputs of decomposed layers are from what the network's layers gave before."""
 
-import copy
 from collections import defaultdict
 from functools import partial
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from norton.calibration.input_moments import output_rows
+from norton.graph.copies import copied
 from norton.graph.layers import as_dense, is_decomposed
 
 
@@ -19,7 +19,7 @@ def output_errors(net: nn.Module, small: nn.Module, images: Tensor, batch_size: 
     left out, since BatchNorm takes them up.  images: (N, C, H, W).  Layers that no image reaches are left out.
     """
     names = [name for name, layer in small.named_modules() if is_decomposed(layer)]
-    before, after = (copy.deepcopy(one).eval() for one in (net, small))
+    before, after = (copied(one).eval() for one in (net, small))
     wanted, found = _record_outputs(before, names), _record_outputs(after, names)
     errors: dict[str, list[Tensor]] = defaultdict(list)
     outputs: dict[str, list[Tensor]] = defaultdict(list)

@@ -12,7 +12,6 @@ which takes up the error of the layers before; then W* is decomposed, in weights
 Pruning is made up for in the same way (`norton.calibration.compensation`): layers then have less inputs and filters.
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -29,6 +28,7 @@ from norton.calibration.metric import Metric
 from norton.calibration.replay import Replay
 from norton.calibration.settings import Calibration, check_images
 from norton.common.errors import InputError, first_line, warn
+from norton.graph.copies import copied, replace_
 from norton.graph.layers import as_dense, in_form, is_norm, set_form_, weight_of
 
 # So many of a layer's patches are looked at per number of a filter, drawn evenly from all images, but not less than:
@@ -67,7 +67,7 @@ def fit_to_outputs(
     are not finite, and a network that cannot be traced.
     """
     check_images(before, images)
-    result = copy.deepcopy(small).eval()
+    result = copied(small).eval()
     new: dict[str, nn.Module] = {}
     with ExitStack() as forms:
         forms.enter_context(in_form(result, "fast"))
@@ -79,14 +79,14 @@ def fit_to_outputs(
                 new[name] = fitting.fitted(name, layer, fits[name])
                 new[name].train(small.get_submodule(name).training)
                 forms.enter_context(in_form(new[name], "fast"))
-                _replace(result, layer, new[name])
+                replace_(result, {layer: new[name]})
             else:
                 fitting.shift_mean_(name, layer)
     for name in sorted(fits.keys() - fitting.after.calls.keys()):
         layer = result.get_submodule(name)
         if layer not in new.values():  # else it is another name of one that was reached
             fitting.unreached.append(name)
-            _replace(result, layer, fits[name](weight_of(layer), None))
+            replace_(result, {layer: fits[name](weight_of(layer), None)})
     fitting.warn_of_exceptions(len(images))
     modes = {name: layer.training for name, layer in small.named_modules()}
     for name, layer in result.named_modules():
@@ -128,7 +128,7 @@ class _Fitting:
         device = next(net.parameters()).device
         batches = [batch.to(device) for batch in images.split(how.batch_size)]
         memory = how.memory or _free_memory(device) / 2
-        before = Replay(set_form_(copy.deepcopy(net), "fast").eval(), batches)
+        before = Replay(set_form_(copied(net), "fast").eval(), batches)
         before.keep = _held_per_image(before, net) * len(images) * (1 + how.sequential) <= memory / 2
         if not before.keep:
             warn(
@@ -279,13 +279,6 @@ def _held_per_image(replay: Replay, net: nn.Module) -> float:
         size = "×".join(map(str, replay.batches[0].shape[1:]))
         said = f"{type(net).__name__} does not take calibration images of {size}: {first_line(error)}"
         raise InputError(said) from None
-
-
-def _replace(net: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Replace a layer under all its names."""
-    names = [name for name, layer in net.named_modules(remove_duplicate=False) if layer is old]
-    for name in names:
-        net.set_submodule(name, new)
 
 
 def _free_memory(device: torch.device) -> float:

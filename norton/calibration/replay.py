@@ -135,8 +135,8 @@ _run = _Current()
 
 def _gated_copy(net: nn.Module) -> nn.Module:
     """The network with a gate for each layer, wherever it is referred to; it shares all tensors with the network."""
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in [*net.parameters(), *net.buffers()]}
-    for module in net.modules():
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in [*net.parameters(), *nn.Module.buffers(net)]}
+    for module in nn.Module.modules(net):
         shared |= {id(value): value for value in vars(module).values() if isinstance(value, Tensor)}
     gates = {id(layer): _Gate(net, name) for name, layer in layers_of(net).items()}
     return copy.deepcopy(net, shared | gates)

@@ -15,7 +15,7 @@ from norton.checkpoints import packing
 from norton.common.errors import InputError, first_line, warn
 from norton.common.files import write_whole
 from norton.graph.input_sizes import stated_size
-from norton.graph.layers import check_network
+from norton.graph.layers import network_in
 from norton.graph.plan import plan_of
 from norton.models import NETWORKS
 from norton.models.foreign import is_path
@@ -42,7 +42,7 @@ def save(
     so.  Of one that `norton.build` made by the path of a constructor the file holds the path.  Raises InputError for a
     deployed network, which `load` could not rebuild.
     """
-    check_network(net)
+    net = network_in(net)
     if hasattr(net, "deployment"):
         raise InputError(
             f"{path}: the network is a deployed one; save the network it was made of, and its choice with "

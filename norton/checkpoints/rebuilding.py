@@ -1,6 +1,5 @@
 """Networks from checkpoints: by the plan in a file of ours, by the shapes of weights in a published one."""
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from norton.checkpoints.published_layout import network_of_shapes
 from norton.common.checks import checked_input_size
 from norton.common.errors import InputError, first_line
 from norton.graph import wiring_of
+from norton.graph.copies import copied
 from norton.graph.layers import is_decomposed
 from norton.graph.plan import apply_plan_
 from norton.models import build, dense_network
@@ -87,7 +87,7 @@ def network_of_plan(content: Mapping[str, Any], path: str | Path, arch: str | No
         check_named(content["arch"], arch, path)
     with _without_values(content["arch"]):
         if net is not None:
-            dense = copy.deepcopy(net).to("meta")
+            dense = copied(net).to("meta")
             if content["input_size"] is not None:
                 dense.input_size = tuple(content["input_size"])
         elif content["arch"] is None:
@@ -129,7 +129,7 @@ def _check_stated(net: nn.Module, path: str | Path, rank: Any, compress_rate: An
 
 def ranks_in(net: nn.Module) -> set[int | tuple[int, ...]]:
     """The ranks of the decomposed layers, tuples where a method has several, {0} for none."""
-    return {layer.rank for layer in net.modules() if is_decomposed(layer)} or {0}
+    return {layer.rank for layer in nn.Module.modules(net) if is_decomposed(layer)} or {0}
 
 
 def widths_of(net: nn.Module) -> dict[str, int]:

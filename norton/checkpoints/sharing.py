@@ -3,7 +3,6 @@
 Source: Deep Compression (Han, Mao, Dally 2016), section 3.  `norton.checkpoints.packing` makes the file small.
 """
 
-import copy
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from norton.checkpoints.packing import MOST_BITS, saves_room
 from norton.common.checks import is_whole_number
 from norton.common.errors import InputError
+from norton.graph.copies import copied
 from norton.graph.layers import is_decomposed
 
 MOST_ROUNDS = 100_000  # of k-means, which ends by itself: trained layers take 1,400, 4 million normal numbers 12,000
@@ -31,7 +31,7 @@ def share_weights(net: nn.Module, bits: Bits) -> nn.Module:
 
     Raises InputError for other bits, a pattern that matches no layer, and weights that are not finite.
     """
-    small = copy.deepcopy(net)
+    small = copied(net)
     weights = layer_weights(small)
     for name, count in layer_bits(net, bits).items():
         for weight in weights[name]:

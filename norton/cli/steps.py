@@ -1,6 +1,5 @@
 """The steps of the chain one by one, as configured: decompose, prune, calibrate, train, evaluate."""
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from norton.cli.settings import (
 )
 from norton.common.errors import InputError
 from norton.decomposition.ranks import layer_rules
+from norton.graph.copies import copied
 from norton.pruning import Pruning, asks_for, check_prune
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def decompose(net: nn.Module, cfg: DictConfig, data: Data, *, progress: bool = T
     """`norton.decompose` as configured, with calibration images where its objective asks for them."""
     require(cfg, "decompose")
     if leaves_dense(cfg):
-        return copy.deepcopy(net)
+        return copied(net)
     how = decompose_options(cfg)
     used: dict[str, Any] = {}
     if how.objective == "outputs":

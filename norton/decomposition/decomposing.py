@@ -12,7 +12,8 @@ from norton.common.errors import warn
 from norton.decomposition.methods import DECOMPOSITIONS
 from norton.decomposition.options import DecomposeOptions
 from norton.decomposition.ranks import RankSetting, layer_rules, resolve_rank
-from norton.graph.layers import check_network
+from norton.graph.copies import copied, replace_
+from norton.graph.layers import check_has_layers, network_in
 from norton.graph.plan import OPERATIONS, record_step
 
 
@@ -41,7 +42,8 @@ def decompose(
     Raises InputError for an unknown method, a bad rank or pattern, a weight that is not finite, and images that do not
     fit the network.
     """
-    check_network(net)
+    net = network_in(net)
+    check_has_layers(net)
     DecomposeOptions(method, skip, seed, objective, options)  # checks them
     rules = layer_rules(net, rank, skip, method)
     decomposition, options = DECOMPOSITIONS[method], {**options, "seed": seed}
@@ -49,21 +51,47 @@ def decompose(
         return _for_outputs(net, rules, method, images, calibration or Calibration(), progress, options)
     if objective == "outputs":
         warn("objective=outputs without calibration images: fitted to the weights instead")
-    small, ranks = copy.deepcopy(net), {}
-    made = {}  # a layer shared under several names stays shared
+    small, ranks = copied(net), {}
+    made: dict[tuple, Any] = {}  # a layer shared under several names stays shared
+    layers = {}
     for name, asked in track(rules.items(), "decompose", disable=not progress, transient=True):
-        dense = net.get_submodule(name)
+        dense = small.get_submodule(name)
         if (dense, str(asked)) not in made:
             value = resolve_rank(name or "conv", dense, asked, method, **options)
             layer = decomposition.from_conv(dense, value, name=name or "conv", **options)
-            made[dense, str(asked)] = value, layer.train(dense.training)
-        ranks[name], layer = made[dense, str(asked)]
-        if name:
-            small.set_submodule(name, layer)
-        else:  # the network is that layer
-            small = layer
+            made[dense, str(asked)] = value, _in_place_of(dense, layer)
+        ranks[name], layers[name] = made[dense, str(asked)]
+    small = _with(small, layers)
     record_step(small, {"op": "decompose", "method": method, "ranks": ranks})
     return small
+
+
+def _in_place_of(dense: nn.Module, layer: nn.Module) -> nn.Module:
+    """A decomposed layer in the mode of the dense one, and frozen where that is."""
+    trained = {"weight": False, "bias": False}
+    for name, parameter in dense.named_parameters():  # torch's hooks and masks compute `weight` from `weight_orig`
+        trained["bias" if name.startswith("bias") else "weight"] |= parameter.requires_grad
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(trained["bias" if name == "bias" else "weight"])
+    return layer.train(dense.training)
+
+
+def _with(net: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
+    """A network with layers in the place of those of these names and of all other references to them, in place.
+
+    Other names of a layer that are registered keep it, since rules go by names.
+    """
+    if "" in layers:  # the network is that layer
+        return layers[""]
+    before = dict(net.named_modules(remove_duplicate=False))
+    new_of: dict[nn.Module, nn.Module] = {}
+    for name, layer in layers.items():
+        new_of.setdefault(before[name], layer)
+    replace_(net, new_of)
+    for name, layer in before.items():
+        if layer in new_of:
+            net.set_submodule(name, layers.get(name, layer))
+    return net
 
 
 def _for_outputs(
@@ -85,7 +113,7 @@ def _for_outputs(
             layer = decomposition.from_conv(dense, rank, name=name or "conv", **options)
             if metric is not None:
                 layer.fit_outputs_(target, metric, calibration.sweeps)
-            return layer.train(dense.training)
+            return _in_place_of(dense, layer)
 
         return fit
 
@@ -104,10 +132,12 @@ def _for_outputs(
 @OPERATIONS.register("decompose")
 def apply_decompose_(net: nn.Module, step: dict) -> None:
     """Give a network the shapes of a recorded decomposition, in place; values stay undefined."""
-    shaped = {}  # what is shared stays shared here too
+    shaped: dict[tuple, nn.Module] = {}  # what is shared stays shared here too
+    layers = {}
     for name, rank in step["ranks"].items():
         dense = net.get_submodule(name)
         if (dense, str(rank)) not in shaped:
             layer = DECOMPOSITIONS[step["method"]].shaped_like(dense, rank)
-            shaped[dense, str(rank)] = layer.train(dense.training)
-        net.set_submodule(name, shaped[dense, str(rank)])
+            shaped[dense, str(rank)] = _in_place_of(dense, layer)
+        layers[name] = shaped[dense, str(rank)]
+    _with(net, layers)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from norton.calibration import Metric
 from norton.common.errors import InputError
 from norton.decomposition.methods import is_spatial
+from norton.graph.layers import joint_padding
 from norton.graph.slicing import cut_inputs_, cut_outputs_, select
 
 
@@ -79,6 +80,11 @@ class FactoredLayer(nn.Module):
         y = self.feature(input)
         return y if self.bias is None else y + self.bias.view(-1, *[1] * (self.composed_dims - 2))
 
+    @property
+    def weight(self) -> Tensor:
+        """The weight of the dense layer that this one equals, for networks that read it."""
+        return self.composed_weight()
+
     # Geometry, read off the parts so that surgery has nothing to keep in step
 
     composed_dims = 4  # of the dense weight
@@ -102,6 +108,14 @@ class FactoredLayer(nn.Module):
     @property
     def dilation(self) -> tuple[int, int]:
         return tuple(max(part.dilation[i] for part in self.feature) for i in range(2))
+
+    @property
+    def padding(self) -> tuple[int, int] | str:
+        return joint_padding([part.padding for part in self.feature])
+
+    @property
+    def groups(self) -> int:
+        return 1
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, rank={self.rank}"

@@ -7,9 +7,11 @@ from typing import Any, ClassVar, Protocol, Self
 from torch import Tensor, nn
 
 from norton.common.checks import is_whole_number
-from norton.common.errors import InputError
+from norton.common.errors import InputError, warn
 from norton.common.registry import Registry
+from norton.graph.copies import computed_otherwise
 from norton.graph.layers import is_decomposed
+from norton.graph.reading import weights_read
 
 DECOMPOSITIONS = Registry("decomposition")
 WEIGHTED = (nn.Conv2d, nn.Linear)
@@ -73,8 +75,9 @@ def matching_layers(
 ) -> dict[str, Any]:
     """Layer → what the first pattern of `rules` that matches it says, for the layers that are to be decomposed.
 
-    skip: patterns of layers left dense; if None those of `spare`, which need not match any.  Raises InputError for a
-    pattern that matches no layer that the method takes, and if no layer is left.
+    skip: patterns of layers left dense; if None those of `spare`, which need not match any.  Layers that nothing can
+    take the place of stay dense, with a warning, see `left_whole`.  Raises InputError for a pattern that matches no
+    layer that the method takes, and if no layer is left.
     """
     layers = decomposable(net, method)
     chosen = [] if skip is None else [skip] if isinstance(skip, str) else list(skip)
@@ -86,6 +89,13 @@ def matching_layers(
         rule = next((rule for pattern, rule in rules.items() if fnmatchcase(name, pattern)), None)
         if rule is not None:
             found[name] = rule
+    whole = left_whole(net, {name: layers[name] for name in found})
+    told = "; ".join(f"{name}: {reason}" for name, reason in list(whole.items())[:3])
+    if whole and len(whole) == len(found):
+        raise InputError(f"no layer that is asked for can be decomposed: {told}")
+    if whole:
+        warn(f"{len(whole)} of {len(found)} layers left whole: {told}{'; ...' if len(whole) > 3 else ''}")
+    found = {name: rule for name, rule in found.items() if name not in whole}
     if not found:
         rank = dict(rules) if list(rules) != ["*"] else rules["*"]
         raise InputError(
@@ -93,6 +103,18 @@ def matching_layers(
             f"decomposition {method!r} takes {DECOMPOSITIONS[method].takes}"
         )
     return found
+
+
+def left_whole(net: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Layer → why no decomposed one can take its place, for those of these layers where that is so."""
+    unknown = {
+        name: "its weight is no parameter, nor computed by one of torch's hooks"
+        for name, layer in layers.items()
+        if computed_otherwise(layer)
+    }
+    read = weights_read(net, {name: layer for name, layer in layers.items() if name not in unknown})
+    lines = {name: f"the network takes its weight other than by calling it, at {line}" for name, line in read.items()}
+    return {name: (unknown | lines)[name] for name in layers if name in unknown or name in lines}
 
 
 def check_rank(name: str, rank: int, full: int, what: str) -> int:

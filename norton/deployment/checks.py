@@ -1,6 +1,5 @@
 """What is checked before and after a network is deployed: the example, the trace, the choice and the outputs."""
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from norton.common.errors import InputError, first_line
 from norton.deployment.assembling import decomposed_layers
 from norton.deployment.exact_forms import exact_forms
 from norton.deployment.record import Deployment
+from norton.graph.copies import copied
 from norton.graph.meta import on_meta
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # of outputs, relative; 5% in half precision
@@ -27,7 +27,7 @@ def check_example(net: nn.Module, example: Tensor) -> Any:
             "give both the same with .to()"
         )
     on_meta(net)  # which says why, if it cannot be copied
-    net = copy.deepcopy(net).eval()
+    net = copied(net).eval()
     try:
         return net(example)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:

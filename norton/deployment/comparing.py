@@ -1,6 +1,5 @@
 """Networks that are timed against each other: all deployed, or all as they are."""
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from norton.common.errors import InputError, warn
 from norton.deployment.deploying import deploy
 from norton.deployment.folding import fold
 from norton.deployment.record import Deployment, conditions
+from norton.graph.copies import copied
 from norton.measure.latency import ImageBatch
 
 LATENCY_MODES = ("deployed", "eager")
@@ -38,7 +38,7 @@ def deploy_alike(
     one, found = deploy or _deploy_once, {}
     for name, net in track(nets.items(), "choose forms", transient=True, disable=not progress):
         try:
-            found[name] = one(copy.deepcopy(net).to(batch[0].device).eval(), batch, repeats=repeats)
+            found[name] = one(copied(net).to(batch[0].device).eval(), batch, repeats=repeats)
         except InputError as error:
             warn(f"networks are timed as they are, not deployed; {name}: {error}")
             return dict(nets)

@@ -19,7 +19,7 @@ from norton.deployment.checks import check_choice, check_example, check_outputs,
 from norton.deployment.folding import fold
 from norton.deployment.record import Deployment, conditions
 from norton.deployment.search import FormSearch, SearchBudget
-from norton.graph.layers import check_network
+from norton.graph.layers import network_in
 from norton.measure.latency import keep_freed_memory
 
 _KEPT = ("arch", "num_classes", "input_size")  # what networks say of themselves
@@ -49,7 +49,7 @@ def deploy(
     network does not take, a network that torch.fx cannot trace, outputs that differ by more than rounding, and a choice
     of another network, input or machine.
     """
-    check_network(net)
+    net = network_in(net)
     if net.training:
         warn("the network is in training mode; deployed as for evaluation")
     wanted = [(example, check_example(net, example))]

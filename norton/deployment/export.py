@@ -6,7 +6,6 @@ or not at all.
 """
 
 import ast
-import copy
 import io
 import re
 from collections import Counter
@@ -22,6 +21,8 @@ from norton.common.extras import optional
 from norton.common.files import write_whole
 from norton.deployment.exported import Exported, compared, described, quiet, told_first
 from norton.deployment.onnx_networks import OnnxNet
+from norton.graph.copies import copied
+from norton.graph.layers import network_in
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -71,8 +72,7 @@ def prepared(net: nn.Module, example: Tensor) -> nn.Module:
         raise InputError(f"the example is {described(example)}; give a batch of images (N, C, H, W) in float32")
     if net.training:
         warn("the network is in training mode; it is exported as it evaluates")
-    net = getattr(net, "_orig_mod", net)  # what torch.compile was given
-    net = copy.deepcopy(net).eval().cpu().requires_grad_(False)
+    net = copied(network_in(net)).eval().cpu().requires_grad_(False)
     try:
         outputs = net(example[:1].cpu())
     except _DOES_NOT_TAKE as error:

@@ -1,6 +1,5 @@
 """Folding BatchNorm into the layers before it, in a copy of the network for evaluation."""
 
-import copy
 import operator
 from typing import Any
 
@@ -12,6 +11,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from norton.deployment.exact_forms import scale_outputs_
 from norton.deployment.onednn import PackedConv2d
+from norton.graph.copies import copied, replace_
 from norton.graph.layers import is_decomposed
 from norton.graph.recording import trace
 
@@ -24,7 +24,7 @@ def fold(net: nn.Module) -> fx.GraphModule:
     network that torch.fx cannot trace.
     """
     single = isinstance(net, nn.Conv2d | nn.Linear) or is_decomposed(net)
-    net = copy.deepcopy(nn.Sequential(net) if single else net).eval().requires_grad_(False)
+    net = copied(nn.Sequential(net) if single else net).eval().requires_grad_(False)
     _thaw_(net)
     graph = trace(net)
     folded = fx.GraphModule(net, graph, type(net).__name__)
@@ -51,11 +51,13 @@ def fold(net: nn.Module) -> fx.GraphModule:
 
 def _thaw_(net: nn.Module) -> None:
     """Make torchvision's frozen BatchNorms plain ones, which torch.fx keeps whole."""
-    for name, layer in list(net.named_modules()):
+    thawed: dict[nn.Module, nn.Module] = {}
+    for layer in nn.Module.modules(net):
         if isinstance(layer, FrozenBatchNorm2d):
             norm = nn.BatchNorm2d(len(layer.weight), layer.eps, device=layer.weight.device, dtype=layer.weight.dtype)
             norm.load_state_dict(layer.state_dict(), strict=False)
-            net.set_submodule(name, norm.eval().requires_grad_(False))
+            thawed[layer] = norm.eval().requires_grad_(False)
+    replace_(net, thawed)
 
 
 def _is_norm(layer: nn.Module) -> bool:
@@ -74,9 +76,14 @@ def _folds_into(norm: nn.Module, writer: nn.Module) -> bool:
 def _bound(net: fx.GraphModule, layer: nn.Module) -> bool:
     """Whether something else computes or uses a layer's weights, so that they cannot be scaled."""
     own = {id(parameter) for parameter in layer.parameters()}
-    others = [id(p) for module in net.modules() for p in module._parameters.values() if p is not None and id(p) in own]
+    others = [
+        id(p)
+        for module in nn.Module.modules(net)
+        for p in module._parameters.values()
+        if p is not None and id(p) in own
+    ]
     read = {id(_attribute(net, node.target)) for node in net.graph.find_nodes(op="get_attr")}
-    hooks = any(part._forward_hooks or part._forward_pre_hooks for part in layer.modules())
+    hooks = any(part._forward_hooks or part._forward_pre_hooks for part in nn.Module.modules(layer))
     return len(others) > len(own) or bool(own & read) or hooks or is_parametrized(layer)
 
 

@@ -67,7 +67,7 @@ def pack_(net: nn.Module) -> nn.Module:
     They change their class and stay the same objects, so that layers that are called in several places stay one.
     """
     if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
-        for layer in net.modules():
+        for layer in nn.Module.modules(net):
             if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
                 layer.__class__ = PackedConv2d
     return net

@@ -12,7 +12,7 @@ Imports `common` alone.  What a network loses is decided in `pruning`; ranks are
 from torch import nn
 
 from norton.graph.input_sizes import Example
-from norton.graph.layers import check_network
+from norton.graph.layers import check_has_layers, network_in
 from norton.graph.plan import OPERATIONS
 from norton.graph.slicing import cut_, obstacle
 from norton.graph.tracing import trace_wiring
@@ -24,7 +24,8 @@ def wiring_of(net: nn.Module, example: Example | None = None) -> Wiring:
 
     `frozen` and `left_whole` of the result say what cannot be pruned, and why.
     """
-    check_network(net)
+    net = network_in(net)
+    check_has_layers(net)
     declared = getattr(net, "wiring", None)
     wiring = trace_wiring(net, example) if declared is None else declared()
     layers = {name for names in wiring.writers.values() for name in names}

@@ -25,7 +25,7 @@ def candidate_sizes(net: nn.Module, example: Example | None = None) -> list[tupl
     stated = stated_size(net)
     if stated and len(stated) == 3:
         return [stated]
-    convolutions = (layer for layer in net.modules() if isinstance(layer, nn.Conv2d) or is_decomposed(layer))
+    convolutions = (layer for layer in nn.Module.modules(net) if isinstance(layer, nn.Conv2d) or is_decomposed(layer))
     channels = next((n for layer in convolutions if (n := getattr(layer, "in_channels", None)) is not None), 3)
     usual: list[tuple[int, ...]] = [(channels, side, side) for side in USUAL_SIDES]
     return [stated, *usual] if stated else usual  # which may be that of other data, or two sides

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, TypeGuard, cast, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from norton.common.errors import InputError
@@ -34,13 +34,30 @@ _COMPUTING = {
 
 
 def check_network(net: object) -> None:
-    """Raise InputError for what is no network, such as a constructor that nobody called."""
+    """Raise InputError for what is no network, such as a constructor that nobody called, or one without its layers."""
+    if isinstance(net, torch.jit.ScriptModule):
+        raise InputError("this network is TorchScript, whose layers cannot be changed; pass the one it was made from")
     if isinstance(net, nn.Module):
         return
     if callable(net):
         name = getattr(net, "__name__", repr(net))
         raise InputError(f"{name} is no network, but makes one; call it, as in {name}()")
     raise InputError(f"this {type(net).__name__} is no network (torch.nn.Module)")
+
+
+def network_in(net: nn.Module) -> nn.Module:
+    """A network without what torch wraps around it: DataParallel, or torch.compile.  Checks it, see `check_network`."""
+    check_network(net)
+    while isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(net, "_orig_mod"):
+        net = cast(nn.Module, getattr(net, "_orig_mod", None) or net.module)
+    return net
+
+
+def check_has_layers(net: nn.Module) -> None:
+    """Raise InputError for a network that torch.export recorded, which calls no layers."""
+    nodes = net.graph.nodes if isinstance(net, fx.GraphModule) else ()
+    if any(isinstance(node.target, torch._ops.OpOverload) for node in nodes):
+        raise InputError("this network came out of torch.export, where layers are lost; pass the one it was made from")
 
 
 def is_decomposed(layer: nn.Module) -> TypeGuard[Any]:
@@ -143,7 +160,7 @@ def set_form_(net: nn.Module, form: Form | Literal["fast"]) -> nn.Module:
     """
     if form not in FORMS:
         raise InputError(f"form is {form!r}; choose one of {', '.join(FORMS)}")
-    for layer in net.modules():
+    for layer in nn.Module.modules(net):
         if has_forms(layer):
             layer.form = layer.fast_form if form == "fast" else form
     return net
@@ -152,7 +169,7 @@ def set_form_(net: nn.Module, form: Form | Literal["fast"]) -> nn.Module:
 @contextmanager
 def in_form(net: nn.Module, form: Form | Literal["fast"]) -> Iterator[None]:
     """Let the decomposed layers of a network compute in another form for a while."""
-    before = [(layer, layer.form) for layer in net.modules() if has_forms(layer)]
+    before = [(layer, layer.form) for layer in nn.Module.modules(net) if has_forms(layer)]
     set_form_(net, form)
     try:
         yield

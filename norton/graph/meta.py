@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from norton.common.errors import InputError, first_line
+from norton.graph.copies import computed_tensors
 from norton.graph.input_sizes import candidate_sizes
 from norton.graph.layers import ELEMENTWISE_LAYERS, NORM_LAYERS
 from norton.graph.nodes import VALUE, place_of
@@ -15,27 +16,14 @@ from norton.graph.recording import HOW_TO_DECLARE, line_of, trace
 
 
 def on_meta(net: nn.Module) -> nn.Module:
-    """A copy of a network without values, made without copying them.
+    """A copy of a network without values, made without copying them."""
+    held = [*net.parameters(), *nn.Module.buffers(net), *computed_tensors(net)]
+    return copy.deepcopy(net, {id(tensor): _without_values(tensor) for tensor in held})
 
-    Raises InputError for a network that torch cannot copy, as the older `torch.nn.utils.weight_norm` makes them.
-    """
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in net.parameters()}
-    try:
-        return copy.deepcopy(net, memo | {id(b): b.detach().to("meta") for b in net.buffers()})
-    except RuntimeError as error:
-        computed = [
-            f"{name}.{key}" if name else key
-            for name, layer in net.named_modules()
-            for key, value in vars(layer).items()
-            if isinstance(value, Tensor) and not value.is_leaf
-        ]
-        if not computed:
-            raise
-        raise InputError(
-            f"{computed[0]} is computed from other tensors, so that torch cannot copy the network "
-            f"({first_line(error)[:60]}...); use torch.nn.utils.parametrizations, or make it a parameter (for "
-            "torch.nn.utils.weight_norm: torch.nn.utils.remove_weight_norm)"
-        ) from None
+
+def _without_values(tensor: Tensor) -> Tensor:
+    bare = tensor.detach().to("meta")
+    return nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
 
 
 def run_on_meta(net: nn.Module, training: bool) -> tuple[tuple[int, ...], Any]:
@@ -43,12 +31,16 @@ def run_on_meta(net: nn.Module, training: bool) -> tuple[tuple[int, ...], Any]:
 
     What it returns is on the meta device, without values.  Raises InputError if the network takes none of the sizes.
     """
-    copied, candidates = on_meta(net).train(training), candidate_sizes(net)
+    return run_copy(on_meta(net).train(training), candidate_sizes(net))
+
+
+def run_copy(copied: nn.Module, candidates: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], Any]:
+    """`run_on_meta` for a copy that is on the meta device, in the mode that it is in."""
     try:
         return run_at_some_size(copied, candidates)
     except InputError as error:
         try:  # a graph also holds tensors that are neither parameters nor buffers, and so not on the meta device
-            graph = fx.GraphModule(copied, trace(copied), type(net).__name__)
+            graph = fx.GraphModule(copied, trace(copied), type(copied).__name__)
         except InputError:
             raise error from None
         return run_at_some_size(graph, candidates)

@@ -1,6 +1,5 @@
 """Grad-CAM: where a network looks when it names a class, and how alike two networks look."""
 
-import copy
 from typing import Any
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 
 from norton.common.errors import InputError
 from norton.common.extras import optional
+from norton.graph.copies import copied
 from norton.graph.layers import set_form_
 
 # The output of the last convolutional stage, by the names of the published networks; the first that exists.
@@ -34,7 +34,7 @@ def explained_layer(net: nn.Module, layer: str | None = None) -> str:
 
 def explainable(net: nn.Module) -> nn.Module:
     """A copy in evaluation mode, in the form that is fast with gradients."""
-    return set_form_(copy.deepcopy(net), "fast").eval()
+    return set_form_(copied(net), "fast").eval()
 
 
 def grad_cam(net: nn.Module, layer: str, images: Tensor, classes: Tensor) -> Tensor:

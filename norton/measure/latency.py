@@ -1,6 +1,5 @@
 """How long networks take and how much memory, measured side by side so that noise of the machine hits all of them."""
 
-import copy
 import ctypes
 import functools
 import json
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from norton.graph.copies import copied
 from norton.graph.layers import Form, has_forms, set_form_
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # what mallopt calls them, from malloc.h
@@ -82,7 +82,7 @@ def inference_forms(net: nn.Module) -> tuple[str, ...]:
     """The forms in which a network can compute while it is not trained: one where nothing is decomposed any more."""
     if (deployment := getattr(net, "deployment", None)) is not None:
         return (deployment.summary(),)
-    decomposed = any(has_forms(layer) for layer in net.modules())
+    decomposed = any(has_forms(layer) for layer in nn.Module.modules(net))
     return get_args(Form) if decomposed else ("dense",)
 
 
@@ -111,7 +111,7 @@ def peak_memory(net: nn.Module, batch: ImageBatch, form: str = "dense") -> int:
 
 
 def _copy(net: nn.Module, form: str, device: torch.device) -> nn.Module:
-    net = copy.deepcopy(net).eval().to(device)
+    net = copied(net).eval().to(device)
     return set_form_(net, cast(Form, form)) if form in get_args(Form) else net
 
 

@@ -57,7 +57,7 @@ def build(
     if not plan:
         return net
     apply_plan_(net, plan)
-    for layer in net.modules():  # what surgery left was drawn for the dense widths
+    for layer in nn.Module.modules(net):  # what surgery left was drawn for the dense widths
         if hasattr(layer, "reset_parameters"):
             layer.reset_parameters()
     return net

@@ -1,6 +1,5 @@
 """`norton.prune`, and what can be said of it before any weight is looked at."""
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +11,9 @@ from norton.calibration.compensation import compensated
 from norton.common.checks import check_type
 from norton.common.errors import warn
 from norton.graph import wiring_of
+from norton.graph.copies import copied
 from norton.graph.input_sizes import Example
+from norton.graph.layers import network_in
 from norton.graph.plan import record_step
 from norton.graph.slicing import cut_
 from norton.graph.wiring import Wiring
@@ -57,6 +58,7 @@ def prune(
     Warns where nothing is removed although rates ask for it.  Raises InputError for unknown names, bad rates or
     filters, a layer left without filters, data that are missing, and weights that are not finite.
     """
+    net = network_in(net)
     check_type("options", options, PruneOptions)
     rates = None if compress_rate is None else read_rates(compress_rate)
     how = Allocation(rates, options)
@@ -66,7 +68,7 @@ def prune(
     if options.compensate and images is not None:
         check_images(net, images)
     rated = how.rated(net, wiring)
-    small = copy.deepcopy(net)
+    small = copied(net)
     if example is not None:
         small.input_size = tuple(example.shape[1:] if isinstance(example, Tensor) else example)
     keep = choose_channels(small, wiring, rated, how, scoring)
@@ -87,6 +89,7 @@ def check_prune(
     net: nn.Module, compress_rate: Any, criterion: CriterionSetting = "pabs", *, options: PruneOptions = PruneOptions()
 ) -> None:
     """Raise InputError for what `prune` would refuse before it looks at weights or data."""
+    net = network_in(net)
     rates = None if compress_rate is None else read_rates(compress_rate)
     wiring = wiring_of(net)
     Scoring(criterion, options)

@@ -83,7 +83,7 @@ class Recipe:
 
 def scale_penalty(net: nn.Module) -> Tensor:
     """The sum of |γ| over all BatchNorms of a network.  Raises InputError where there are none to be thinned out."""
-    norms = [layer for layer in net.modules() if isinstance(layer, _BatchNorm) and layer.affine]
+    norms = [layer for layer in nn.Module.modules(net) if isinstance(layer, _BatchNorm) and layer.affine]
     if not norms:
         raise InputError("training.sparsity thins out the scales of BatchNorm, and this network has none; set it to 0")
     return sum(layer.weight.abs().sum() for layer in norms)

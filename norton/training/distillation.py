@@ -1,12 +1,11 @@
 """Knowledge distillation: a network also learns from what a trained one says and sees."""
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norton.common.errors import InputError, first_line
+from norton.graph.copies import copied
 from norton.graph.layers import is_decomposed, set_form_
 
 
@@ -91,7 +90,7 @@ class Frozen:
     """
 
     def __init__(self, net: nn.Module, layer: str | None):
-        self.net, self.layer = set_form_(copy.deepcopy(net), "fast").eval().requires_grad_(False), layer
+        self.net, self.layer = set_form_(copied(net), "fast").eval().requires_grad_(False), layer
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -1,6 +1,5 @@
 """Fit a network to data, keep the best epoch, survive being killed."""
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from norton.common.errors import InputError, warn
 from norton.data.datamodule import ClassificationData
+from norton.graph.copies import copied
 from norton.graph.layers import Form, set_form_
 from norton.training.classifier import Classifier, Recipe
 from norton.training.distillation import Distillation
@@ -47,11 +47,11 @@ def fit(
     recipe has no use for, or that does not fit, see `Distillation`.
     """
     if recipe.epochs == 0:
-        return copy.deepcopy(net)
+        return copied(net)
     distillation = distillation_of(net, teacher, recipe, data)
     lightning.seed_everything(seed, verbose=False)
     # A loaded network is in evaluation mode, and Lightning would train it in that.
-    student = set_form_(copy.deepcopy(net), recipe.compute)
+    student = set_form_(copied(net), recipe.compute)
     module = Classifier(student, recipe, data.num_classes, distillation).train()
     select_on = data.test_dataloader() if recipe.select_on == "test" else data.val_dataloader()
     state_dict = best_weights(
@@ -68,7 +68,7 @@ def fit(
         gradient_clip_val=recipe.gradient_clip or None,
         **trainer_options,
     )
-    trained = copy.deepcopy(net).eval()
+    trained = copied(net).eval()
     if state_dict is not None:
         trained.load_state_dict(state_dict)
     return trained
@@ -172,7 +172,7 @@ def evaluate(
     """{"top1", "top5", "loss"} on one split; accuracies in percent.  net: untouched."""
     if split not in ("test", "val"):
         raise InputError(f"split is {split!r}; choose one of test, val")
-    module = Classifier(set_form_(copy.deepcopy(net), compute), Recipe(epochs=0), data.num_classes)
+    module = Classifier(set_form_(copied(net), compute), Recipe(epochs=0), data.num_classes)
     trainer = trainer_of(logger=False, enable_checkpointing=False, enable_model_summary=False, **trainer_options)
     if split == "test":
         (result,) = trainer.test(module, data.test_dataloader(), verbose=False)

@@ -1,0 +1,80 @@
+"""Copies of networks whose weights hooks compute, and layers replaced wherever a network holds them."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._pytree import tree_leaves
+
+_HOOKS = (SpectralNorm, WeightNorm, BasePruningMethod)  # of torch, that compute a weight before each call
+
+
+def copied(net: nn.Module) -> nn.Module:
+    """A copy of a network, with the weights that torch's hooks compute as a call would compute them now.
+
+    The older `torch.nn.utils.spectral_norm` and `weight_norm` and torch's masks leave a weight behind as an attribute,
+    which torch does not copy after a call with gradients, and which is of old after `load_state_dict`.
+    """
+    made = copy.deepcopy(net, {id(tensor): tensor.detach().clone() for tensor in computed_tensors(net)})
+    for layer in nn.Module.modules(made):
+        _renew_(layer)
+    return made
+
+
+def computed_tensors(net: nn.Module) -> list[Tensor]:
+    """Tensors in a network's attributes that carry gradients to others, which torch cannot copy."""
+    held = (value for layer in nn.Module.modules(net) for value in tree_leaves(vars(layer)))
+    return [value for value in held if isinstance(value, Tensor) and not value.is_leaf]
+
+
+@torch.no_grad()
+def _renew_(layer: nn.Module) -> None:
+    """Compute what torch's hooks compute before a call, as in evaluation."""
+    training, layer.training = layer.training, False
+    for hook in layer._forward_pre_hooks.values():
+        if isinstance(hook, _HOOKS):
+            hook(layer, ())
+    layer.training = training
+
+
+def computed_otherwise(layer: nn.Module) -> bool:
+    """Whether a layer's weight is neither a parameter nor computed by a hook that `copied` knows."""
+    hooks = layer._forward_pre_hooks.values()
+    return "weight" not in layer._parameters and not any(isinstance(hook, _HOOKS) for hook in hooks)
+
+
+def replace_(net: nn.Module, new_of: Mapping[nn.Module, nn.Module]) -> None:
+    """Let modules take the place of others wherever the modules of a network hold them, in place.
+
+    That is as submodules under any name, and in attributes, with their lists, tuples and dictionaries in each other.
+    """
+    known: dict[int, tuple[Any, Any]] = {}  # what was seen, kept so that no other object can have its id; and the new
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, nn.Module):
+            return new_of.get(value, value)
+        if not isinstance(value, list | tuple | dict):
+            return value
+        if id(value) not in known:
+            known[id(value)] = value, value
+            if isinstance(value, tuple):
+                known[id(value)] = value, _tuple_of(value, [replaced(item) for item in value])
+            else:
+                for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
+                    if (new := replaced(item)) is not item:
+                        value[key] = new
+        return known[id(value)][1]
+
+    for layer in list(nn.Module.modules(net)):
+        replaced(vars(layer))
+
+
+def _tuple_of(old: tuple, items: list) -> tuple:
+    if all(new is item for new, item in zip(items, old, strict=True)):
+        return old
+    return old._make(items) if hasattr(old, "_make") else tuple(items)
