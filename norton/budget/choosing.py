@@ -26,6 +26,7 @@ from norton.calibration import Calibration, check_images
 from norton.common.checks import check_type, is_whole_number
 from norton.common.errors import InputError
 from norton.decomposition.options import DecomposeOptions
+from norton.graph.copies import copied
 from norton.graph.input_sizes import stated_size
 from norton.graph.layers import network_in
 from norton.pruning.options import Pruning
@@ -67,7 +68,7 @@ def choose_ranks(
     """
     check_type("decomposition", decomposition, DecomposeOptions)
     check_type("pruning", pruning, (Pruning, type(None)))
-    net = network_in(net)
+    net = copied(network_in(net))
     what, share = asked_share(macs, params)
     calibration = calibration or Calibration()
     if filters is not None and not is_whole_number(filters, 1):

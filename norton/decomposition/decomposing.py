@@ -32,6 +32,10 @@ def decompose(
 ) -> nn.Module:
     """A copy of `net` with the layers decomposed that the method takes; works on any module.
 
+    Of a network in DataParallel or compiled by torch, the network inside is taken, and comes back by itself.  Layers
+    whose weights the network itself reads, or that it calls by references that cannot be replaced, are left whole, with
+    a warning.  What was frozen stays frozen.
+
     rank, skip: which layers and how far, see `layer_ranks`.  options: the method's own, such as `starts` of `cp`.
     progress: show a bar over the layers.
 
@@ -42,7 +46,7 @@ def decompose(
     Raises InputError for an unknown method, a bad rank or pattern, a weight that is not finite, and images that do not
     fit the network.
     """
-    net = network_in(net)
+    net = copied(network_in(net))
     check_has_layers(net)
     DecomposeOptions(method, skip, seed, objective, options)  # checks them
     rules = layer_rules(net, rank, skip, method)
@@ -51,17 +55,17 @@ def decompose(
         return _for_outputs(net, rules, method, images, calibration or Calibration(), progress, options)
     if objective == "outputs":
         warn("objective=outputs without calibration images: fitted to the weights instead")
-    small, ranks = copied(net), {}
+    ranks: dict[str, Any] = {}
     made: dict[tuple, Any] = {}  # a layer shared under several names stays shared
     layers = {}
     for name, asked in track(rules.items(), "decompose", disable=not progress, transient=True):
-        dense = small.get_submodule(name)
+        dense = net.get_submodule(name)
         if (dense, str(asked)) not in made:
             value = resolve_rank(name or "conv", dense, asked, method, **options)
             layer = decomposition.from_conv(dense, value, name=name or "conv", **options)
             made[dense, str(asked)] = value, _in_place_of(dense, layer)
         ranks[name], layers[name] = made[dense, str(asked)]
-    small = _with(small, layers)
+    small = _with(net, layers)
     record_step(small, {"op": "decompose", "method": method, "ranks": ranks})
     return small
 

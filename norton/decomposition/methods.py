@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from norton.common.checks import is_whole_number
 from norton.common.errors import InputError, warn
@@ -14,7 +15,7 @@ from norton.graph.layers import is_decomposed
 from norton.graph.reading import weights_read
 
 DECOMPOSITIONS = Registry("decomposition")
-WEIGHTED = (nn.Conv2d, nn.Linear)
+WEIGHTED = (_ConvNd, nn.Linear)
 
 
 class DecomposedLayer(Protocol):
@@ -149,10 +150,12 @@ def _check_patterns(patterns: Iterable[str], layers: Mapping[str, nn.Module], ne
         )
 
 
-def kind(layer: nn.Conv2d | nn.Linear) -> str:
+def kind(layer: _ConvNd | nn.Linear) -> str:
     """A layer in words, for messages."""
     if isinstance(layer, nn.Linear):
         return f"a linear layer of {layer.in_features} inputs and {layer.out_features} outputs"
-    size = "x".join(map(str, layer.kernel_size))
+    size, dims = "x".join(map(str, layer.kernel_size)), len(layer.kernel_size)
+    what = f"{size} convolution" if dims == 2 else f"{dims}-D convolution with a kernel of {size},"
+    how = "transposed " if isinstance(layer, _ConvTransposeNd) else ""
     groups = f" in {layer.groups} groups" if layer.groups > 1 else ""
-    return f"a {size} convolution of {layer.in_channels} to {layer.out_channels} channels{groups}"
+    return f"a {how}{what} of {layer.in_channels} to {layer.out_channels} channels{groups}"

@@ -19,6 +19,7 @@ from norton.decomposition.layers import energies
 from norton.decomposition.methods import DECOMPOSITIONS, check_rank, kind, matching_layers
 from norton.decomposition.vbmf import vbmf_rank
 from norton.decomposition.weight_errors import weight_nmse
+from norton.graph.copies import copied
 from norton.graph.layers import network_in
 
 RULES = Registry("rank rule")
@@ -76,7 +77,7 @@ def layer_ranks(
     Raises InputError for a rank or rule out of range, a rule that the method has not, and a pattern that matches no
     layer.
     """
-    net = network_in(net)
+    net = copied(network_in(net))
     return {
         name: resolve_rank(name, net.get_submodule(name), asked, method, **options)
         for name, asked in layer_rules(net, rank, skip, method).items()

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from norton.common.errors import InputError
-from norton.graph.layers import check_network, is_decomposed
+from norton.graph.copies import copied
+from norton.graph.layers import is_decomposed, network_in
 
 
 @torch.no_grad()
@@ -16,8 +17,7 @@ def layer_nmse(net: nn.Module, small: nn.Module) -> dict[str, float]:
     net: the network before a decomposition; what is decomposed there already does not count.  small: after it, not
     pruned since.  Raises InputError if they don't match.
     """
-    check_network(net)
-    check_network(small)
+    net, small = copied(network_in(net)), network_in(small)
     errors = {}
     dense = dict(net.named_modules())
     for name, layer in small.named_modules():

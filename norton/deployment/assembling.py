@@ -1,6 +1,7 @@
 """A folded network with a form for each of its decomposed layers, in one memory format."""
 
 import copy
+import operator
 from collections.abc import Mapping
 
 import torch
@@ -32,8 +33,10 @@ def assemble(folded: fx.GraphModule, chosen: Mapping[str, str], channels_last: b
 
 
 def decomposed_layers(net: fx.GraphModule) -> dict[str, nn.Module]:
-    """First name → layer."""
-    return {name: layer for name, layer in net.named_modules() if is_decomposed(layer)}
+    """First name → layer, without those whose parts the network also reads itself, which stay what they are."""
+    read = {id(operator.attrgetter(str(node.target))(net)) for node in net.graph.find_nodes(op="get_attr")}
+    decomposed = {name: layer for name, layer in net.named_modules() if is_decomposed(layer)}
+    return {name: layer for name, layer in decomposed.items() if not read & set(map(id, layer.parameters()))}
 
 
 def input_shapes(net: fx.GraphModule, example: Tensor, layers: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:

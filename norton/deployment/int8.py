@@ -49,7 +49,8 @@ def to_int8(
     overflow = InputError(f"{file}: what it computes on these images is too large for float32; scale them as for it")
     with tempfile.TemporaryDirectory() as folder, quiet():
         ready, done = Path(folder) / "ready.onnx", Path(folder) / "int8.onnx"
-        quant_pre_process(file, ready)
+        # Its symbolic inference fails where shapes are computed, as in F.normalize; ONNX's own finds them too.
+        quant_pre_process(file, ready, skip_symbolic_shape=True)
         try:
             quantize_static(
                 ready,

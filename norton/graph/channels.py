@@ -119,7 +119,8 @@ class ChannelTracer:
                 name, owner = str(node.target), str(node.target).rpartition(".")[0]
                 self.keep_whole(name, f"{place_of(others[0])}: it reads {name} in another way")
                 if value_of(node).numel() > 1:
-                    self.keep_whole(owner, f"{place_of(others[0])}: it takes a parameter of {owner}")
+                    for end in (place for place, sign in enumerate(name) if sign == "."):  # of a part of a layer, too
+                        self.keep_whole(name[:end], f"{place_of(others[0])}: it takes a parameter of {owner}")
 
     def finished(self) -> Wiring:
         """The wiring, with what must stay whole wherever it was met."""

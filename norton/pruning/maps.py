@@ -7,6 +7,7 @@ the channel's BatchNorm goes with it.  It is the last place that is a layer's ow
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from norton.pruning.criteria.kinds import CRITERIA, MapCriterion
 
 Sources = Mapping[str, nn.Module]  # layer → the module whose output is its map
 
+NO_CLASS = -100  # torch's own label for what has none
 BATCH = 32  # images computed at a time; all layers' maps and gradients of so many are held at once
 
 
@@ -34,8 +36,9 @@ def map_scores(
 ) -> dict[str, Tensor]:
     """Layer → (O,) float64 score of its filters on the CPU, averaged over images, for the layers that images pass.
 
-    images: (N, C, H, W), transformed as for evaluation.  labels: (N,) classes, for criteria that look at gradients.
-    A layer that only training passes, such as one of an auxiliary head, is left out.
+    images: (N, C, H, W), transformed as for evaluation.  labels: for criteria that look at gradients, classes (N,),
+    or (N, H, W) where the network gives some per position; -100 stands for none.  A layer that only training passes,
+    such as one of an auxiliary head, is left out.
 
     Raises InputError for missing or unfitting images and labels, values that are not finite, and a layer whose output
     is no map.
@@ -120,7 +123,7 @@ def _score_gradients(net: nn.Module, sources: Sources, images: Tensor, labels: T
     with _removed_afterwards(handles), torch.enable_grad():
         logits = net(images.clone().requires_grad_())  # also where all parameters are frozen
         check_labels(labels, logits)
-        loss = F.cross_entropy(logits, labels, reduction="sum")  # each image's own loss
+        loss = F.cross_entropy(logits, labels, ignore_index=NO_CLASS, reduction="sum")  # each image's own loss
         gradients = torch.autograd.grad(loss, [output for _, output in found], materialize_grads=True)
     with torch.no_grad():
         for (name, output), gradient in zip(found, gradients, strict=True):
@@ -156,17 +159,32 @@ def checked_data(criterion: MapCriterion, images: Tensor | None, labels: Tensor 
         raise InputError(f"images of shape {tuple(images.shape)}; expected (N, C, H, W), at least one")
     if labels is None or not labelled:
         return images, torch.zeros(len(images), dtype=torch.long)
-    if labels.shape != (len(images),) or labels.is_floating_point():
+    if labels.shape[:1] != (len(images),) or labels.is_floating_point():
         raise InputError(
             f"labels of shape {tuple(labels.shape)} and type {labels.dtype}; expected a class for each of the "
-            f"{len(images)} images, ({len(images)},) whole numbers"
+            f"{len(images)} images, ({len(images)},) whole numbers, or for each position of each"
         )
     return images, labels.long()
 
 
-def check_labels(labels: Tensor, logits: Tensor) -> None:
-    if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        wrong = int(labels.min() if labels.min() < 0 else labels.max())
+def check_labels(labels: Tensor, logits: Any) -> None:
+    """Raise InputError where labels do not fit what a network gives for their images."""
+    if not isinstance(logits, Tensor):
+        raise InputError(
+            f"the network gives a {type(logits).__name__}, and labels are for one tensor (N, classes, ...); put it "
+            "into a small module that gives that, or score without labels"
+        )
+    if logits.ndim < 2 or (len(logits), *logits.shape[2:]) != labels.shape:
+        places = (
+            "" if logits.ndim < 3 else f", and a label for each position, (N, {', '.join(map(str, logits.shape[2:]))})"
+        )
+        raise InputError(
+            f"the network gives {tuple(logits.shape)} for labels of shape {tuple(labels.shape)}; expected "
+            f"(N, classes, ...){places}"
+        )
+    known = labels[labels != NO_CLASS]
+    if len(known) and (known.min() < 0 or known.max() >= logits.shape[1]):
+        wrong = int(known.min() if known.min() < 0 else known.max())
         raise InputError(f"label {wrong} is out of range; the network tells classes 0 to {logits.shape[1] - 1} apart")
 
 

@@ -39,6 +39,8 @@ def prune(
 ) -> nn.Module:
     """A copy of `net` without the filters that `compress_rate` removes, decomposed or not.
 
+    Of a network in DataParallel or compiled by torch, the network inside is taken, and comes back by itself.
+
     Works on any network whose forward pass can be traced, or that declares its channel axes, see `norton.wiring_of`;
     `norton.wiring_of(net).left_whole` says what cannot be pruned, and why.  example: an input or its size (channels,
     height, width), to trace a network that says none in `input_size`.
@@ -51,9 +53,9 @@ def prune(
     `{"intersection": ["l2", "fpgm"]}`: a filter goes only if each would remove it, so fewer go than the rates ask.
     options: how scores become filters that go, a `PruneOptions`.
 
-    images (N, C, H, W), labels (N,): for criteria that look at data; images for `options.compensate` too, without which
-    nothing is compensated, with a warning.  calibration: how the images are used for that; in its sequential form, the
-    means of BatchNorms follow.  seed: of the criterion `random`.  progress: show bars.
+    images (N, C, H, W), labels (N,) or (N, H, W): for criteria that look at data; images for `options.compensate` too,
+    without which nothing is compensated, with a warning.  calibration: how the images are used for that; in its
+    sequential form, the means of BatchNorms follow.  seed: of the criterion `random`.  progress: show bars.
 
     Warns where nothing is removed although rates ask for it.  Raises InputError for unknown names, bad rates or
     filters, a layer left without filters, data that are missing, and weights that are not finite.

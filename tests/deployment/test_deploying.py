@@ -168,10 +168,13 @@ class Options(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
-def test_networks_that_cannot_be_copied_are_refused():
-    net = nn.Sequential(torch.nn.utils.weight_norm(nn.Conv2d(3, 3, 3)))
-    with pytest.raises(InputError, match="weight is computed from other tensors"):
-        deploy(net, torch.randn(2, 3, 8, 8))
+@pytest.mark.parametrize("norm", [torch.nn.utils.weight_norm, torch.nn.utils.spectral_norm])
+def test_weights_that_hooks_compute(norm):
+    """torch cannot copy what they leave behind, and after loading it is of before."""
+    net, other = (nn.Sequential(norm(nn.Conv2d(3, 3, 3))).eval() for _ in range(2))
+    net.load_state_dict(other.state_dict())
+    x = torch.randn(2, 3, 8, 8)
+    close(deploy(net, x, repeats=1)(x), other(x))
 
 
 def test_unusual_networks():

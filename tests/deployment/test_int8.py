@@ -88,3 +88,24 @@ def test_batches_of_no_images(size, files, images, tmp_path):
     with pytest.raises(norton.InputError, match=f"batch_size is {size}; it must be a whole number of at least 1"):
         to_int8(files["onnx"].path, images, tmp_path / "a.onnx", batch_size=size)
     assert not list(tmp_path.iterdir())
+
+
+class Embedding(nn.Module):
+    """As networks that compare images end: vectors of length 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return nn.functional.normalize(self.fc(self.conv(x).relu().mean((2, 3))), dim=1)
+
+
+def test_shapes_that_are_computed(tmp_path):
+    torch.manual_seed(0)
+    net, x = Embedding().eval(), torch.randn(16, 3, 8, 8)
+    to_onnx(net, x, tmp_path / "net.onnx")
+    assert to_int8(tmp_path / "net.onnx", x, tmp_path / "int8.onnx").difference < 0.05
+    found = OnnxNet(tmp_path / "int8.onnx")(x)
+    assert (found.norm(dim=1) - 1).abs().max() < 1e-5
+    assert (found - net(x)).norm() < 0.05 * net(x).norm()

@@ -137,7 +137,7 @@ def by_hand(net, layers, criterion, images, labels):
         for name in layers
     ]
     for image, label in zip(images, labels, strict=True):
-        loss = F.cross_entropy(net(image[None]), label[None])
+        loss = F.cross_entropy(net(image[None]), label[None], reduction="sum")  # over positions, if it has some
         gradients = torch.autograd.grad(loss, [outputs[name] for name in layers])
         for name, gradient in zip(layers, gradients, strict=True):
             pair = []
@@ -174,6 +174,25 @@ def test_linear_layers_have_their_filters_last(criterion):
     expected = by_hand(net, ["stem", "a", "b"], criterion, images, labels)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-9)
+
+
+def test_networks_that_give_maps():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1)).eval()
+    images, labels = torch.randn(3, 3, 8, 8), torch.randint(4, (3, 6, 6))
+    labels[0, 0] = -100  # torch's own label for positions that do not count
+    found, expected = (each(net, ["0"], "taylor", images, labels)["0"] for each in (map_scores, by_hand))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-9)
+    for wrong, message in (
+        (labels[:, 0, 0], r"gives \(3, 4, 6, 6\) for labels of shape \(3,\); .* each position, \(N, 6, 6\)"),
+        (labels[:, :5], r"gives \(3, 4, 6, 6\) for labels of shape \(3, 5, 6\)"),
+        (labels + 1, "label -99 is out of range"),
+    ):
+        with pytest.raises(norton.InputError, match=message):
+            map_scores(net, ["0"], "taylor", images, wrong)
+    net.register_forward_hook(lambda module, inputs, output: {"out": output})
+    with pytest.raises(norton.InputError, match="the network gives a dict, .* a small module"):
+        map_scores(net, ["0"], "taylor", images, labels)
 
 
 @pytest.mark.parametrize("criterion", DATA_DRIVEN)
