@@ -136,11 +136,20 @@ def test_a_bad_example(example):
         norton.prune(HAND_MADE["plain"][0](), 0.3, criterion="l2", example=example)
 
 
-def test_a_weight_that_cannot_be_copied():
+def test_a_weight_that_a_hook_computes_stays_whole():
     with pytest.warns(FutureWarning):
-        net = nn.Sequential(conv(3, 8), nn.ReLU(), nn.utils.weight_norm(conv(8, 8)), nn.Flatten(), nn.Linear(8, 2))
-    with pytest.raises(norton.InputError, match=r"2\.weight is computed .*torch\.nn\.utils\.parametrizations"):
-        norton.prune(net, 0.3, criterion="l2")
+        normed = nn.utils.weight_norm(conv(8, 8))
+    net, x = nn.Sequential(conv(3, 16), nn.ReLU(), conv(16, 8), nn.ReLU(), normed), torch.randn(2, 3, 8, 8)
+    wanted = net(x)  # after which torch does not copy it
+    assert {"2", "4"} <= norton.wiring_of(net).left_whole.keys()
+    small = norton.prune(net, 0.5, criterion="l2", options=norton.PruneOptions(min_filters=1))
+    [(layer, kept)] = small.plan[-1]["keep"].items()
+    assert layer == "0" and len(kept) == 8
+    with torch.no_grad():
+        for tensor in (net[0].weight, net[0].bias):
+            tensor[[channel for channel in range(16) if channel not in kept]] = 0
+    torch.testing.assert_close(small(x), net(x))
+    assert not torch.allclose(small(x), wanted)
 
 
 def test_the_mode_that_cannot_be_traced():

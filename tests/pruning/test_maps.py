@@ -191,7 +191,7 @@ def test_networks_that_give_maps():
         with pytest.raises(norton.InputError, match=message):
             map_scores(net, ["0"], "taylor", images, wrong)
     net.register_forward_hook(lambda module, inputs, output: {"out": output})
-    with pytest.raises(norton.InputError, match="the network gives a dict, .* a small module"):
+    with pytest.raises(norton.InputError, match=r"the network gives a dict, .* a small module"):
         map_scores(net, ["0"], "taylor", images, labels)
 
 
