@@ -39,11 +39,9 @@ def prune(
 ) -> nn.Module:
     """A copy of `net` without the filters that `compress_rate` removes, decomposed or not.
 
-    Of a network in DataParallel or compiled by torch, the network inside is taken, and comes back by itself.
-
     Works on any network whose forward pass can be traced, or that declares its channel axes, see `norton.wiring_of`;
-    `norton.wiring_of(net).left_whole` says what cannot be pruned, and why.  example: an input or its size (channels,
-    height, width), to trace a network that says none in `input_size`.
+    `norton.wiring_of(net).left_whole` says what cannot be pruned, and why.  One in DataParallel or compiled by torch
+    comes back without that.  example: an input or its size (channels, height, width), if `input_size` says none.
 
     compress_rate: the fraction removed per layer, as published (`[0.6]*6+[0.8]*7`); one number, of every layer that can
     be pruned; or patterns of layer names with a number each, of which the first that matches decides.  None for the
