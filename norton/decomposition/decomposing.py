@@ -46,10 +46,11 @@ def decompose(
     Raises InputError for an unknown method, a bad rank or pattern, a weight that is not finite, and images that do not
     fit the network.
     """
-    net = copied(network_in(net))
+    net = network_in(net)
     check_has_layers(net)
     DecomposeOptions(method, skip, seed, objective, options)  # checks them
-    rules = layer_rules(net, rank, skip, method)
+    rules = layer_rules(net, rank, skip, method)  # of the network itself: functions may hold its layers
+    net = copied(net)
     decomposition, options = DECOMPOSITIONS[method], {**options, "seed": seed}
     if objective == "outputs" and images is not None:
         return _for_outputs(net, rules, method, images, calibration or Calibration(), progress, options)

@@ -31,16 +31,12 @@ def run_on_meta(net: nn.Module, training: bool) -> tuple[tuple[int, ...], Any]:
 
     What it returns is on the meta device, without values.  Raises InputError if the network takes none of the sizes.
     """
-    return run_copy(on_meta(net).train(training), candidate_sizes(net))
-
-
-def run_copy(copied: nn.Module, candidates: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], Any]:
-    """`run_on_meta` for a copy that is on the meta device, in the mode that it is in."""
+    copied, candidates = on_meta(net).train(training), candidate_sizes(net)
     try:
         return run_at_some_size(copied, candidates)
     except InputError as error:
         try:  # a graph also holds tensors that are neither parameters nor buffers, and so not on the meta device
-            graph = fx.GraphModule(copied, trace(copied), type(copied).__name__)
+            graph = fx.GraphModule(copied, trace(copied), type(net).__name__)
         except InputError:
             raise error from None
         return run_at_some_size(graph, candidates)

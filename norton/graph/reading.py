@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from norton.common.errors import InputError
 from norton.graph.copies import replace_
 from norton.graph.input_sizes import candidate_sizes
 from norton.graph.layers import ELEMENTWISE_LAYERS, NORM_LAYERS
-from norton.graph.meta import on_meta, run_copy
+from norton.graph.meta import on_meta, run_at_some_size
 from norton.graph.nodes import holds_tensor
 
 
@@ -51,7 +51,7 @@ def weights_read(net: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, s
     for training in (True, False):
         try:
             with reader:
-                size, _ = run_copy(copied.train(training), candidates)
+                size, _ = run_at_some_size(copied.train(training), candidates)
             candidates = [size]
         except InputError:
             continue
@@ -92,9 +92,10 @@ class _Reader(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         try:
             result = func(*args, **(kwargs or {}))
-        except Exception:  # a function may hold a weight that copying did not reach, and that is elsewhere
+        except Exception:  # a function may hold a weight that copying did not reach, a network tensors that it made
             self.note((args, kwargs))
-            raise
+            args, kwargs = tree_map(lambda x: x.to("meta") if isinstance(x, torch.Tensor) else x, (args, kwargs))
+            return func(*args, **(kwargs or {}))
         if holds_tensor(result):  # else it asks for the type or size alone
             self.note((args, kwargs))
         return result

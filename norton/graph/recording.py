@@ -63,7 +63,7 @@ def trace(net: nn.Module) -> fx.Graph:
 @contextmanager
 def _unchecked(net: nn.Module) -> Iterator[None]:
     """Let norms with a forward pass of their own call torch's, which checks a number of dimensions that fx lacks."""
-    norms = [layer for layer in net.modules() if isinstance(layer, _BatchNorm) and torch_kind(layer) is None]
+    norms = [layer for layer in nn.Module.modules(net) if isinstance(layer, _BatchNorm) and torch_kind(layer) is None]
     for layer in norms:
         layer._check_input_dim = lambda images: None  # type: ignore[method-assign]
     try:

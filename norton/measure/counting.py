@@ -17,7 +17,7 @@ from norton.common.errors import InputError
 from norton.common.registry import Registry
 from norton.common.tables import ShownAsTable
 from norton.graph.input_sizes import stated_size
-from norton.graph.layers import check_network, is_decomposed
+from norton.graph.layers import is_decomposed, network_in
 from norton.measure.executing import Inputs, executed, is_layer, rows, without_values
 
 CONVENTIONS = Registry("counting convention")  # name → (network in evaluation mode, inputs) → row → MACs
@@ -81,7 +81,7 @@ def complexity(
     BatchNorm, ReLU, pooling modules), `macs` (convolutions, linear layers and matrix products alone), `thop` (that
     package as it is).
     """
-    check_network(net)
+    net = network_in(net)
     count = CONVENTIONS[convention]
     macs = without_values(net, _inputs(net, input_size, example), count)
     held: dict[str, set[nn.Parameter]] = defaultdict(set)
@@ -94,7 +94,7 @@ def complexity(
         if row in layers or macs.get(row) or held[row]
     }
     params = sum(p.numel() for p in net.parameters())
-    biases = sum(m.bias.numel() for m in net.modules() if is_decomposed(m) and m.bias is not None)
+    biases = sum(m.bias.numel() for m in nn.Module.modules(net) if is_decomposed(m) and m.bias is not None)
     return Complexity(sum(macs.values()), params, params - biases, by_layer, convention)
 
 
@@ -163,7 +163,9 @@ def _thop(net: nn.Module, inputs: Inputs) -> dict[str, int]:
     """As thop counts; what it counts apart from the rows, as for layers of two names, is the network's."""
     # thop knows torch's layers by their very type, so packed convolutions have to be named.
     packed = {
-        type(layer): register_hooks[nn.Conv2d] for layer in net.modules() if getattr(layer, "traced_whole", False)
+        type(layer): register_hooks[nn.Conv2d]
+        for layer in nn.Module.modules(net)
+        if getattr(layer, "traced_whole", False)
     }
     net.forward = partial(net.forward, **inputs.kwargs)
     total, _, tree = thop.profile(net, inputs.args, custom_ops=packed, verbose=False, ret_layer_info=True)

@@ -1,6 +1,5 @@
 """What a network executes, operation by operation and layer by layer, on tensors without values where that works."""
 
-import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from norton.common.errors import InputError, first_line
+from norton.graph.copies import copied
 from norton.graph.layers import is_decomposed, set_form_
 from norton.graph.meta import on_meta
 
@@ -48,7 +48,7 @@ def without_values(net: nn.Module, inputs: Inputs, run: Callable[[nn.Module, Inp
         pass
     try:
         with torch.no_grad(), _attention_step_by_step():
-            return run(set_form_(copy.deepcopy(net), "factored").eval().cpu(), inputs.to("cpu"))
+            return run(set_form_(copied(net), "factored").eval().cpu(), inputs.to("cpu"))
     except Exception as error:
         tensors = [x for x in tree_leaves((inputs.args, dict(inputs.kwargs))) if isinstance(x, Tensor)]
         given = ", ".join("×".join(map(str, x.shape)) for x in tensors)
@@ -182,7 +182,7 @@ def rows(net: nn.Module) -> dict[nn.Module, str]:
 
 def is_layer(module: nn.Module) -> bool:
     """Whether a module is a layer, rather than made of layers."""
-    return _is_whole(module) or not any(True for _ in module.children())
+    return _is_whole(module) or not any(True for _ in nn.Module.children(module))
 
 
 def _is_whole(module: nn.Module) -> bool:

@@ -110,6 +110,15 @@ def test_layers_whose_weight_is_read_are_left_whole():
         norton.decompose(net, {"a": 1})
 
 
+def test_a_layer_that_a_function_holds_is_left_whole():
+    torch.manual_seed(0)
+    net, x = Reads(), torch.randn(2, 3, 8, 8)
+    net.forward = lambda images: net.b(net.a(images).relu())  # of this network, also in a copy
+    net.b = nn.Sequential(net.b)
+    with pytest.raises(InputError, match="no layer that is asked for can be decomposed: a: the network takes"):
+        norton.decompose(net, FULL)
+
+
 def test_a_network_that_cannot_be_run_reads_the_composed_weight():
     torch.manual_seed(0)
     net, x = Guesses(), torch.randn(2, 3, 8, 8)
