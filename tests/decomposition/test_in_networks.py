@@ -111,11 +111,9 @@ def test_layers_whose_weight_is_read_are_left_whole():
 
 
 def test_a_layer_that_a_function_holds_is_left_whole():
-    torch.manual_seed(0)
-    net, x = Reads(), torch.randn(2, 3, 8, 8)
+    net = Reads()
     net.forward = lambda images: net.b(net.a(images).relu())  # of this network, also in a copy
-    net.b = nn.Sequential(net.b)
-    with pytest.raises(InputError, match="no layer that is asked for can be decomposed: a: the network takes"):
+    with pytest.raises(InputError, match="can be decomposed: a: the network takes .*; b: the network takes"):
         norton.decompose(net, FULL)
 
 
