@@ -12,6 +12,7 @@ from thop.profile import register_hooks
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
+from torch.utils._pytree import tree_leaves
 
 from norton.common.errors import InputError
 from norton.common.registry import Registry
@@ -110,10 +111,10 @@ def _inputs(net: nn.Module, input_size: Sequence[int] | None, example: Example |
         return Inputs((example,))
     if isinstance(example, Mapping):
         return Inputs((), example)
-    if example is not None and (not isinstance(example, tuple | list) or not any(torch.is_tensor(x) for x in example)):
-        raise InputError(f"example is {example!r}; give a tensor, a tuple of several, or a dict of them by argument")
-    if example is not None:
+    if isinstance(example, tuple | list) and any(isinstance(x, Tensor) for x in tree_leaves(example)):
         return Inputs(tuple(example))
+    if example is not None:
+        raise InputError(f"example is {example!r}; give a tensor, a tuple of several, or a dict of them by argument")
     size = input_size or stated_size(net)
     if size is None:
         raise InputError(
@@ -123,14 +124,11 @@ def _inputs(net: nn.Module, input_size: Sequence[int] | None, example: Example |
     return Inputs((torch.zeros(1, *size, dtype=dtype),))
 
 
-def _convolution(args: tuple, result: Tensor) -> int:
+def _convolution(biased: bool, args: tuple, result: Tensor) -> int:
     """A transposed one multiplies each input with a filter, rather than adding up to each output."""
-    x, weight, transposed = args[0], args[1], args[6]
-    return (x if transposed else result).numel() * weight[0].numel()
-
-
-def _convolution_and_bias(args: tuple, result: Tensor) -> int:
-    return _convolution(args, result) + (args[2] is not None) * result.numel()
+    x, weight, bias, transposed = *args[:3], args[6]
+    macs = (x if transposed else result).numel() * weight[0].numel()
+    return macs + result.numel() * (biased and bias is not None)
 
 
 def _product(first: int, args: tuple, result: Tensor) -> int:
@@ -195,10 +193,13 @@ _PRODUCTS: dict[
     _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     _aten.mkldnn_rnn_layer: _recurrent,
 }
+
+
+def _operations(biased: bool) -> dict[Any, Callable[[tuple, Any], int]]:
+    """biased: the additions of convolutions' biases count."""
+    return _PRODUCTS | dict.fromkeys((_aten.convolution, _aten._convolution), partial(_convolution, biased))
+
+
 CONVENTIONS.register("thop")(_thop)
-CONVENTIONS.register("macs")(
-    partial(executed, operations=_PRODUCTS | {_aten.convolution: _convolution}, layer=lambda layer, x, y: 0)
-)
-CONVENTIONS.register("norton")(
-    partial(executed, operations=_PRODUCTS | {_aten.convolution: _convolution_and_bias}, layer=_layer)
-)
+CONVENTIONS.register("macs")(partial(executed, operations=_operations(False), layer=lambda layer, x, y: 0))
+CONVENTIONS.register("norton")(partial(executed, operations=_operations(True), layer=_layer))

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -38,8 +39,10 @@ def without_values(net: nn.Module, inputs: Inputs, run: Callable[[nn.Module, Inp
     """What `run` finds on a copy of a network on the meta device, or on the CPU where the network asks for values.
 
     The copy is in evaluation mode, its decomposed layers in their published form.  Raises InputError for a network that
-    does not take the inputs.
+    does not take the inputs, and for one that has no weights yet.
     """
+    if lazy := [name for name, p in net.named_parameters() if is_lazy(p)]:
+        raise InputError(f"{lazy[0]} has no size before the network runs once; run it on an input, then count it")
     counted = set_form_(on_meta(net), "factored").eval()
     try:
         with torch.no_grad(), _Shapes():

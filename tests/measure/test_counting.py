@@ -294,6 +294,8 @@ def test_an_example_of_several_inputs():
     assert both.macs == alone + 28
     named = {"image": image, "numbers": numbers, "ids": torch.tensor([3]), "gain": 2.0}
     assert complexity(net, example=named) == both
+    images = Net(lambda m, x: [m.a(image) for image in x], a=conv(3, 4))
+    assert complexity(images, example=([image[0], image],)).macs == 2 * alone
     assert norton.summary(net, example=(image, numbers)).complexity == both
 
 
@@ -311,6 +313,7 @@ def test_an_example_has_values_where_a_network_asks_for_them():
 
 @pytest.mark.parametrize("given, message", [
     ({"example": (1, 2)}, "example is .*give a tensor, a tuple of several, or a dict"),
+    ({"example": ([], ())}, "give a tensor, a tuple of several"),
     ({"example": "image"}, "example is 'image'; give a tensor"),
     ({"example": torch.zeros(1, 3, 4, 4), "input_size": (3, 4, 4)}, "both input_size and example are given"),
     ({"input_size": (4, 8, 8)}, r"cannot take an input of size 1×4×8×8: .*expected input\[1, 4, 8, 8\] to have 3"),
@@ -320,6 +323,11 @@ def test_an_example_has_values_where_a_network_asks_for_them():
 def test_bad_input(given, message):
     with pytest.raises(norton.InputError, match=message):
         complexity(HAND_MADE["plain"][0](), **given)
+
+
+def test_a_layer_without_weights_yet():
+    with pytest.raises(norton.InputError, match=r"1\.weight has no size before the network runs once"):
+        complexity(nn.Sequential(nn.ReLU(), nn.LazyConv2d(4, 3)), (3, 8, 8))
 
 
 @pytest.mark.quick
