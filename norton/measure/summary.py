@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from norton.common.tables import ShownAsTable
-from norton.graph.layers import is_decomposed, width
+from norton.graph.layers import is_decomposed, network_in, width
 from norton.measure.counting import Complexity, Example, complexity
 
 
@@ -62,6 +62,7 @@ def summary(
     input_size: (channels, height, width) of an image; by default the network's own.  example: what it takes instead, as
     for `norton.complexity`, whose InputErrors this raises.
     """
+    net = network_in(net)
     found = complexity(net, input_size, example=example)
     layers = []
     for name, cost in found.by_layer.items():

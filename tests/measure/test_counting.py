@@ -325,6 +325,22 @@ def test_bad_input(given, message):
         complexity(HAND_MADE["plain"][0](), **given)
 
 
+def test_wrapped_networks_count_as_what_is_in_them():
+    net = HAND_MADE["plain"][0]()
+    wanted = complexity(net)
+    assert complexity(nn.DataParallel(net), (3, 16, 16)) == complexity(torch.compile(net), (3, 16, 16)) == wanted
+    assert norton.summary(nn.DataParallel(net)).complexity == wanted
+
+
+@pytest.mark.parametrize("deciding", [False, True])
+def test_weights_that_hooks_compute(deciding):
+    with pytest.warns(FutureWarning):
+        layer = nn.utils.weight_norm(conv(3, 4))
+    layer(torch.zeros(1, 3, 4, 4))  # which leaves a weight with gradients behind
+    net = Net(lambda m, x: m.a(x * (2 if deciding and x.sum() > 0 else 1)), a=layer)
+    assert complexity(net).macs == 4 * 256 * 28
+
+
 def test_a_layer_without_weights_yet():
     with pytest.raises(norton.InputError, match=r"1\.weight has no size before the network runs once"):
         complexity(nn.Sequential(nn.ReLU(), nn.LazyConv2d(4, 3)), (3, 8, 8))
