@@ -113,7 +113,7 @@ def test_layers_whose_weight_is_read_are_left_whole():
 def test_a_layer_that_a_function_holds_is_left_whole():
     net = Reads()
     net.forward = lambda images: net.b(net.a(images).relu())  # of this network, also in a copy
-    with pytest.raises(InputError, match="can be decomposed: a: the network takes .*; b: the network takes"):
+    with pytest.raises(InputError, match=r"can be decomposed: a: the network takes .*; b: the network takes"):
         norton.decompose(net, FULL)
 
 
