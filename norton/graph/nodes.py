@@ -10,6 +10,7 @@ FACTS = {
     *("is_cuda", "is_cpu", "is_mps", "is_meta", "is_sparse", "is_quantized", "is_floating_point", "is_complex"),
     *("is_tensor", "get_device", "element_size", "itemsize"),
 }
+DECIDED = "decided"  # set where Python took a number that a node computes, such as a size in an `if`
 VALUE = "value"  # where `norton.graph.meta` leaves what a node computes, among its notes (`node.meta`)
 
 

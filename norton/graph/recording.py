@@ -16,7 +16,7 @@ from norton.graph.layers import is_decomposed, torch_kind
 HOW_TO_DECLARE = "or give the network a method wiring() that declares its channel axes, see norton/models/resnet.py"
 
 
-class _Tracer(fx.Tracer):
+class LayerTracer(fx.Tracer):
     """fx's tracer; `where`: the module in which it failed.
 
     Leaves are torch's layers, those derived from them that only set defaults, decomposed and packed ones.
@@ -46,7 +46,11 @@ def trace(net: nn.Module) -> fx.Graph:
     """
     if isinstance(net, nn.Conv2d | nn.Linear) or is_decomposed(net):
         raise InputError(f"the network is one {type(net).__name__}, whose channels are its input and output")
-    tracer = _Tracer()
+    return recorded(net, LayerTracer())
+
+
+def recorded(net: nn.Module, tracer: LayerTracer) -> fx.Graph:
+    """What a tracer records of a network's forward pass.  Raises InputError, naming the place, where it fails."""
     try:
         with _unchecked(net):
             return tracer.trace(net)

@@ -9,10 +9,12 @@ into ours, which recorded plans replay, so that it saves little.)
 
 from torch import Tensor, fx, nn
 
+from norton.common.errors import InputError
 from norton.graph.channels import ChannelTracer, LocatedChannels
+from norton.graph.deciding import trace_at
 from norton.graph.input_sizes import Example, candidate_sizes
 from norton.graph.meta import on_meta, run_at_some_size
-from norton.graph.nodes import holds_tensor, name_of, value_of
+from norton.graph.nodes import DECIDED, holds_tensor, name_of, value_of
 from norton.graph.parameters import mark_numbers_
 from norton.graph.recording import trace
 from norton.graph.rules import RULES, Rule, counted_channels, rule_of_layer
@@ -30,12 +32,31 @@ def trace_wiring(net: nn.Module, example: Example | None = None) -> Wiring:
     """
     copied, tracer, candidates, known = on_meta(net), ChannelTracer(net), candidate_sizes(net, example), None
     for training in (True, False):
-        graph = trace(mark_numbers_(copied.train(training)))
-        if str(graph) != known:
-            size, _ = run_at_some_size(fx.GraphModule(copied, graph, type(net).__name__), candidates)
+        size, graph = recorded_at(mark_numbers_(copied.train(training)), candidates, known)
+        if size is not None:
             follow(tracer, graph)
             candidates, known = [size], str(graph)
     return tracer.finished()
+
+
+def recorded_at(
+    net: nn.Module, candidates: list[tuple[int, ...]], known: str | None
+) -> tuple[tuple[int, ...] | None, fx.Graph]:
+    """The forward pass of a network on the meta device, its nodes with what they compute, and the size of its images.
+
+    No size: the record reads as the known one.  What torch.fx cannot record for all sizes is recorded for one.
+    """
+    try:
+        graph = trace(net)
+    except InputError as error:
+        try:
+            size, graph = trace_at(net, candidates)
+        except InputError:
+            raise error from None
+        return (None if str(graph) == known else size), graph
+    if str(graph) == known:
+        return None, graph
+    return run_at_some_size(fx.GraphModule(net, graph, type(net).__name__), candidates)[0], graph
 
 
 def follow(tracer: ChannelTracer, graph: fx.Graph) -> None:
@@ -45,6 +66,8 @@ def follow(tracer: ChannelTracer, graph: fx.Graph) -> None:
             tracer.located[node] = _VISITS[node.op](tracer, node)
         except Exception:  # arguments in a form that nobody thought of
             tracer.located[node] = tracer.unknown(node)
+        if node.meta.get(DECIDED):
+            tracer.freeze_counts(node, [node])
     tracer.check_tensors(graph)
 
 

@@ -37,6 +37,11 @@ def test_followed(name):
         }
 
 
+def test_a_norm_over_channels_is_named():
+    wiring = norton.wiring_of(FOLLOWED["normalised over channels"][0]())
+    assert "it normalises over all channels" in wiring.left_whole["a"]
+
+
 def test_what_a_derived_layer_is():
     assert torch_kind(Conv3(1, 1)) is torch.nn.Conv2d
     assert torch_kind(Norm(1)) is torch.nn.BatchNorm2d

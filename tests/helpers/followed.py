@@ -1,5 +1,7 @@
 """Networks made of derived layers, of layers called as functions, and of operations that move channels about."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -70,6 +72,17 @@ class Padded(nn.Conv2d):
     def forward(self, x):
         height, width = self.weight.size()[-2:]
         x = F.pad(x, [width // 2, width // 2, height // 2, height // 2])
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class Same(nn.Conv2d):
+    """Padding that depends on the size of the image, as networks made for TensorFlow have it."""
+
+    def forward(self, x):
+        sizes = zip(x.shape[2:], self.weight.shape[2:], self.stride, strict=True)
+        lost = [max((math.ceil(size / step) - 1) * step + kernel - size, 0) for size, kernel, step in sizes]
+        if any(lost):
+            x = F.pad(x, [lost[1] // 2, lost[1] - lost[1] // 2, lost[0] // 2, lost[0] - lost[0] // 2])
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
@@ -192,6 +205,44 @@ def through_transposed(m, x):
     return m.fc(m.c(m.t(m.a(x).relu()).relu()).mean((2, 3)))
 
 
+def listed_rows(m, x):
+    rows = list(m.a(x).relu().chunk(2, 2))
+    rows.extend(m.b(row) for row in rows[:1])
+    for row in rows[1].unbind(3)[:2]:
+        rows.append(row[..., None].expand(-1, -1, -1, 16))
+    return m.fc(torch.cat(rows, 2).amax((2, 3)))
+
+
+def deciding_by_sizes(m, x):
+    y = m.a(x)
+    if y.shape[2] > 8 and len(y.shape) == 4:
+        y = F.max_pool2d(y, 2)
+    for _ in range(y.shape[3] // 4):
+        y = 2 * y.relu()
+    return m.fc(m.b(y).mean((2, 3)))
+
+
+def deciding_by_channels(m, x):
+    y = m.a(x)
+    return m.fc(m.b(y if y.shape[1] > 6 else y.relu()).mean((2, 3)))
+
+
+def as_many_as_channels(m, x):
+    y, z = m.a(x), 0
+    for _ in range(y.shape[1]):
+        z = z + 1
+    return m.fc(m.b(y * z).mean((2, 3)))
+
+
+def all_of_them(m, x):
+    return m.fc(m.b(m.a(x)[:, :8].relu())[:, 0:100].mean((2, 3)))
+
+
+def normalised_over_channels(m, x):
+    y = F.layer_norm(m.a(x).permute(0, 2, 3, 1), (8,), m.n.weight, m.n.bias).permute(0, 3, 1, 2)
+    return m.fc(m.b(y).mean((2, 3)))
+
+
 def of(run, **more):
     return lambda: Net(run, **layers(**more))
 
@@ -235,6 +286,15 @@ FOLLOWED = {  # name → network, widths of the axes that can be pruned, first w
     "rows of two maps": (of(joined_rows_of_two, b=conv(3, 8), c=conv(8, 8)), {"a": 8, "c": 8}, {"fc"}),
     "unit length": (of(scaled_to_unit_length, scale=scale(8)), BOTH, {"fc"}),
     "deviation over channels": (of(deviation), NO_A, {"a", "fc"}),
+    "padding by the size of the image": (
+        of(plain, a=Same(3, 8, 3, 2), b=Same(8, 8, 5, 2, groups=8)), {"a": 8}, {"fc"}
+    ),
+    "a list of parts of rows": (of(listed_rows), NO_B, {"fc"}),
+    "sizes that decide": (of(deciding_by_sizes), BOTH, {"fc"}),
+    "a number of channels that decides": (of(deciding_by_channels), NO_A, {"a", "fc"}),
+    "as many times as channels": (of(as_many_as_channels), NO_A, {"a", "fc"}),
+    "a slice that takes all": (of(all_of_them), BOTH, {"fc"}),
+    "normalised over channels": (of(normalised_over_channels, n=nn.LayerNorm(8)), NO_A, {"a", "fc"}),
     "transposed": (
         of(through_transposed, t=nn.ConvTranspose2d(8, 6, 4, 2, 1), c=conv(6, 8)), {"a": 8, "t": 6, "c": 8}, {"fc"}
     ),

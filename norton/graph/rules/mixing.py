@@ -3,7 +3,7 @@
 from torch import fx, nn
 
 from norton.graph.channels import ChannelTracer, LocatedChannels
-from norton.graph.nodes import argument, first_argument, name_of, value_of
+from norton.graph.nodes import argument, first_argument, name_of, place_of, value_of
 from norton.graph.rules.table import rule
 
 
@@ -47,13 +47,15 @@ def softmax(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     return tracer.unknown(node, "it mixes all channels")
 
 
-@rule("layer_norm", layers=[nn.LayerNorm])
+@rule("layer_norm", layers=[nn.LayerNorm], joins=True)
 def layer_norm(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """Channels stay apart where they are not among the last dimensions, over which it normalises."""
     x = tracer.input(node)
     layer = tracer.layer(node) if node.op == "call_module" else None
     normalised = layer.normalized_shape if isinstance(layer, nn.LayerNorm) else argument(node, 1, "normalized_shape")
     if x is None or x.dim < value_of(first_argument(node)).dim() - len(fx.node.map_arg(normalised, value_of)):
+        for other in node.all_input_nodes[1:]:  # its weight and bias, which stand for positions
+            tracer.wiring.freeze(() if (y := tracer.located[other]) is None else y.channels, place_of(node))
         return x
     tracer.unknown(node, "it normalises over all channels, so that removing one changes the others")
     return x

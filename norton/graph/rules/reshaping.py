@@ -39,6 +39,20 @@ def reshape(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     x = _reshaped(tracer, node)
     if x is None:
         return None
+    return _sized(tracer, node, x)
+
+
+@rule("expand", follows_counts=True)
+def expand(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+    """A tensor repeated along other dimensions, which may be new ones in front."""
+    x = tracer.input(node)
+    if x is None:
+        return None
+    return _sized(tracer, node, x._replace(dim=x.dim + value_of(node).dim() - value_of(first_argument(node)).dim()))
+
+
+def _sized(tracer: ChannelTracer, node: fx.Node, x: LocatedChannels) -> LocatedChannels | None:
+    """Channels after an operation that takes the sizes of all dimensions: theirs must follow them."""
     sizes = _unpacked([*node.args[1:], *([] if len(node.args) > 1 else node.kwargs.values())])
     if len(sizes) != value_of(node).dim():
         return tracer.unknown(node)
@@ -79,9 +93,15 @@ def getitem(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     place = next((at for at, part in enumerate(index) if part is ...), len(index))
     index[place : place + 1] = [slice(None)] * (value_of(first_argument(node)).dim() - taken)
     own = [at for at, part in enumerate(index) if part is not None][x.dim]  # where the index has the channels
-    if index[own] != slice(None):
+    if not _takes_all(index[own], value_of(first_argument(node)).shape[x.dim]):
         return tracer.unknown(node, "it takes some of the channels by their position")
     return LocatedChannels(x.channels, sum(type(part) is not int for part in index[:own]))
+
+
+def _takes_all(part: Any, size: int) -> bool:
+    """Whether an index takes all channels, and goes on to where some of them are removed."""
+    whole = isinstance(part, slice) and part.start in (None, 0) and part.step in (None, 1)
+    return whole and (part.stop is None or (type(part.stop) is int and part.stop >= size))
 
 
 def _unpacked(arguments: list[Any]) -> list[Any]:
