@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import fx, nn
 
 from norton.graph.nodes import first_argument, place_of, reads_facts, value_of
-from norton.graph.parameters import ENTRY_LAYERS, free_tensors, sharing_layers
+from norton.graph.parameters import free_tensors, goes_with, sharing_layers
 from norton.graph.wiring import Channels, Wiring
 
 
@@ -93,9 +93,8 @@ class ChannelTracer:
     def declare_entries(self, node: fx.Node, x: LocatedChannels, tensor: fx.Node, dim: int) -> LocatedChannels:
         """x, of which a free tensor has an entry per channel along `dim`; all tensors of a norm are cut together."""
         self.read_by(tensor, node)
-        owner = str(tensor.target).rpartition(".")[0]
-        layer = self.net.get_submodule(owner)
-        if not isinstance(layer, ENTRY_LAYERS):
+        owner, _, key = str(tensor.target).rpartition(".")
+        if not goes_with(self.net.get_submodule(owner), key):
             return self.declare(node, x, self.wiring.parameter, str(tensor.target), x.channels, dim)
         return self.declare(node, x, self.wiring.norm, owner, x.channels)
 

@@ -17,21 +17,23 @@ from norton.graph.nodes import DECIDED, VALUE, holds_tensor
 from norton.graph.recording import LayerTracer, recorded
 
 
-def trace_at(net: nn.Module, candidates: list[tuple[int, ...]]) -> tuple[tuple[int, ...], fx.Graph]:
-    """The first size that a network on the meta device takes, and the operations of its forward pass on such images.
+def traces_at(net: nn.Module, candidates: list[tuple[int, ...]]) -> dict[tuple[int, ...], fx.Graph]:
+    """Size → the operations of a network on images of that size, for those of the candidates that it takes.
 
-    The nodes hold what they compute.  Raises InputError, naming the place, if the network can be recorded at none.
+    The network is on the meta device, and the nodes hold what they compute.  Raises InputError, naming the place, if
+    it can be recorded at none.
     """
-    problem: InputError | None = None
+    found, problems = {}, []
+    dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), None)
     for size in candidates:
-        dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), None)
-        images = torch.empty(2, *size, device="meta", dtype=dtype)
         try:
             with torch.no_grad(), torch.device("meta"):
-                return size, recorded(net, _KnowingTracer(images))
+                found[size] = recorded(net, _KnowingTracer(torch.empty(2, *size, dtype=dtype)))
         except InputError as error:
-            problem = problem or error
-    raise problem or InputError("no size of an image to try")
+            problems.append(error)
+    if not found:
+        raise problems[0]
+    return found
 
 
 class _KnownProxy(fx.Proxy):

@@ -51,11 +51,18 @@ def free_tensors(net: nn.Module) -> set[str]:
         for key, tensor in [*layer._parameters.items(), *layer._buffers.items()]:
             names.setdefault(id(tensor), []).append(f"{path}.{key}" if path else key)
     alone = {known[0] for known in names.values() if len(known) == 1}
-    return {name for name in alone if not _has_slicers(net.get_submodule(name.rpartition(".")[0]))}
+    return {name for name in alone if _is_free(net.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])}
 
 
-def _has_slicers(layer: nn.Module) -> bool:
-    """Whether a layer is cut by slicers of its own that know more than entries per channel."""
-    if isinstance(layer, ENTRY_LAYERS):
-        return False
-    return is_decomposed(layer) or isinstance(layer, WRITING_LAYERS) or type(layer).__module__.startswith("torch.nn")
+def _is_free(layer: nn.Module, key: str) -> bool:
+    """Whether no slicer of a layer cuts a tensor of it otherwise than by an entry per channel."""
+    if isinstance(layer, WRITING_LAYERS):
+        return key not in ("weight", "bias")
+    return not is_decomposed(layer) and (
+        isinstance(layer, ENTRY_LAYERS) or not type(layer).__module__.startswith("torch.nn")
+    )
+
+
+def goes_with(layer: nn.Module, key: str) -> bool:
+    """Whether a tensor of a layer is cut by the layer's slicer, with all others that have an entry per channel."""
+    return isinstance(layer, ENTRY_LAYERS) and key in ("weight", "bias", "running_mean", "running_var")

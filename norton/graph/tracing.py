@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from norton.common.errors import InputError
 from norton.graph.channels import ChannelTracer, LocatedChannels
-from norton.graph.deciding import trace_at
+from norton.graph.deciding import traces_at
 from norton.graph.input_sizes import Example, candidate_sizes
 from norton.graph.meta import on_meta, run_at_some_size
 from norton.graph.nodes import DECIDED, holds_tensor, name_of, value_of
@@ -28,35 +28,38 @@ def trace_wiring(net: nn.Module, example: Example | None = None) -> Wiring:
     `input_size`, else the first of some usual sizes that the network takes.  The network is traced in training mode,
     with its auxiliary heads, and in evaluation mode where that differs; it is not changed, and nothing is computed.
 
+    A network that decides by sizes is traced at each of them that it takes, so that say the one that you use.
+
     Raises InputError, naming the place, for a network that torch.fx cannot trace or that takes no image of that size.
     """
-    copied, tracer, candidates, known = on_meta(net), ChannelTracer(net), candidate_sizes(net, example), None
+    copied, tracer, candidates = on_meta(net), ChannelTracer(net), candidate_sizes(net, example)
+    known: set[str] = set()
     for training in (True, False):
-        size, graph = recorded_at(mark_numbers_(copied.train(training)), candidates, known)
-        if size is not None:
-            follow(tracer, graph)
-            candidates, known = [size], str(graph)
+        graphs = _graphs(mark_numbers_(copied.train(training)), candidates, known)
+        for graph in graphs.values():
+            if str(graph) not in known:
+                follow(tracer, graph)
+                known.add(str(graph))
+        candidates = list(graphs) or candidates
     return tracer.finished()
 
 
-def recorded_at(
-    net: nn.Module, candidates: list[tuple[int, ...]], known: str | None
-) -> tuple[tuple[int, ...] | None, fx.Graph]:
-    """The forward pass of a network on the meta device, its nodes with what they compute, and the size of its images.
+def _graphs(net: nn.Module, candidates: list[tuple[int, ...]], known: set[str]) -> dict[tuple[int, ...], fx.Graph]:
+    """Size of images → operations on them, with what they compute; one size does where none decides anything.
 
-    No size: the record reads as the known one.  What torch.fx cannot record for all sizes is recorded for one.
+    None where the operations are known.
     """
     try:
         graph = trace(net)
     except InputError as error:
         try:
-            size, graph = trace_at(net, candidates)
+            return traces_at(net, candidates)
         except InputError:
             raise error from None
-        return (None if str(graph) == known else size), graph
-    if str(graph) == known:
-        return None, graph
-    return run_at_some_size(fx.GraphModule(net, graph, type(net).__name__), candidates)[0], graph
+    if str(graph) in known:
+        return {}
+    size, _ = run_at_some_size(fx.GraphModule(net, graph, type(net).__name__), candidates)
+    return {size: graph}
 
 
 def follow(tracer: ChannelTracer, graph: fx.Graph) -> None:

@@ -20,7 +20,7 @@ def test_followed(name):
     frozen = wiring.frozen
     assert {wiring.name(axis): wiring.width(axis) for axis in wiring.writers if axis not in frozen} == widths
     assert set(wiring.left_whole) == whole
-    x = torch.randn(3, *net.input_size, dtype=torch.float64)
+    x = torch.randn(3, *(net.input_size or (3, 16, 16)), dtype=torch.float64)
     if not widths:
         return
     for choice in CHOICES:

@@ -66,6 +66,17 @@ class ScaledGroups(nn.GroupNorm):
         return F.group_norm(x, 4, self.weight, self.bias, self.eps)
 
 
+class Gained(nn.BatchNorm2d):
+    """A norm with a parameter more than torch's."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.gain_weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        return super().forward(x) * self.gain_weight[:, None, None]
+
+
 class Padded(nn.Conv2d):
     """It pads by the size of its kernel, before a convolution with the groups that it has."""
 
@@ -222,6 +233,16 @@ def deciding_by_sizes(m, x):
     return m.fc(m.b(y).mean((2, 3)))
 
 
+def joining_small_ones(m, x):
+    y, z = m.a(x), m.c(x)
+    return m.fc((m.b(y) + m.d(z) + (m.b(y + z) if x.shape[2] < 40 else 0)).relu().mean((2, 3)))
+
+
+def unbatched(m, x):
+    y = m.b(m.a(x[0]).relu())
+    return m.fc(y.sum((1, 2)))[None]
+
+
 def deciding_by_channels(m, x):
     y = m.a(x)
     return m.fc(m.b(y if y.shape[1] > 6 else y.relu()).mean((2, 3)))
@@ -255,6 +276,7 @@ FOLLOWED = {  # name → network, widths of the axes that can be pruned, first w
     "a derived PReLU": (of(normed, n=Slope(8)), BOTH, {"fc"}),
     "a norm with activation": (of(normed, n=NormAct(8)), BOTH, {"fc"}),
     "a norm that calls torch's": (of(normed, n=ActingNorm(8)), BOTH, {"fc"}),
+    "a norm with a gain": (of(normed, n=Gained(8)), BOTH, {"fc"}),
     "a norm of a concatenation": (of(concatenated_norm, n=NormAct(24), fc=nn.Linear(24, 5)), BOTH, {"fc"}),
     "a GroupNorm with activation": (of(normed, n=GroupsAct(4, 8)), {"a": 4, "b": 8}, {"fc"}),
     "groups that are written down": (of(normed, n=ScaledGroups(4, 8)), NO_A, {"a", "fc"}),
@@ -291,6 +313,10 @@ FOLLOWED = {  # name → network, widths of the axes that can be pruned, first w
     ),
     "a list of parts of rows": (of(listed_rows), NO_B, {"fc"}),
     "sizes that decide": (of(deciding_by_sizes), BOTH, {"fc"}),
+    "sums of small images": (  # which meet only there
+        of(joining_small_ones, c=conv(3, 8), d=conv(8, 8), input_size=None), {"a": 8, "b": 8}, {"fc"}
+    ),
+    "one image alone": (of(unbatched), BOTH, {"fc"}),
     "a number of channels that decides": (of(deciding_by_channels), NO_A, {"a", "fc"}),
     "as many times as channels": (of(as_many_as_channels), NO_A, {"a", "fc"}),
     "a slice that takes all": (of(all_of_them), BOTH, {"fc"}),

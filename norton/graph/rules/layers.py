@@ -1,5 +1,7 @@
 """Layers with parameters: those that write filters, and those that have an entry per channel."""
 
+from typing import Any, cast
+
 from torch import fx, nn
 
 from norton.graph.channels import ChannelTracer, LocatedChannels
@@ -17,7 +19,7 @@ def write(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels:
 def read_and_write(tracer: ChannelTracer, node: fx.Node, name: str) -> LocatedChannels:
     """The same for the layer of that name, which a node computes."""
     x, value, layer = tracer.input(node), value_of(first_argument(node)), tracer.net.get_submodule(name)
-    dim = value.dim() - 1 if hasattr(layer, "out_features") else 1
+    dim = value.dim() - 1 - (0 if hasattr(layer, "out_features") else len(cast(Any, layer).kernel_size))
     if x is not None and (x.shifted or x.dim != dim):
         tracer.freeze_arguments(node, "it reads them in another dimension")
         x = None
