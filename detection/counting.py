@@ -13,6 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from norton.common.checks import check_whole_number
 from norton.graph.layers import set_form_
+from norton.graph.meta import on_meta
 from norton.measure.counting import CONVENTIONS
 
 PUBLISHED_SIZE, PUBLISHED_PROPOSALS = 800, 1000
@@ -59,11 +60,11 @@ def detector_complexity(
     size = (size, size) if isinstance(size, int) else tuple(size)
     for name, number, least in (("size", min(size), 32), ("proposals", proposals, 0), ("detections", detections, 0)):
         check_whole_number(name, number, least)
-    counted = set_form_(copy.deepcopy(net), "factored").eval().float().cpu()
+    counted = set_form_(on_meta(net), "factored").eval().float()  # counts need sizes alone
     hooks = dict(CONVENTIONS[convention])
     if nn.BatchNorm2d in hooks:
         hooks[FrozenBatchNorm2d] = hooks[nn.BatchNorm2d]
-    image = torch.zeros(1, 3, *size)
+    image = torch.empty(1, 3, *size, device="meta")
     body = counted.backbone.body
     stages = body(image)
     pyramid = counted.backbone.fpn(stages)
@@ -84,7 +85,7 @@ def _box_head(heads: nn.Module, channels: int, proposals: int, hooks: Mapping) -
     if not proposals:
         return 0
     side = heads.box_roi_pool.output_size
-    pooled = torch.zeros(proposals, channels, *side)
+    pooled = torch.empty(proposals, channels, *side, device="meta")
     return _macs(heads.box_head, pooled, hooks) + _macs(heads.box_predictor, heads.box_head(pooled), hooks)
 
 
@@ -92,7 +93,8 @@ def _map_head(net: nn.Module, kind: str, detections: int, hooks: Mapping) -> int
     """A mask or keypoint head; every detection costs the same."""
     heads = net.roi_heads
     head, predictor = getattr(heads, f"{kind}_head"), getattr(heads, f"{kind}_predictor")
-    pooled = torch.zeros(1, net.backbone.out_channels, *getattr(heads, f"{kind}_roi_pool").output_size)
+    size = getattr(heads, f"{kind}_roi_pool").output_size
+    pooled = torch.empty(1, net.backbone.out_channels, *size, device="meta")
     return detections * (_macs(head, pooled, hooks) + _macs(predictor, head(pooled), hooks))
 
 
