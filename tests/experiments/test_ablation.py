@@ -131,6 +131,7 @@ def test_wandb_groups_the_points_of_a_sweep(tmp_path, sweep):
         ("compress_rate=[0.]*13", "no rank"),
         ("rank=1 compress_rate=[0.]*13 steps=[prune,train]", "train comes first"),
         ("rank=1 compress_rate=[0.]*13 steps=[squeeze]", "unknown step 'squeeze'"),
+        ("rank=1 compress_rate=[0.]*13 pruning=l1,l2 +trainer.devices=1", "An item is already at 'trainer.devices'"),
         ("rank=1 compress_rate=[0.]*13 trainer.devices=2", "a point of a sweep computes on one device"),
         ("rank=1 compress_rate=[0.]*13 checkpoint=missing.pt", "no checkpoint at missing.pt"),
         ("rank=1 compress_rate=[0.]*13 repeats=0 latency_batch=4", "repeats is 0"),
