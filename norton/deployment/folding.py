@@ -2,13 +2,13 @@
 
 import copy
 import operator
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
-from torchvision.ops import FrozenBatchNorm2d
 
 from norton.deployment.exact_forms import scale_outputs_
 from norton.deployment.onednn import PackedConv2d
@@ -51,8 +51,9 @@ def fold(net: nn.Module) -> fx.GraphModule:
 
 def _thaw_(net: nn.Module) -> None:
     """Make torchvision's frozen BatchNorms plain ones, which torch.fx keeps whole."""
+    frozen = sys.modules.get("torchvision.ops.misc")  # over a second to import; a network that has them has done so
     for name, layer in list(net.named_modules()):
-        if isinstance(layer, FrozenBatchNorm2d):
+        if frozen is not None and isinstance(layer, frozen.FrozenBatchNorm2d):
             norm = nn.BatchNorm2d(len(layer.weight), layer.eps, device=layer.weight.device, dtype=layer.weight.dtype)
             norm.load_state_dict(layer.state_dict(), strict=False)
             net.set_submodule(name, norm.eval().requires_grad_(False))
