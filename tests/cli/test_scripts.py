@@ -101,11 +101,13 @@ def test_whoever_interrupts_is_told_whether_it_goes_on(program, said, tmp_path, 
 
 
 def test_pipeline_stops_and_goes_on(tmp_path, monkeypatch, capsys):
-    folder = tmp_path / "run"
+    folder, narrow = tmp_path / "run", tmp_path / "narrow.pt"
+    norton.save(norton.build("vgg_16_bn", 0, "[0.9]*13"), narrow)
     command = (
-        f"python -m experiments.pipeline checkpoint={DENSE} rank=1 compress_rate=[0.]+[0.6]*29 training.epochs=1 "
-        "decomposition.options.starts=1 decomposition.options.iterations=10 data.batch_size=32 calibration.images=64 "
-        "+trainer.limit_train_batches=4 +trainer.limit_val_batches=1 +trainer.limit_test_batches=2 "
+        f"python -m experiments.pipeline checkpoint={narrow} rank=1 compress_rate=[0.3]*13 training.epochs=1 "
+        "data=mnist5k decomposition.options.starts=1 decomposition.options.iterations=10 data.batch_size=32 "
+        "calibration.images=64 "
+        "+trainer.limit_train_batches=10 +trainer.limit_val_batches=4 +trainer.limit_test_batches=8 "
         f"latency_batch=2 out={folder}"
     )
     code, first, error = run_here(command, monkeypatch, capsys)
