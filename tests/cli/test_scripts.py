@@ -100,13 +100,28 @@ def test_whoever_interrupts_is_told_whether_it_goes_on(program, said, tmp_path, 
     assert run_here(f"python {program} out={tmp_path}/a", monkeypatch, capsys) == (130, "", said)
 
 
+NARROW = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes=10):
+        layers = []
+        for before, after in ((3, 16), (16, 16), (16, 24)):
+            layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, num_classes))
+        self.input_size = (3, 32, 32)
+"""
+
+
 def test_pipeline_stops_and_goes_on(tmp_path, monkeypatch, capsys):
     folder, narrow = tmp_path / "run", tmp_path / "narrow.pt"
-    norton.save(norton.build("vgg_16_bn", 0, "[0.9]*13"), narrow)
+    (tmp_path / "narrow_net.py").write_text(NARROW)
+    monkeypatch.syspath_prepend(tmp_path)
+    norton.save(norton.build("narrow_net.Net"), narrow)
     command = (
-        f"python -m experiments.pipeline checkpoint={narrow} rank=1 compress_rate=[0.3]*13 training.epochs=1 "
-        "data=mnist5k decomposition.options.starts=1 decomposition.options.iterations=10 data.batch_size=32 "
-        "calibration.images=64 "
+        f"python -m experiments.pipeline checkpoint={narrow} rank=1 compress_rate=0.5 training.epochs=1 "
+        "model.arch=narrow_net.Net data=mnist5k decomposition.options.starts=1 decomposition.options.iterations=10 "
+        "data.batch_size=32 calibration.images=64 "
         "+trainer.limit_train_batches=10 +trainer.limit_val_batches=4 +trainer.limit_test_batches=8 "
         f"latency_batch=2 out={folder}"
     )
