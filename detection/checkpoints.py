@@ -41,7 +41,9 @@ def load_detector(path: str | Path, **options: Any) -> nn.Module:
     """
     content = read(path)
     recipe, plan = _own(content, path) if "detector" in content else _published(content["state_dict"], path)
-    net = build_detector(backbone=apply_plan_(dense_network("resnet_50"), plan), **{**recipe, **options})
+    with torch.device("meta"):  # drawing initial weights, to be replaced, would take longer than to read the file
+        net = build_detector(backbone=apply_plan_(dense_network("resnet_50"), plan), **{**recipe, **options})
+    _draw_anchors_(net.rpn.anchor_generator)
     load_strictly_(net, content["state_dict"], path)
     return net.eval()
 
@@ -55,6 +57,12 @@ def start_from_(net: nn.Module, trained: nn.Module) -> list[str]:
     fitting = {key for key in mine if key in theirs and theirs[key].shape == mine[key].shape}
     net.load_state_dict({key: theirs[key] if key in fitting else value for key, value in mine.items()})
     return [key for key in mine if key not in fitting]
+
+
+def _draw_anchors_(generator: nn.Module) -> None:
+    """Give a generator that was made without values its anchors, which are in no state_dict."""
+    pairs = zip(generator.sizes, generator.aspect_ratios, strict=True)
+    generator.cell_anchors = [generator.generate_anchors(*pair) for pair in pairs]
 
 
 def _own(content: Mapping[str, Any], path) -> tuple[dict[str, Any], list[dict]]:

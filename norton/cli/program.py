@@ -70,6 +70,8 @@ def script(
                 if {"--help", "-h"} & set(sys.argv[1:]):
                     print(help_text(CONFIGS, config_name, [word for word in sys.argv[1:] if "=" in word]))
                     return
+                if is_sweep and not any(word.startswith("-") for word in sys.argv[1:]):
+                    sys.argv.append("--multirun")  # by hydra.mode alone, a wrong setting is said to be ambiguous
                 hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
             except (*BAD_INPUT, KeyboardInterrupt) as error:
                 unknown = re.match(r"Could not override '(.+)'", str(error))

@@ -13,7 +13,6 @@ dimensionality recovery by variational Bayesian PCA, JMLR 16, 2015.
 import math
 
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 
 from norton.decomposition.layers import energies as squared_singular_values
@@ -59,6 +58,7 @@ def noise_variance(singular: Tensor, long: int) -> float:
 
 def _limit(alpha: float) -> float:
     """γ²/(M σ²) at which a component is as good as none: (1 + τ)(1 + α/τ) at the root τ of Φ(τ) + Φ(τ/α)."""
+    from scipy.optimize import brentq  # a third of a second to import, which most commands need not wait for
 
     def phi(z: float) -> float:
         return math.log1p(z) / z - 0.5

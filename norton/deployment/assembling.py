@@ -7,19 +7,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx, nn
 
-from norton.deployment.exact_forms import DENSE, exact_forms
+from norton.deployment.exact_forms import DENSE, exact_form
 from norton.deployment.onednn import join_relus_, pack_
 from norton.graph.layers import is_decomposed
 
 
 def assemble(folded: fx.GraphModule, chosen: Mapping[str, str], channels_last: bool) -> fx.GraphModule:
     """A copy with these forms of its decomposed layers; those that are not named are dense."""
-    net, made = copy.deepcopy(folded), {}
-    for name, layer in decomposed_layers(net).items():
-        made[layer] = exact_forms(layer)[chosen.get(name, DENSE)]
-    for name, layer in list(net.named_modules(remove_duplicate=False)):
-        if layer in made:
-            net.set_submodule(name, made[layer])
+    layers = decomposed_layers(folded)
+    made = {name: exact_form(layer, chosen.get(name, DENSE)) for name, layer in layers.items()}
+    net = copy.deepcopy(folded, {id(layer): made[name] for name, layer in layers.items()})  # in the layers' places
     if channels_last:
         images = next(node for node in net.graph.nodes if node.op == "placeholder")  # others have their defaults
         with net.graph.inserting_after(images):

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from norton.common.errors import InputError, first_line
 from norton.deployment.assembling import decomposed_layers
-from norton.deployment.exact_forms import exact_forms
+from norton.deployment.exact_forms import form_names
 from norton.deployment.record import Deployment
 from norton.graph.copies import copied
 from norton.graph.meta import on_meta
@@ -27,6 +27,11 @@ def check_example(net: nn.Module, example: Tensor) -> Any:
             "give both the same with .to()"
         )
     on_meta(net)  # which says why, if it cannot be copied
+    return outputs_of(net, example)
+
+
+def outputs_of(net: nn.Module, example: Tensor) -> Any:
+    """What a copy of a network gives in evaluation mode; raises InputError for an example that it does not take."""
     net = copied(net).eval()
     try:
         return net(example)
@@ -82,5 +87,5 @@ def check_choice(choice: Deployment, known: Mapping[str, str], folded: fx.GraphM
     for name, form in choice.forms.items():
         if name not in layers:
             raise InputError(f"the choice has a form for {name}, which is no decomposed layer of the network")
-        if form not in (known := exact_forms(layers[name])):
-            raise InputError(f"the choice has {name} as {form!r}; it can be {', '.join(known)}")
+        if form not in (names := form_names(layers[name])):
+            raise InputError(f"the choice has {name} as {form!r}; it can be {', '.join(names)}")

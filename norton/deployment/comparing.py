@@ -7,9 +7,8 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from norton.common.errors import InputError, warn
-from norton.deployment.deploying import deploy
-from norton.deployment.folding import fold
-from norton.deployment.record import Deployment, conditions
+from norton.deployment.deploying import deploy_by
+from norton.deployment.record import Deployment
 from norton.graph.copies import copied
 from norton.measure.latency import ImageBatch
 
@@ -53,7 +52,7 @@ def check_latency_mode(mode: Any) -> None:
 
 def _deploy_once(net: nn.Module, example: Tensor, repeats: int) -> nn.Module:
     """`deploy`, measured once for networks of equal shapes."""
-    key = tuple(conditions(fold(net), example).values())
-    deployed = deploy(net, example, choice=shared_choices.get(key), repeats=repeats)
-    shared_choices[key] = deployed.deployment
+    deployed = deploy_by(net, example, lambda known: shared_choices.get(tuple(known.values())), repeats)
+    choice = deployed.deployment
+    shared_choices[choice.network, choice.example, choice.machine, choice.torch, choice.norton] = choice
     return deployed

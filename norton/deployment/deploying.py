@@ -7,6 +7,7 @@ where neighbouring choices are tried too, since a layer alone does not tell what
 form of all layers is always among what is tried.
 """
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from norton.common.errors import InputError, first_line, warn
 from norton.deployment.assembling import assemble
-from norton.deployment.checks import check_choice, check_example, check_outputs, check_traced
+from norton.deployment.checks import check_choice, check_example, check_outputs, check_traced, outputs_of
 from norton.deployment.folding import fold
 from norton.deployment.record import Deployment, conditions
 from norton.deployment.search import FormSearch, SearchBudget
@@ -49,22 +50,40 @@ def deploy(
     network does not take, a network that torch.fx cannot trace, outputs that differ by more than rounding, and a choice
     of another network, input or machine.
     """
+    deployed = deploy_by(net, example, lambda known: loaded(choice), repeats, search, progress)
+    return compiled(deployed, example) if compile else deployed
+
+
+def loaded(choice: Deployment | str | Path | None) -> Deployment | None:
+    """A choice, from a file where it is named by its path."""
+    return choice if choice is None or isinstance(choice, Deployment) else Deployment.load(choice)
+
+
+@torch.no_grad()
+def deploy_by(
+    net: nn.Module,
+    example: Tensor,
+    find: Callable[[Mapping[str, str]], Deployment | None],
+    repeats: int,
+    search: SearchBudget | None = None,
+    progress: bool = False,
+) -> nn.Module:
+    """`deploy` by the choice that `find` has for the `conditions`; it is measured where there is none."""
     net = network_in(net)
     if net.training:
         warn("the network is in training mode; deployed as for evaluation")
     wanted = [(example, check_example(net, example))]
     noise = torch.randn_like(example)  # for what is wrong in a folded layer may not show in an example of zeros
-    wanted.append((noise, check_example(net, noise)))
+    wanted.append((noise, outputs_of(net, noise)))
     if example.device.type == "cpu":
         keep_freed_memory()
     folded = fold(net)
     check_traced(folded, example)
     known = conditions(folded, example)
-    if choice is None:
+    if (choice := find(known)) is None:
         with Progress(transient=True, disable=not progress) as bar, torch.inference_mode():
             choice = FormSearch(folded, example, repeats, search, bar).choose(known)
     else:
-        choice = choice if isinstance(choice, Deployment) else Deployment.load(choice)
         check_choice(choice, known, folded)
     deployed = assemble(folded, choice.forms, choice.channels_last)
     for images, outputs in wanted:
@@ -73,7 +92,7 @@ def deploy(
         if hasattr(net, name):
             setattr(deployed, name, getattr(net, name))
     deployed.deployment = choice
-    return compiled(deployed, example) if compile else deployed
+    return deployed
 
 
 def compiled(net: nn.Module, example: Tensor) -> nn.Module:

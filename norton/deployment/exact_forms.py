@@ -6,7 +6,8 @@ is fastest depends on shapes and machine (`norton.deployment.deploying` measures
 
 import copy
 import importlib.util
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +69,6 @@ def runs_in_triton(weight: Tensor) -> bool:
     return _TRITON and weight.is_cuda and weight.dtype != torch.float64
 
 
-@torch.no_grad()
 def exact_forms(layer: nn.Module) -> dict[str, nn.Module]:
     """Form → a layer that computes the same as `layer`, without gradients; `dense` last, and alone if not decomposed.
 
@@ -79,32 +79,65 @@ def exact_forms(layer: nn.Module) -> dict[str, nn.Module]:
     - `fused` (`cp` on a GPU, with zeros around the input): both in one pass, see `norton.deployment.triton_cp`.
     - `dense`: one convolution or linear layer.
     """
+    return {name: exact_form(layer, name) for name in _makers(layer)}
+
+
+@torch.no_grad()
+def exact_form(layer: nn.Module, name: str) -> nn.Module:
+    """One of the forms of `exact_forms`; the others are not computed.  Raises KeyError where the layer lacks it."""
+    return copy.deepcopy(_makers(layer)[name]()).eval().requires_grad_(False)
+
+
+def form_names(layer: nn.Module) -> list[str]:
+    """The forms that a layer has."""
+    return list(_makers(layer))
+
+
+def _makers(layer: nn.Module) -> dict[str, Callable[[], nn.Module]]:
+    """Form → what computes it, of parts of `layer` and of new ones."""
     if not is_decomposed(layer):
-        return {DENSE: _frozen(layer)}
-    dense = as_dense(layer)
-    found = _of_cp(layer, dense) if isinstance(layer, CPConv2d) else _of_parts(layer)
-    return {name: _frozen(form) for name, form in found.items()} | {DENSE: _frozen(dense)}
+        return {DENSE: lambda: layer}
+    others = _of_cp(layer) if isinstance(layer, CPConv2d) else _of_parts(layer)
+    return others | {DENSE: lambda: as_dense(layer)}
 
 
-def _of_cp(layer: CPConv2d, dense: nn.Conv2d) -> dict[str, nn.Module]:
-    (head, body, tail), terms = layer.factors(), layer.rank
-    kernels = torch.einsum("iro,jro->roij", body, tail)
-    *first, last = layer.feature
-    bias = None if layer.bias is None else torch.cat([layer.bias, layer.bias.new_zeros((terms - 1) * len(layer.bias))])
-    depthwise = _convolution(kernels.flatten(0, 1)[:, None], dense, bias, groups=terms * layer.out_channels)
-    found = {
-        "factored": SumOfTerms(*first, _with_bias(last, bias), terms=terms),
-        "depthwise": SumOfTerms(layer.feature.pointwise, depthwise, terms=terms),
-    }
-    # A grouped convolution wants the terms of a filter side by side: channel o·R + r.
-    pointwise = copy.deepcopy(layer.feature.pointwise)
-    pointwise.weight = nn.Parameter(head.permute(2, 1, 0).reshape(pointwise.weight.shape))
-    grouped = _convolution(kernels.transpose(0, 1), dense, layer.bias, groups=layer.out_channels)
-    if terms == 1:
-        found = {name: nn.Sequential(*form) for name, form in found.items()}
-    else:
-        found["grouped"] = nn.Sequential(pointwise, grouped)
-    return found | ({FUSED: FusedCP(pointwise, grouped, layer)} if _fusible(layer) else {})
+def _of_cp(layer: CPConv2d) -> dict[str, Callable[[], nn.Module]]:
+    terms = layer.rank
+
+    def of_terms(*parts: nn.Module) -> nn.Module:
+        return nn.Sequential(*parts) if terms == 1 else SumOfTerms(*parts, terms=terms)
+
+    def bias_of_first() -> Tensor | None:
+        return None if layer.bias is None else F.pad(layer.bias, (0, (terms - 1) * len(layer.bias)))
+
+    def kernels() -> Tensor:
+        _, body, tail = layer.factors()
+        return torch.einsum("iro,jro->roij", body, tail)
+
+    def factored() -> nn.Module:
+        *first, last = layer.feature
+        return of_terms(*first, _with_bias(last, bias_of_first()))
+
+    def depthwise() -> nn.Module:
+        weight = kernels().flatten(0, 1)[:, None]
+        last = _convolution(weight, as_dense(layer), bias_of_first(), groups=terms * layer.out_channels)
+        return of_terms(layer.feature.pointwise, last)
+
+    def grouped() -> tuple[nn.Conv2d, nn.Conv2d]:
+        # A grouped convolution wants the terms of a filter side by side: channel o·R + r.
+        pointwise = copy.deepcopy(layer.feature.pointwise)
+        head = layer.factors()[0]
+        pointwise.weight = nn.Parameter(head.permute(2, 1, 0).reshape(pointwise.weight.shape))
+        return pointwise, _convolution(
+            kernels().transpose(0, 1), as_dense(layer), layer.bias, groups=layer.out_channels
+        )
+
+    found: dict[str, Callable[[], nn.Module]] = {"factored": factored, "depthwise": depthwise}
+    if terms > 1:
+        found["grouped"] = lambda: nn.Sequential(*grouped())
+    if _fusible(layer):
+        found[FUSED] = lambda: FusedCP(*grouped(), layer)
+    return found
 
 
 def _fusible(layer: CPConv2d) -> bool:
@@ -118,22 +151,29 @@ def _fusible(layer: CPConv2d) -> bool:
     return reaches(layer.kernel_size, layer.dilation)
 
 
-def _of_parts(layer: nn.Module) -> dict[str, nn.Module]:
-    found, merged = {"factored": list(layer.feature)}, merge_kernels(layer.feature)
-    if len(merged) < len(layer.feature):
-        found["merged"] = merged
-    return {name: nn.Sequential(*parts[:-1], _with_bias(parts[-1], layer.bias)) for name, parts in found.items()}
+def _of_parts(layer: nn.Module) -> dict[str, Callable[[], nn.Module]]:
+    def joined(parts: Sequence[nn.Module]) -> nn.Module:
+        return nn.Sequential(*parts[:-1], _with_bias(parts[-1], layer.bias))
+
+    found: dict[str, Callable[[], nn.Module]] = {"factored": lambda: joined(list(layer.feature))}
+    if any(_merges(*pair) for pair in itertools.pairwise(layer.feature)):
+        found["merged"] = lambda: joined(merge_kernels(layer.feature))
+    return found
 
 
 def merge_kernels(parts: Sequence[nn.Module]) -> list[nn.Module]:
     """The parts, with each vertical convolution multiplied into the horizontal one that follows, where groups agree."""
     merged: list[nn.Module] = []
     for part in parts:
-        if merged and _runs(merged[-1], axis=0) and _runs(part, axis=1) and merged[-1].groups == part.groups:
+        if merged and _merges(merged[-1], part):
             merged[-1] = _kernel_of(merged[-1], part)
         else:
             merged.append(part)
     return merged
+
+
+def _merges(first: nn.Module, second: nn.Module) -> bool:
+    return _runs(first, axis=0) and _runs(second, axis=1) and first.groups == second.groups
 
 
 def _runs(part: nn.Module, axis: int) -> bool:
@@ -180,7 +220,3 @@ def _with_bias(part: nn.Module, bias: Tensor | None) -> nn.Module:
     part = copy.deepcopy(part)
     part.bias = None if bias is None else nn.Parameter(bias.clone())
     return part
-
-
-def _frozen(layer: nn.Module) -> nn.Module:
-    return copy.deepcopy(layer).eval().requires_grad_(False)

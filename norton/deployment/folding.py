@@ -1,13 +1,13 @@
 """Folding BatchNorm into the layers before it, in a copy of the network for evaluation."""
 
 import operator
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
-from torchvision.ops import FrozenBatchNorm2d
 
 from norton.deployment.exact_forms import scale_outputs_
 from norton.deployment.onednn import PackedConv2d
@@ -51,9 +51,11 @@ def fold(net: nn.Module) -> fx.GraphModule:
 
 def _thaw_(net: nn.Module) -> None:
     """Make torchvision's frozen BatchNorms plain ones, which torch.fx keeps whole."""
+    if (torchvision := sys.modules.get("torchvision.ops.misc")) is None:
+        return  # it takes over a second to import, and a network that has such layers has done so
     thawed: dict[nn.Module, nn.Module] = {}
     for layer in nn.Module.modules(net):
-        if isinstance(layer, FrozenBatchNorm2d):
+        if isinstance(layer, torchvision.FrozenBatchNorm2d):
             norm = nn.BatchNorm2d(len(layer.weight), layer.eps, device=layer.weight.device, dtype=layer.weight.dtype)
             norm.load_state_dict(layer.state_dict(), strict=False)
             thawed[layer] = norm.eval().requires_grad_(False)

@@ -30,7 +30,10 @@ BAD = [
     ("evaluate.py checkpoint={dense} model=resnet_110", "holds a resnet_56"),
     ("evaluate.py checkpoint={dense} rank=2", "has rank 0, not 2"),
     ("evaluate.py checkpoint={dense} data=cifar10 data.root={tmp}", "cifar"),
-    ("evaluate.py checkpoint={dense} +trainer.limit_test_batches=1 out={tmp}/cut.pt/x", "cannot write"),
+    (
+        "evaluate.py checkpoint={dense} +trainer.limit_test_batches=1 latency=eager latency_batch=1 out={tmp}/cut.pt/x",
+        "cannot write",
+    ),
     ("evaluate.py --ckpt {dense} rank=0", "published flags and settings are mixed: --ckpt and rank=0"),
     ("complexity.py --arch resnet_56 -r", "expected one argument"),
     ("complexity.py --arch resnet_57", "unknown model 'resnet_57'"),

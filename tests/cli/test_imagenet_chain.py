@@ -14,7 +14,7 @@ from norton.training import evaluate
 
 RANK, RATES = 1, "[0.]+[0.1]*2+[0.4]*5+[0.75]*12"
 CLASSES = 4
-SMALL = "data.batch_size=4 data.num_workers=1 data.validation=4 latency_batch=2 latency=eager"
+SMALL = "data.batch_size=4 data.num_workers=1 data.validation=4 latency_batch=1 latency=eager"
 
 
 @pytest.fixture(scope="module")

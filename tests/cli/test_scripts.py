@@ -1,6 +1,7 @@
 """Every script, run as a user types it, on the shipped checkpoint; and every bad input from the command line."""
 
 import json
+import shlex
 
 import pytest
 import torch
@@ -38,7 +39,8 @@ def test_decompose_prune_evaluate(tmp_path, monkeypatch, capsys):
     assert written(b) == RESULTS | {"model.pt"}
     lineage = norton.checkpoints.files.read(b / "model.pt")["lineage"]
     assert [record["step"] for record in lineage][-2:] == ["decompose", "prune"]
-    command = f"python evaluate.py checkpoint={b}/model.pt +trainer.limit_test_batches=4 out={c}"
+    few = "+trainer.limit_test_batches=4 latency=eager latency_batch=1"
+    command = f"python evaluate.py checkpoint={b}/model.pt {few} out={c}"
     code, out, error = run_here(command, monkeypatch, capsys)
     assert code == 2, error[-2000:]  # pruning claims no accuracy
     assert "cannot be judged: no accuracy is claimed" in out
@@ -98,11 +100,28 @@ def test_whoever_interrupts_is_told_whether_it_goes_on(program, said, tmp_path, 
     assert run_here(f"python {program} out={tmp_path}/a", monkeypatch, capsys) == (130, "", said)
 
 
+NARROW = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes=10):
+        layers = []
+        for before, after in ((3, 16), (16, 16), (16, 24)):
+            layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, num_classes))
+        self.input_size = (3, 32, 32)
+"""
+
+
 def test_pipeline_stops_and_goes_on(tmp_path, monkeypatch, capsys):
-    folder = tmp_path / "run"
+    folder, narrow = tmp_path / "run", tmp_path / "narrow.pt"
+    (tmp_path / "narrow_net.py").write_text(NARROW)
+    monkeypatch.syspath_prepend(tmp_path)
+    norton.save(norton.build("narrow_net.Net"), narrow)
     command = (
-        f"python -m experiments.pipeline checkpoint={DENSE} rank=1 compress_rate=[0.]+[0.6]*29 training.epochs=1 "
-        "decomposition.options.starts=1 decomposition.options.iterations=10 data.batch_size=32 calibration.images=64 "
+        f"python -m experiments.pipeline checkpoint={narrow} rank=1 compress_rate=0.5 training.epochs=1 "
+        "model.arch=narrow_net.Net data=mnist5k decomposition.options.starts=1 decomposition.options.iterations=10 "
+        "data.batch_size=32 calibration.images=64 "
         "+trainer.limit_train_batches=10 +trainer.limit_val_batches=4 +trainer.limit_test_batches=8 "
         f"latency_batch=2 out={folder}"
     )
@@ -208,8 +227,17 @@ def test_the_next_command_names_a_constructor_of_the_users_own(tmp_path, monkeyp
     assert "claimed and measured" in said and "would import" not in error
 
 
-def test_a_traceback_can_be_asked_for():
-    assert "Traceback" in run("python evaluate.py checkpoint=nix.pt", HYDRA_FULL_ERROR="1").stderr
+def test_a_traceback_can_be_asked_for(monkeypatch, capsys):
+    script = (
+        "from norton.cli import program; from norton import InputError\n"
+        "def fails(cfg): raise InputError('nix')\n"
+        "program.script('complexity')(fails)()"
+    )
+    said = {wanted: run(f"python -c {shlex.quote(script)}", HYDRA_FULL_ERROR=wanted).stderr for wanted in "01"}
+    assert said["0"] == "error: nix\n" and "Traceback" in said["1"] and "InputError: nix" in said["1"]
+    monkeypatch.setattr("norton.cli.program._TRACEBACK_WANTED", True)  # as the variable has it
+    with pytest.raises(norton.InputError, match=r"nix\.pt"):
+        run_here("python evaluate.py checkpoint=nix.pt", monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("typed, quoted", [

@@ -54,12 +54,14 @@ def test_published_parameters(kind, compressed):
 
 
 def test_names_are_torchvisions():
-    ours = build_detector("fasterrcnn", norton.build("resnet_50"), frozen_batchnorm=True)
-    theirs = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    with torch.device("meta"):
+        ours = build_detector("fasterrcnn", norton.build("resnet_50"), frozen_batchnorm=True)
+        theirs = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
     expected = {k: v.shape for k, v in theirs.state_dict().items() if not k.endswith("num_batches_tracked")}
     assert {k: v.shape for k, v in ours.state_dict().items()} == expected
 
 
+@pytest.mark.usefixtures("thin_heads")
 @pytest.mark.parametrize("kind", DETECTORS)
 @pytest.mark.parametrize("compressed", [False, True])
 def test_forward_loss_and_gradient(kind, compressed):
@@ -85,8 +87,9 @@ def test_trainable_layers_as_torchvision_has_them(trainable):
     from torchvision.models import resnet50
     from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 
-    ours = build_detector("fasterrcnn", norton.build("resnet_50"), trainable_layers=trainable).backbone
-    theirs = _resnet_fpn_extractor(resnet50(weights=None), trainable)
+    with torch.device("meta"):
+        ours = build_detector("fasterrcnn", norton.build("resnet_50"), trainable_layers=trainable).backbone
+        theirs = _resnet_fpn_extractor(resnet50(weights=None), trainable)
     expected = {name: p.requires_grad for name, p in theirs.named_parameters()}
     assert {name: p.requires_grad for name, p in ours.named_parameters()} == expected
 
@@ -108,6 +111,7 @@ def test_frozen_batchnorm_gives_the_same_outputs():
     assert isinstance(backbone.bn1, nn.BatchNorm2d)  # the given network is not changed
 
 
+@pytest.mark.usefixtures("thin_heads")
 @pytest.mark.parametrize("kind", DETECTORS)
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("published", [False, True])
@@ -127,6 +131,7 @@ def test_checkpoints_rebuild_themselves(kind, frozen, published, tmp_path):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.usefixtures("thin_heads")
 def test_other_widths_name_the_layer(tmp_path):
     state = small_detector("fasterrcnn").state_dict()
     state["backbone.body.layer2.0.bn2.weight"] = torch.ones(5)
@@ -137,14 +142,16 @@ def test_other_widths_name_the_layer(tmp_path):
 
 @pytest.mark.parametrize("compressed, macs", [(False, 134_851_329_657), (True, 93_395_249_657)])
 def test_published_counts(compressed, macs):
-    backbone = norton.build("resnet_50", *(SMALLEST if compressed else (0, None)))
-    cost = detector_complexity(build_detector("maskrcnn", backbone))
+    with torch.device("meta"):
+        net = build_detector("maskrcnn", norton.build("resnet_50", *(SMALLEST if compressed else (0, None))))
+    cost = detector_complexity(net)
     assert cost.macs == macs
     parts = {"fpn": 36_276_800_000, "rpn": 31_666_815_154, "box head": 14_359_554_503, "mask head": 0}
     if not compressed:
         assert cost.by_part == {"backbone": 52_548_160_000, **parts}
 
 
+@pytest.mark.usefixtures("thin_heads")
 def test_heads_cost_by_the_box():
     net = small_detector("keypointrcnn")
 

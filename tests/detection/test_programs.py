@@ -8,6 +8,8 @@ from helpers.commands import run_here, written
 
 from detection import load_detector
 
+pytestmark = pytest.mark.usefixtures("thin_heads_throughout")
+
 RATES = "compress_rate=[0.]+[0.1]*2+[0.4]*5+[0.75]*12"
 FEW = ["detector.options.min_size=64", "+detector.options.box_detections_per_img=5"]
 TINY = ["data.size=64", "data.counts={train:4,val:2,test:2}", "trainer.accelerator=cpu"]

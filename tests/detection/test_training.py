@@ -15,7 +15,9 @@ from detection.scoring import TYPES
 from detection.training import DetectionRecipe, DetectorModule, evaluate, fit
 from norton.data.datamodule import EpochSampler
 
-RATES = "[0.]+[0.1]*2+[0.4]*5+[0.75]*12"
+pytestmark = pytest.mark.usefixtures("thin_heads_throughout")
+
+RATES = "[0.75]*20"
 KINDS = {"fasterrcnn": "boxes", "maskrcnn": "masks", "keypointrcnn": "keypoints"}
 COUNTS = {"train": 6, "val": 2, "test": 2}
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -38,7 +40,7 @@ def test_a_tiny_training(detector, kind, root, tmp_path):
     options = {"num_keypoints": 4} if kind == "keypoints" else {}
     few = {"rpn_post_nms_top_n_train": 20, "box_batch_size_per_image": 16, **FEW}
     small = {"min_size": 64, "max_size": 64, **few, **options}
-    backbone = norton.build("resnet_50", 1, "[0.]+[0.1]*2+[0.4]*5+[0.75]*12")
+    backbone = norton.build("resnet_50", 1, RATES)
     net = build_detector(detector, backbone, data.num_classes, **small)
     before = {name: p.clone() for name, p in net.named_parameters()}
     recipe = DetectionRecipe(epochs=1, learning_rate=0.01, warmup_steps=1, gradient_clip=1.0)

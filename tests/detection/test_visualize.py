@@ -19,7 +19,7 @@ from detection.visualize import free_name
 from norton.cli.tables import labels
 from norton.common.errors import InputError
 
-RATES = "[0.]+[0.1]*2+[0.4]*5+[0.75]*12"
+RATES = "[0.75]*20"
 GREY = torch.full((3, 200, 300), 128, dtype=torch.uint8)
 
 
@@ -161,7 +161,7 @@ def test_folders_and_files(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
+def files(tmp_path_factory, thin_heads_throughout):
     """Two small detectors with random weights, images, and a film."""
     root = tmp_path_factory.mktemp("files")
     options = {"min_size": 64, "max_size": 64, "rpn_post_nms_top_n_test": 9, "box_score_thresh": 0.0}

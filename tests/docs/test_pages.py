@@ -8,6 +8,7 @@ whose first line is the comment `# path/to/file.py` (or .yaml) is a file, and is
     <!-- exit code: 2 -->   of the last command of the next block; 0 otherwise
 """
 
+import importlib
 import logging
 import os
 import re
@@ -16,11 +17,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from unittest import SkipTest
 
 import pytest
+import torch
 from helpers.repository import REPOSITORY
 from sybil import Document, Example, Region, Sybil
 from sybil.parsers.myst import CodeBlockParser, SkipParser
@@ -40,6 +43,7 @@ CHANGED = ("norton", "configs")  # copied where a page adds files to them
 SCRIPTS = ("decompose.py", "prune.py", "evaluate.py", "complexity.py")
 FILE = re.compile(r"# ([\w./]+\.(?:py|yaml))\n")
 SIZES = re.compile(r"<!-- sizes: (.*?) -->")
+Program = tuple[Callable, str, list[str]]  # of runpy; name; arguments
 CODE = re.compile(r"<!-- exit code: (\d) -->")
 
 
@@ -101,8 +105,9 @@ class Reader:
             self.monkeypatch.setenv(name, value)
         start = None if self.adds_files else self._ours(words)
         if start is None:
-            words = [sys.executable if word == "python" else word for word in words]
-            return subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
+            own = self.adds_files and not torch.cuda.is_available()  # CUDA cannot be used in a fork
+            program = self._ours(words) or self._script(words) if own else None
+            return self._forked(*program) if program else self._started(words)
         # In this process, which saves the seconds of importing.
         run, name, arguments = start
         self.monkeypatch.setattr(sys, "argv", [name, *arguments])
@@ -115,7 +120,38 @@ class Reader:
         return 0
 
     @staticmethod
-    def _ours(words: list[str]) -> tuple[Callable, str, list[str]] | None:
+    def _started(words: list[str]) -> int:
+        words = [sys.executable if word == "python" else word for word in words]
+        return subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
+
+    def _forked(self, run: Callable, name: str, arguments: list[str]) -> int:
+        """In a copy of this process, which has imported all but the reader's own modules."""
+        child = os.fork()
+        if child:
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        code: int | str = 1
+        try:
+            for module in [module for module in sys.modules if module.split(".")[0] in CHECKOUT]:
+                del sys.modules[module]
+            assert Path(importlib.import_module("norton").__file__ or "").is_relative_to(self.folder)
+            sys.argv = [name, *arguments]
+            run(name, run_name="__main__")
+            code = 0
+        except SystemExit as done:
+            code = done.code or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code if isinstance(code, int) else 1)
+
+    @staticmethod
+    def _script(words: list[str]) -> Program | None:
+        """How a script that the reader wrote is run likewise."""
+        return (runpy.run_path, words[1], words[2:]) if words[0] == "python" and words[1].endswith(".py") else None
+
+    @staticmethod
+    def _ours(words: list[str]) -> Program | None:
         """How a program of this project is run without a process of its own."""
         if any(word.startswith("trainer.devices=") for word in words):
             return None  # the devices' processes are copies of this one

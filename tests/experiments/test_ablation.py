@@ -45,15 +45,18 @@ def test_a_point_repeats_by_its_command(finished, tmp_path, monkeypatch, capsys)
     assert results(tmp_path / "b") == {point: results(finished)[point]}
 
 
-@pytest.mark.parametrize(
-    "launcher", ["joblib hydra.launcher.n_jobs=2", "submitit_local hydra.launcher.cpus_per_task=1"]
-)
-def test_launchers_find_the_same(launcher, finished, tmp_path, monkeypatch, capsys):
-    command = f"python -m experiments.ablation {TINY} out={tmp_path / 'a'} {GRID} training=clutter training.epochs=1"
+@pytest.mark.parametrize("launcher, grid", [
+    ("joblib hydra.launcher.n_jobs=2", GRID),  # each process runs two points
+    ("submitit_local hydra.launcher.cpus_per_task=1", "rank=1,2 compress_rate=[0.3]*13"),  # each point has a process
+])  # fmt: skip
+def test_launchers_find_the_same(launcher, grid, finished, tmp_path, monkeypatch, capsys):
+    command = f"python -m experiments.ablation {TINY} out={tmp_path / 'a'} {grid} training=clutter training.epochs=1"
     monkeypatch.chdir(tmp_path)
     code, _, err = run_here(f"{command} hydra/launcher={launcher} hydra.sweep.dir={tmp_path}", monkeypatch, capsys)
     assert code == 0, err
-    assert results(tmp_path / "a") == results(finished)
+    found, expected = results(tmp_path / "a"), results(finished)
+    assert len(found) == (4 if grid == GRID else 2)
+    assert found == {point: expected[point] for point in found}
 
 
 def test_accuracy_is_that_of_the_last_step(tmp_path, sweep):
@@ -131,6 +134,7 @@ def test_wandb_groups_the_points_of_a_sweep(tmp_path, sweep):
         ("compress_rate=[0.]*13", "no rank"),
         ("rank=1 compress_rate=[0.]*13 steps=[prune,train]", "train comes first"),
         ("rank=1 compress_rate=[0.]*13 steps=[squeeze]", "unknown step 'squeeze'"),
+        ("rank=1 compress_rate=[0.]*13 pruning=l1,l2 +trainer.devices=1", "An item is already at 'trainer.devices'"),
         ("rank=1 compress_rate=[0.]*13 trainer.devices=2", "a point of a sweep computes on one device"),
         ("rank=1 compress_rate=[0.]*13 checkpoint=missing.pt", "no checkpoint at missing.pt"),
         ("rank=1 compress_rate=[0.]*13 repeats=0 latency_batch=4", "repeats is 0"),

@@ -52,7 +52,7 @@ def test_sizes_and_accuracies(tmp_path, monkeypatch, capsys):
     assert (content["lineage"][-1]["step"], content["lineage"][-1]["bits"]) == ("share", 2)
     assert content["lineage"][:-1] == read(REPOSITORY / SMALL)["lineage"] == read(a / "lossless.pt")["lineage"]
 
-    command = f"python evaluate.py checkpoint={a}/bits_8.pt {DATA} out={tmp_path}/b"
+    command = f"python evaluate.py checkpoint={a}/bits_8.pt {DATA} latency=eager latency_batch=1 out={tmp_path}/b"
     code, said, error = run_here(command, monkeypatch, capsys)
     assert code == 0, error[-2000:]
     assert "the claim holds" in said

@@ -2,11 +2,12 @@
 
 import copy
 import itertools
+from functools import cache
 
 import pytest
 import torch
 from helpers.masking import kill, mask_where_read, masks, outputs
-from helpers.networks import randomise_
+from helpers.networks import randomised
 from helpers.repository import ARCHITECTURES
 
 import norton
@@ -29,10 +30,15 @@ RATES = {
 CASES = [(arch, rates, rank) for arch in ARCHITECTURES for rates in RATES[arch] for rank in (0, 2)]
 
 
+@cache
+def pruned(arch, rates, rank=0):
+    return norton.prune(randomised(arch, rank), rates)
+
+
 @pytest.mark.parametrize("arch, rates, rank", CASES)
 def test_surgery_equals_masking(arch, rates, rank, images):
-    net = randomise_(norton.build(arch, rank))
-    small = norton.prune(net, rates)
+    net = randomised(arch, rank)
+    small = copy.deepcopy(pruned(arch, rates, rank))
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters())
     batch = images(SIZES.get(arch, 32))
     expected = outputs(mask_where_read(net, masks(net, small.plan[-1]["keep"])), batch)
@@ -41,8 +47,8 @@ def test_surgery_equals_masking(arch, rates, rank, images):
 
 @pytest.mark.parametrize("arch, rates, rank", CASES)
 def test_dead_channels_change_nothing(arch, rates, rank, images):
-    net = randomise_(norton.build(arch, rank))
-    keep = norton.prune(net, rates).plan[-1]["keep"]
+    net = randomised(arch, rank)
+    keep = pruned(arch, rates, rank).plan[-1]["keep"]
     batch = images(SIZES.get(arch, 32))
     before = outputs(kill(net, masks(net, keep)), batch)
     apply_prune_(net, {"keep": keep})
@@ -51,7 +57,7 @@ def test_dead_channels_change_nothing(arch, rates, rank, images):
 
 @pytest.mark.parametrize("arch", ["resnet_56", "densenet_40"])
 def test_pruning_twice_equals_masking(arch, images):
-    first = norton.prune(randomise_(norton.build(arch)), RATES[arch][0])
+    first = copy.deepcopy(pruned(arch, RATES[arch][0]))
     rates = "[0.]+[0.2]*1+[0.3]+[0.25]*36"
     small = norton.prune(first, rates)
     expected = outputs(mask_where_read(first, masks(first, small.plan[-1]["keep"])), images())
@@ -60,7 +66,7 @@ def test_pruning_twice_equals_masking(arch, images):
 
 def test_positions_matter_in_a_pruned_stream(images):
     """The oracle fails on the plausible mistake: survivors in their order, whatever the shortcut does."""
-    net = randomise_(norton.build("resnet_56"))
+    net = randomised("resnet_56")
     keep = norton.prune(net, RATES["resnet_56"][0]).plan[-1]["keep"]
     naive = {layer: sorted(channels) for layer, channels in keep.items()}
     assert naive != keep
@@ -72,15 +78,15 @@ def test_positions_matter_in_a_pruned_stream(images):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_either_order(arch, images):
     """Prune then decompose at full rank equals pruning alone."""
-    pruned = norton.prune(randomise_(norton.build(arch)), RATES[arch][0])
-    both = norton.decompose(pruned, rank=9)
+    alone = copy.deepcopy(pruned(arch, RATES[arch][0]))
+    both = norton.decompose(alone, rank=9)
     assert [step["op"] for step in both.plan] == ["prune", "decompose"]
     batch = images(SIZES.get(arch, 32))
-    torch.testing.assert_close(outputs(both, batch), outputs(pruned, batch), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(outputs(both, batch), outputs(alone, batch), rtol=1e-4, atol=1e-4)
 
 
 def test_batchnorm_keeps_all_four_vectors():
-    net = randomise_(norton.build("vgg_16_bn"))
+    net = randomised("vgg_16_bn")
     small = norton.prune(net, "[0.5]*13")
     kept = small.plan[-1]["keep"]["features.conv3"]
     for vector in ("weight", "bias", "running_mean", "running_var"):
@@ -88,7 +94,7 @@ def test_batchnorm_keeps_all_four_vectors():
 
 
 def test_input_is_untouched_and_gradients_flow(images):
-    net = randomise_(norton.build("resnet_56", 2))
+    net = randomised("resnet_56", 2)
     state = {key: value.clone() for key, value in net.state_dict().items()}
     small = norton.prune(net, "[0.]+[0.4]*29").train()
     small(images()).sum().backward()
@@ -99,7 +105,7 @@ def test_input_is_untouched_and_gradients_flow(images):
 @pytest.mark.parametrize("criterion", ["pabs", "vbd", "csa", "l2"])
 def test_relabelling_filters_relabels_the_network(criterion, images):
     """Permuting the middle filters of every block must not change the pruned function."""
-    net = randomise_(norton.build("resnet_56", 2))
+    net = randomised("resnet_56", 2)
     other = copy.deepcopy(net)
     generator = torch.Generator().manual_seed(3)
     step = {"keep": {}}
@@ -114,14 +120,14 @@ def test_relabelling_filters_relabels_the_network(criterion, images):
 
 
 def test_dense_layers_go_by_norm():
-    net = randomise_(norton.build("resnet_50"))
+    net = randomised("resnet_50")
     small = norton.prune(net, "[0.]*4+[0.5]*16", criterion="pabs")
     norms = net.layer1[0].conv1.weight.flatten(1).norm(dim=1)
     assert small.plan[-1]["keep"]["layer1.0.conv1"] == sorted(norms.argsort(descending=True)[:32].tolist())
 
 
 def test_zero_filters_go_first():
-    net = randomise_(norton.build("vgg_16_bn", 2))
+    net = randomised("vgg_16_bn", 2)
     filters = net.features.conv3.factors()
     filters.head.data[..., [5, 77, 100]] = 0
     for criterion in ("pabs", "vbd", "csa", "l2"):

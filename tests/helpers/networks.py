@@ -1,6 +1,21 @@
 """Random networks whose BatchNorm does something."""
 
+import copy
+from functools import cache
+
 import torch
+
+import norton
+
+
+@cache
+def _randomised(arch: str, rank: int) -> torch.nn.Module:
+    return randomise_(norton.build(arch, rank))
+
+
+def randomised(arch: str, rank: int = 0) -> torch.nn.Module:
+    """A published network as `randomise_` leaves it: drawn once, as millions of numbers take their time."""
+    return copy.deepcopy(_randomised(arch, rank))
 
 
 def randomise_(net: torch.nn.Module, seed: int = 0) -> torch.nn.Module:

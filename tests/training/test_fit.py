@@ -1,11 +1,8 @@
 """Training: it learns, it keeps the best epoch, and being killed does not change what comes out."""
 
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 
 import pytest
@@ -89,40 +86,58 @@ def test_warm_up_then_cosine(tmp_path):
     assert rates[steps + 3 * steps // 2] == pytest.approx(0.2, rel=0.1)
 
 
-SCRIPT = """
-import sys
-import torch
+KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+import lightning, torch, torchmetrics.classification
 torch.set_num_threads(1)
 from helpers.training import QUIET, digits, tiny
 from norton.training import Recipe, fit
-net = fit(tiny(), digits(), Recipe(epochs=6, learning_rate=0.2, warmup_epochs=1), folder=sys.argv[1], **QUIET)
-torch.save(net.state_dict(), sys.argv[1] + "/done.pt")
+
+RECIPE = Recipe(epochs=6, learning_rate=0.2, warmup_epochs=1)
+
+def train(folder):  # in a copy of this process, which has imported all and trained nothing
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            torch.save(fit(tiny(), digits(), RECIPE, folder=folder, **QUIET).state_dict(), folder / "done.pt")
+            status = 0
+        finally:
+            os._exit(status)
+    return child
+
+def ends(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+whole, killed = map(Path, sys.argv[1:])
+assert ends(train(whole)) == 0
+moments = random.Random(0)
+for kills in range(2):
+    child, state = train(killed), killed / "last.ckpt"
+    before = state.stat().st_mtime if state.exists() else 0
+    while not (state.exists() and state.stat().st_mtime > before):
+        assert os.waitpid(child, os.WNOHANG)[0] == 0, f"ended before kill {kills}"
+        time.sleep(0.01)
+    time.sleep(moments.random() * 0.3)  # somewhere in an epoch, or while a file is written
+    assert os.waitpid(child, os.WNOHANG)[0] == 0, f"finished before kill {kills}"
+    os.kill(child, signal.SIGKILL)
+    assert ends(child) == -signal.SIGKILL
+epoch = torch.load(killed / "last.ckpt", weights_only=True)["epoch"]
+assert 1 <= epoch < 5, epoch
+assert ends(train(killed)) == 0
 """
 
 
-def train(folder):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], env=environment)
-
-
 def test_killed_and_resumed_training_gives_the_same_weights(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    whole.mkdir(), killed.mkdir()
-    assert train(whole).wait() == 0
-    moments = random.Random(0)
-    for kills in range(2):
-        process, state = train(killed), killed / "last.ckpt"
-        before = state.stat().st_mtime if state.exists() else 0
-        while process.poll() is None and not (state.exists() and state.stat().st_mtime > before):
-            time.sleep(0.01)
-        time.sleep(moments.random() * 0.3)  # somewhere in an epoch, or while a file is written
-        assert process.poll() is None, f"finished before kill {kills}"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    epoch = torch.load(killed / "last.ckpt", weights_only=True)["epoch"]
-    assert 1 <= epoch < 5
-    assert train(killed).wait() == 0
-    a, b = (torch.load(folder / "done.pt") for folder in (whole, killed))
+    folders = [tmp_path / "whole", tmp_path / "killed"]
+    for folder in folders:
+        folder.mkdir()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", KILLED, *map(str, folders)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    a, b = (torch.load(folder / "done.pt") for folder in folders)
     assert same(a, b)
 
 
