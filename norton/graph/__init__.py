@@ -1,9 +1,10 @@
 """Who writes, passes and reads the channels of a network, and how they are cut.
 
 `wiring` is the result: the channel axes of a network, as a model declares them or as `tracing` finds them.  For that,
-`recording` records a forward pass, `meta` runs it without values at one of the `input_sizes`, and `channels` are
-followed through it by the `rules`, one per operation.  `slicing` cuts layers; `plan` is what was done to a network, as
-plain data that can be replayed; `layers` and `parameters` answer what other rooms ask of single layers.
+`recording` records a forward pass, `meta` runs it without values at one of the `input_sizes` (`deciding` does both at
+once, for networks that decide by sizes), and `channels` are followed through it by the `rules`, one per operation.
+`slicing` cuts layers; `plan` is what was done to a network, as plain data that can be replayed; `layers` and
+`parameters` answer what other rooms ask of single layers.
 
 Imports `common` alone.  What a network loses is decided in `pruning`; ranks are chosen in `decomposition` and `budget`;
 `calibration.replay` runs recorded networks on images, and `deployment` folds them.

@@ -150,6 +150,11 @@ def concatenated_norm(m, x):
     return m.fc(m.n(torch.cat([y, m.b(y), y], 1)).mean((2, 3)))
 
 
+def concatenated_read(m, x):
+    y = m.a(x)
+    return m.fc(m.c(torch.cat([y, m.b(y)], 1)).mean((2, 3)))
+
+
 def by_own_parameters(m, x):
     return m.fc(m.b(F.batch_norm(m.a(x), m.running_mean, m.running_var, m.scale)).relu().mean((2, 3)))
 
@@ -282,6 +287,9 @@ FOLLOWED = {  # name → network, widths of the axes that can be pruned, first w
     "groups that are written down": (of(normed, n=ScaledGroups(4, 8)), NO_A, {"a", "fc"}),
     "a convolution that pads": (of(plain, a=Padded(3, 8, 3), b=Padded(8, 8, 5)), BOTH, {"fc"}),
     "a depthwise one that pads": (of(plain, b=Padded(8, 8, 3, groups=8)), {"a": 8}, {"fc"}),
+    "depthwise of a concatenation": (
+        of(concatenated_read, c=Padded(16, 16, 3, groups=16), fc=nn.Linear(16, 5)), {}, {"a", "b", "c", "fc"}
+    ),
     "depthwise, written down": (of(plain, b=Depthwise8(8, 8, 3, groups=8)), {}, {"a", "fc"}),
     "standardised weights": (of(normed, n=Standardised(8, 8, 3)), NO_A, {"a", "fc"}),
     "a weight also read otherwise": (of(normed, n=Masked(8, 8, 3)), NO_A, {"a", "n", "fc"}),

@@ -6,7 +6,7 @@ from torch import fx, nn
 
 from norton.graph.channels import ChannelTracer, LocatedChannels
 from norton.graph.layers import NORM_LAYERS, WRITING_LAYERS
-from norton.graph.nodes import first_argument, value_of
+from norton.graph.nodes import first_argument, place_of, value_of
 from norton.graph.rules.table import rule
 
 
@@ -28,6 +28,7 @@ def read_and_write(tracer: ChannelTracer, node: fx.Node, name: str) -> LocatedCh
         tracer.wiring.layer(name, read)
     except ValueError as error:
         tracer.unknown(node, str(error))
+        tracer.keep_whole(name, f"{place_of(node)}: {error}")
     return LocatedChannels(tracer.wiring.written(name), dim)
 
 
