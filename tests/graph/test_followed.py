@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.cutting import CHOICES, dead_outputs, linear_norms, pruned, randomised
+from helpers.cutting import CHOICES, dead_outputs, outputs_without_offsets, pruned, randomised
 from helpers.followed import FOLLOWED, Conv3, Norm, Padded
 
 import norton
@@ -28,7 +28,7 @@ def test_followed(name):
         expected = dead_outputs(net, wiring, keep, x)
         assert expected.std() > 1e-3
         with torch.no_grad():
-            y = linear_norms(small)(x)
+            y = outputs_without_offsets(small, x)
         torch.testing.assert_close(y, expected, rtol=0, atol=1e-9 * expected.abs().max().item())
         small.train()(x).sum().backward()
         again = norton.wiring_of(small)
