@@ -15,7 +15,7 @@ from torch import nn
 from norton.graph.input_sizes import Example
 from norton.graph.layers import check_has_layers, network_in
 from norton.graph.plan import OPERATIONS
-from norton.graph.slicing import cut_, obstacle
+from norton.graph.slicing import cut_, freeze_obstacles
 from norton.graph.tracing import trace_wiring
 from norton.graph.wiring import Wiring
 
@@ -29,10 +29,7 @@ def wiring_of(net: nn.Module, example: Example | None = None) -> Wiring:
     check_has_layers(net)
     declared = getattr(net, "wiring", None)
     wiring = trace_wiring(net, example) if declared is None else declared()
-    layers = {name for names in wiring.writers.values() for name in names}
-    for name in sorted(layers.union(*({name for name, _ in part} for part in (wiring.reads, wiring.passes)))):
-        if reason := obstacle(net.get_submodule(name)):
-            wiring.freeze_layer(name, f"{name}: {reason}")
+    freeze_obstacles(net, wiring)
     return wiring
 
 

@@ -26,10 +26,15 @@ def copied(net: nn.Module) -> nn.Module:
     return made
 
 
+def held_tensors(net: nn.Module) -> list[Tensor]:
+    """All tensors in a network's attributes, parameters and buffers or not."""
+    held = (value for layer in nn.Module.modules(net) for value in tree_leaves(vars(layer)))
+    return [value for value in held if isinstance(value, Tensor)]
+
+
 def computed_tensors(net: nn.Module) -> list[Tensor]:
     """Tensors in a network's attributes that carry gradients to others, which torch cannot copy."""
-    held = (value for layer in nn.Module.modules(net) for value in tree_leaves(vars(layer)))
-    return [value for value in held if isinstance(value, Tensor) and not value.is_leaf]
+    return [tensor for tensor in held_tensors(net) if not tensor.is_leaf]
 
 
 @torch.no_grad()

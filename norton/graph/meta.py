@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from norton.common.errors import InputError, first_line
-from norton.graph.copies import computed_tensors
+from norton.graph.copies import held_tensors
 from norton.graph.input_sizes import candidate_sizes
 from norton.graph.layers import ELEMENTWISE_LAYERS, NORM_LAYERS
 from norton.graph.nodes import VALUE, place_of
@@ -17,11 +17,12 @@ from norton.graph.recording import HOW_TO_DECLARE, line_of, trace
 
 def on_meta(net: nn.Module) -> nn.Module:
     """A copy of a network without values, made without copying them."""
-    held = [*net.parameters(), *nn.Module.buffers(net), *computed_tensors(net)]
-    return copy.deepcopy(net, {id(tensor): _without_values(tensor) for tensor in held})
+    return copy.deepcopy(net, {id(tensor): _without_values(tensor) for tensor in held_tensors(net)})
 
 
 def _without_values(tensor: Tensor) -> Tensor:
+    if tensor.is_mkldnn:  # of a deployed network; torch has no such layout on the meta device
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     bare = tensor.detach().to("meta")
     return nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
 

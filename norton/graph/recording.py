@@ -26,10 +26,7 @@ class LayerTracer(fx.Tracer):
     proxy_buffer_attributes = True  # what is computed of a buffer is recorded, rather than a constant
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        if is_decomposed(module) or getattr(module, "traced_whole", False):
-            return True
-        kind = torch_kind(module)
-        return kind is not None and not issubclass(kind, nn.Sequential)
+        return is_leaf(module)
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         try:
@@ -37,6 +34,14 @@ class LayerTracer(fx.Tracer):
         except Exception:
             self.where = self.where or self.path_of_module(m)
             raise
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is recorded as one operation: torch's own layers, decomposed and packed ones."""
+    if is_decomposed(module) or getattr(module, "traced_whole", False):
+        return True
+    kind = torch_kind(module)
+    return kind is not None and not issubclass(kind, nn.Sequential)
 
 
 def trace(net: nn.Module) -> fx.Graph:

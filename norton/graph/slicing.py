@@ -75,6 +75,14 @@ def obstacle(layer: nn.Module) -> str | None:
     return None
 
 
+def freeze_obstacles(net: nn.Module, wiring: Wiring) -> None:
+    """Keep the channels of layers that cannot be cut."""
+    layers = {name for names in wiring.writers.values() for name in names}
+    for name in sorted(layers.union(*({name for name, _ in part} for part in (wiring.reads, wiring.passes)))):
+        if reason := obstacle(net.get_submodule(name)):
+            wiring.freeze_layer(name, f"{name}: {reason}")
+
+
 @overload
 def select(tensor: nn.Parameter, kept: Tensor, dim: int) -> nn.Parameter: ...
 

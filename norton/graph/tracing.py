@@ -1,23 +1,29 @@
 """The channel axes of a network that declares none, found by tracing its forward pass.
 
-torch.fx records the operations (`norton.graph.recording`); following the record with symbolic channels, by a rule per
-operation (`norton.graph.rules`), says to `Wiring` what a model would declare by hand.  What no rule knows freezes the
-axes that reach it, with a reason, so that nothing is ever cut that another layer still counts on.  (Torch-Pruning's
+The network is run, and its operations are recorded (`norton.graph.execution`); following the record with symbolic
+channels, by a rule per operation (`norton.graph.rules`), says to `Wiring` what a model would declare by hand.  What no
+rule knows freezes the axes that reach it, with a reason; then a trial cut is run (`norton.graph.proving`), and freezes
+what does not follow it.  So nothing is ever cut that another layer still counts on.  (Torch-Pruning's
 dependency graph was the alternative: it needs a forward pass with gradients, and its groups would have to be translated
 into ours, which recorded plans replay, so that it saves little.)
 """
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, fx, nn
 
-from norton.common.errors import InputError
+from norton.common.errors import InputError, first_line
 from norton.graph.channels import ChannelTracer, LocatedChannels
-from norton.graph.deciding import traces_at
+from norton.graph.execution import record
 from norton.graph.input_sizes import Example, candidate_sizes
-from norton.graph.meta import on_meta, run_at_some_size
+from norton.graph.meta import on_meta
 from norton.graph.nodes import DECIDED, holds_tensor, name_of, value_of
 from norton.graph.parameters import mark_numbers_
-from norton.graph.recording import trace
+from norton.graph.proving import Record, prove_
+from norton.graph.recording import HOW_TO_DECLARE, line_of
 from norton.graph.rules import RULES, Rule, counted_channels, rule_of_layer
+from norton.graph.slicing import freeze_obstacles
 from norton.graph.wiring import Wiring
 
 
@@ -30,36 +36,51 @@ def trace_wiring(net: nn.Module, example: Example | None = None) -> Wiring:
 
     A network that decides by sizes is traced at each of them that it takes, so that say the one that you use.
 
-    Raises InputError, naming the place, for a network that torch.fx cannot trace or that takes no image of that size.
+    Raises InputError, naming the place, for a network that decides by values or that takes no image of that size.
     """
     copied, tracer, candidates = on_meta(net), ChannelTracer(net), candidate_sizes(net, example)
     known: set[str] = set()
+    records: list[Record] = []
     for training in (True, False):
-        graphs = _graphs(mark_numbers_(copied.train(training)), candidates, known)
-        for graph in graphs.values():
-            if str(graph) not in known:
-                follow(tracer, graph)
-                known.add(str(graph))
-        candidates = list(graphs) or candidates
-    return tracer.finished()
+        found = records_at(mark_numbers_(copied.train(training)), candidates)
+        for one in found.values():
+            if str(one.graph) not in known:
+                follow(tracer, one.graph)
+                known.add(str(one.graph))
+                records.append(one)
+        candidates = list(found)
+    freeze_obstacles(net, tracer.finished())
+    prove_(copied, tracer, records)
+    return tracer.wiring
 
 
-def _graphs(net: nn.Module, candidates: list[tuple[int, ...]], known: set[str]) -> dict[tuple[int, ...], fx.Graph]:
-    """Size of images → operations on them, with what they compute; one size does where none decides anything.
+def records_at(net: nn.Module, candidates: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Record]:
+    """Size of images → what a network on the meta device computes of them, at the first of some sizes that it takes.
 
-    None where the operations are known.
+    At all that it takes, where its code decides by sizes.  Raises InputError, naming the place, where it takes none.
     """
-    try:
-        graph = trace(net)
-    except InputError as error:
+    dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), None)
+    found: dict[tuple[int, ...], Record] = {}
+    problems = []
+    for size in candidates:
+        images = torch.empty(2, *size, device="meta", dtype=dtype)  # BatchNorm in training asks for two
         try:
-            return traces_at(net, candidates)
-        except InputError:
-            raise error from None
-    if str(graph) in known:
-        return {}
-    size, _ = run_at_some_size(fx.GraphModule(net, graph, type(net).__name__), candidates)
-    return {size: graph}
+            found[size] = Record(net.training, (images,), record(net, (images,)))
+        except Exception as error:  # whatever the network's own code raises
+            layer = f"layer {place}, " if (place := getattr(error, "place", "")) else ""
+            problems.append(f"{layer}{line_of(error) or 'its forward pass'}: {first_line(error)}")
+        else:
+            if not any(node.meta.get(DECIDED) for node in found[size].graph.nodes):
+                break
+    if found:
+        return found
+    tried = ", ".join("×".join(map(str, size)) for size in candidates)
+    mode = "" if net.training else " in evaluation mode"
+    raise InputError(
+        f"{type(net).__name__} cannot be recorded{mode} with an input of size {tried}: {problems[0]}; pass example=, "
+        f"an input or its size (channels, height, width), make its forward pass free of decisions about values, "
+        f"{HOW_TO_DECLARE}"
+    )
 
 
 def follow(tracer: ChannelTracer, graph: fx.Graph) -> None:

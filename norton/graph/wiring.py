@@ -157,6 +157,10 @@ class Wiring(ShownAsTable):
         for span in x:
             self._frozen.setdefault(span.axis, reason)
 
+    def freeze_axis(self, axis: int, reason: str) -> None:
+        """Keep all channels of an axis."""
+        self._frozen.setdefault(axis, reason)
+
     def freeze_layer(self, name: str, reason: str) -> None:
         """Keep all that a layer reads, passes and writes, or all entries of a parameter outside of layers."""
         parameters = [(known, x) for known, x, _ in self.parameters]

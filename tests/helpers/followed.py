@@ -274,6 +274,26 @@ def of(run, **more):
 
 
 BOTH, NO_A, NO_B = {"a": 8, "b": 8}, {"b": 8}, {"a": 8}
+
+
+def over_the_root(m, x):
+    y = m.a(x).relu()
+    return m.fc(m.b(y / math.sqrt(y.shape[1])).mean([2, 3]))
+
+
+def mean_by_hand(m, x):
+    y = m.a(x).relu()
+    return m.fc(m.b(y * (y.sum(1, keepdim=True) / int(y.shape[1]))).mean([2, 3]))
+
+
+def checked_by_values_of_types(m, x):
+    """What symbolic tracing refuses: loops over a list that torch does not see, and sizes as plain numbers."""
+    for layer in [m.a, torch.relu, m.b]:
+        x = layer(x)
+    pooled = F.avg_pool2d(x, [int(size) for size in x.shape[2:]])
+    return m.fc(pooled.reshape(len(x), -1))
+
+
 FOLLOWED = {  # name → network, widths of the axes that can be pruned, first writers of those that cannot
     "a derived norm": (of(normed, n=Norm(8)), BOTH, {"fc"}),
     "derived layers": (of(plain, a=Conv3(3, 8), b=Conv3(8, 8, bias=False), fc=Classifier(8, 5)), BOTH, {"fc"}),
@@ -327,6 +347,9 @@ FOLLOWED = {  # name → network, widths of the axes that can be pruned, first w
     "one image alone": (of(unbatched), BOTH, {"fc"}),
     "a number of channels that decides": (of(deciding_by_channels), NO_A, {"a", "fc"}),
     "as many times as channels": (of(as_many_as_channels), NO_A, {"a", "fc"}),
+    "a root of the number of channels": (of(over_the_root), NO_A, {"a", "fc"}),  # only a trial cut shows it
+    "a mean by hand": (of(mean_by_hand), NO_A, {"a", "fc"}),
+    "plain numbers and lists": (of(checked_by_values_of_types), BOTH, {"fc"}),
     "a slice that takes all": (of(all_of_them), BOTH, {"fc"}),
     "normalised over channels": (of(normalised_over_channels, n=nn.LayerNorm(8)), NO_A, {"a", "fc"}),
     "transposed": (

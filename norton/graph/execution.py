@@ -1,0 +1,264 @@
+"""Recording a forward pass by running it: the operations as they happen, with what they give.
+
+The network's own code runs, on tensors without values where that suffices, so that nothing in it has to be symbolic.
+Sizes are numbers that remember which tensor they are of, so that what is computed of them is recorded too.  The record
+is a `torch.fx.Graph` with one node for each layer that is called, for each operation outside of layers, and for each
+number that comes of a size; a node holds what it gave, see `norton.graph.nodes.value_of`.
+"""
+
+import operator
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from norton.graph.nodes import DECIDED, VALUE
+from norton.graph.recording import is_leaf
+
+LINE = "line"  # where the network's code asks for an operation: (file, number), among the notes of its node
+_ELSEWHERE = tuple(os.path.join(os.path.dirname(file), "") for file in (torch.__file__, __file__))
+
+
+@torch.no_grad()
+def record(net: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> fx.Graph:
+    """The operations of a forward pass on these arguments, in the mode that the network is in.
+
+    Raises whatever the network's own code raises; the error then has the attributes `place`, the layer it arose in,
+    and `graph`, what was recorded before it.
+    """
+    recorder = _Recorder(net)
+    device = next((tensor.device for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)), "cpu")
+    with recorder.watching(), torch.device(device), recorder:
+        for value in tree_leaves((args, kwargs)):
+            recorder.add_input(value)
+        try:
+            output = net(*args, **(kwargs or {}))
+        except Exception as error:
+            error.place, error.graph = recorder.place, recorder.graph  # type: ignore[attr-defined]
+            raise
+    recorder.graph.output(recorder.outputs(output)).meta[VALUE] = None
+    return recorder.graph
+
+
+class _Recorded:
+    """A number whose node is made when something takes it."""
+
+    recorder: "_Recorder"
+    make: Callable[[], fx.Node]
+
+    @cached_property
+    def node(self) -> fx.Node:
+        return self.make()
+
+
+class Number(_Recorded, int):
+    """A whole number that comes of a tensor's size."""
+
+
+class Real(_Recorded, float):
+    """A number that is computed of such."""
+
+
+def _computing(function: Callable, reverse: bool) -> Callable:
+    def compute(self: Any, *others: Any) -> Any:
+        numbers = [*others, self] if reverse else [self, *others]
+        plain = [_plain(number) for number in numbers]
+        if any(value is NotImplemented for value in plain):
+            return NotImplemented
+        return self.recorder.number(function(*plain), "call_function", function, numbers, {})
+
+    return compute
+
+
+def _deciding(function: Callable) -> Callable:
+    """A comparison, on which the network's code may decide."""
+
+    def decide(self: Any, *others: Any) -> Any:
+        for number in (self, *others):
+            if isinstance(number, _Recorded):
+                number.node.meta[DECIDED] = True
+        return function(self, *others)
+
+    return decide
+
+
+def _plain(number: Any) -> Any:
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return NotImplemented
+    return int(number) if isinstance(number, int) else float(number)
+
+
+for _kind in (Number, Real):
+    for _operation in ("add", "sub", "mul", "floordiv", "truediv", "mod", "pow"):
+        setattr(_kind, f"__{_operation}__", _computing(getattr(operator, _operation), False))
+        setattr(_kind, f"__r{_operation}__", _computing(getattr(operator, _operation), True))
+    _kind.__neg__ = _computing(operator.neg, False)  # type: ignore[assignment]
+    for _operation in ("eq", "ne", "lt", "le", "gt", "ge", "bool"):
+        setattr(_kind, f"__{_operation}__", _deciding(getattr(_kind.__mro__[2], f"__{_operation}__")))
+    _kind.__hash__ = _kind.__mro__[2].__hash__  # type: ignore[assignment]
+
+
+class _Recorder(TorchFunctionMode):
+    """Makes a node of each operation on tensors outside of leaves, and of each leaf."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net, self.graph = net, fx.Graph()
+        self.names = {id(tensor): name for name, tensor in [*net.named_parameters(), *net.named_buffers()]}
+        self.nodes: dict[int, fx.Node] = {}  # id of a tensor → the node that gave it last
+        self.held: list[Tensor] = []  # so that no other tensor takes the id of one
+        self.path: list[str] = []  # the modules whose forward pass runs, outermost first
+        self.inside = 0  # of how many leaves
+
+    @property
+    def place(self) -> str:
+        """The module whose forward pass runs."""
+        return self.path[-1] if self.path else ""
+
+    # What the network does
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        # Torch's own code compares sizes, which decides nothing.
+        result = func(*fx.node.map_aggregate(args, _without_node), **fx.node.map_aggregate(kwargs, _without_node))
+        if self.inside or not any(isinstance(value, Tensor) for value in tree_leaves((args, kwargs))):
+            return result
+        name = _name(func)
+        if name in ("shape", "size"):
+            return self.sized(name, args, kwargs, result)
+        if name == "setitem":
+            self.hold(args[0], self.add("call_method", name, args, kwargs, args[0]))
+        elif any(isinstance(value, Tensor) for value in tree_leaves(result)):
+            own = not (getattr(func, "__module__", None) or "torch").startswith(("torch", "_operator", "builtins"))
+            op, target = ("call_function", func) if own else ("call_method", name)
+            self.give(self.add(op, target, args, kwargs, result), result)
+        return result
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Hooks on all modules, which tell where an operation happens."""
+        handles = []
+        for name, module in self.net.named_modules():
+            enter, leave = self._hooks(name, module)
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(leave, with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hooks(self, name: str, module: nn.Module) -> tuple[Callable, Callable]:
+        leaf = bool(name) and is_leaf(module)
+
+        def enter(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            self.path.append(name)
+            self.inside += leaf
+
+        def leave(module: nn.Module, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
+            self.inside -= leaf
+            if leaf and not self.inside:
+                self.give(self.add("call_module", name, args, kwargs, result), result)
+            self.path.pop()
+
+        return enter, leave
+
+    # What is recorded
+
+    def add(self, op: str, target: Any, args: Any, kwargs: Any, value: Any) -> fx.Node:
+        args, kwargs = (fx.node.map_aggregate(given, self.argument) for given in (tuple(args), dict(kwargs)))
+        node = self.graph.create_node(op, target, args, kwargs)
+        node.meta |= {VALUE: value, LINE: _line(), "nn_module_stack": {self.place: (self.place, None)}}
+        return node
+
+    def add_input(self, value: Any) -> None:
+        if isinstance(value, Tensor):
+            self.hold(value, self.add("placeholder", f"input_{len(self.nodes)}", (), {}, value))
+
+    def argument(self, value: Any) -> Any:
+        """A value as an argument of a node."""
+        if isinstance(value, _Recorded | _Node):
+            return value.node
+        if not isinstance(value, Tensor):
+            known = value is None or value is ... or isinstance(value, (*fx.node.base_types, slice))
+            return value if known else type(value).__name__
+        if id(value) not in self.nodes:  # a parameter, a buffer, or a tensor that no recorded operation made
+            self.hold(value, self.add("get_attr", self.names.get(id(value), ""), (), {}, value))
+        return self.nodes[id(value)]
+
+    def give(self, node: fx.Node, result: Any) -> None:
+        """A node gives tensors: one, or several, each of which then is a node of its own."""
+        if isinstance(result, Tensor):
+            self.hold(result, node)
+        elif isinstance(result, Mapping):
+            for key, part in result.items():
+                self.give(self.add("call_method", "getitem", (_Node(node), key), {}, part), part)
+        elif isinstance(result, list | tuple):
+            for place, part in enumerate(result):
+                if isinstance(part, Tensor | list | tuple):
+                    self.give(self.add("call_method", "getitem", (_Node(node), place), {}, part), part)
+
+    def hold(self, tensor: Tensor, node: fx.Node) -> None:
+        self.nodes[id(tensor)] = node
+        self.held.append(tensor)
+
+    def sized(self, name: str, args: tuple, kwargs: dict[str, Any], result: Any) -> Any:
+        """A size, or all sizes, of a tensor as numbers that remember it."""
+        if isinstance(result, int):
+            return self.number(result, "call_method", "size", args, kwargs)
+        node = _Node(self.add("call_method", "size", args[:1], {}, result))
+        return torch.Size(
+            [self.number(n, "call_method", "getitem", (node, place), {}) for place, n in enumerate(result)]
+        )
+
+    def number(self, value: Any, op: str, target: Any, args: Any, kwargs: Any) -> Any:
+        """A number that is the result of an operation."""
+        found: Any = Number(value) if isinstance(value, int) else Real(value) if isinstance(value, float) else value
+        if isinstance(found, _Recorded):
+            found.recorder, found.make = self, partial(self.add, op, target, args, kwargs, value)
+        return found
+
+    def outputs(self, output: Any) -> list[fx.Node]:
+        """The nodes of what a network returns, and of all tensors that no recorded operation takes any more.
+
+        Somebody may take those in a way that is not seen.
+        """
+        returned = [self.nodes[id(value)] for value in tree_leaves(output) if id(value) in self.nodes]
+        unused = [node for node in self.graph.nodes if not node.users and isinstance(node.meta[VALUE], Tensor)]
+        unused = [node for node in unused if node.target != "getitem" or isinstance(node.args[0].meta[VALUE], Tensor)]
+        return list(dict.fromkeys([*returned, *unused]))
+
+
+def _without_node(value: Any) -> Any:
+    return _plain(value) if isinstance(value, _Recorded) else value
+
+
+class _Node:
+    """A node as an argument of another one."""
+
+    def __init__(self, node: fx.Node):
+        self.node = node
+
+
+def _name(func: Any) -> str:
+    """The name of a torch function, method, operator or attribute."""
+    name = getattr(func, "__name__", str(func))
+    if name == "__get__":
+        return func.__self__.__name__
+    stripped = name.strip("_") if name.startswith("__") else name
+    return {"radd": "add", "rmul": "mul", "rsub": "sub", "rtruediv": "truediv", "rdiv": "div"}.get(stripped, stripped)
+
+
+def _line() -> tuple[str, int]:
+    """The line of the network's code that runs: the innermost one that is neither torch's nor this room's."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_ELSEWHERE):
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno

@@ -1,0 +1,156 @@
+"""A wiring proved by running the network again: after a trial cut, every operation must give what was predicted.
+
+A record has the numbers in the code as they were (`view(-1, 32)`, `x[:, :16]`, `split(self.width)`), and cannot tell
+which of them follow the widths.  So a copy without values is cut a little everywhere and recorded again.  Where it
+fails, gives another shape than the wiring says, or computes with another number, the channels that reach that place
+have to stay.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, fx, nn
+
+from norton.common.errors import first_line
+from norton.graph.channels import ChannelTracer
+from norton.graph.execution import LINE, record
+from norton.graph.nodes import name_of, place_of, value_of
+from norton.graph.slicing import cut_
+from norton.graph.wiring import Wiring, positions
+
+
+class Record(NamedTuple):
+    """A forward pass as it was recorded, whose channels were followed."""
+
+    training: bool
+    inputs: tuple[Any, ...]
+    graph: fx.Graph
+
+
+def prove_(net: nn.Module, tracer: ChannelTracer, records: Sequence[Record]) -> None:
+    """Freeze what trial cuts of a network on the meta device disagree with, until none does."""
+    wiring = tracer.wiring
+    while keep := trial_keep(wiring):
+        cut, frozen = copy.deepcopy(net), set(wiring.frozen)
+        cut_(cut, wiring, keep)
+        found = next((found for one in records if (found := _tried(cut, tracer, one, keep))), None)
+        if found is None:
+            return
+        graph, (node, reason) = found
+        for place in places_like(graph, node):
+            freeze_at(tracer, place, reason)
+        if set(wiring.frozen) == frozen:  # nothing that is known reaches that place
+            for axis in keep:
+                wiring.freeze_axis(axis, f"{place_of(node)}: {reason}")
+
+
+def _tried(
+    cut: nn.Module, tracer: ChannelTracer, one: Record, keep: Mapping[int, Sequence[int]]
+) -> tuple[fx.Graph, "Disagreement"] | None:
+    error = None
+    try:
+        after = record(cut.train(one.training), one.inputs)
+    except Exception as failure:  # whatever the network's own code raises
+        after, error = failure.graph, first_line(failure)  # type: ignore[attr-defined]
+    found = disagreement(tracer, one.graph, after, keep, error)
+    return None if found is None else (one.graph, found)
+
+
+class Disagreement(NamedTuple):
+    """Where a cut network does something else than was predicted, and what."""
+
+    node: fx.Node  # of the record before the cut
+    reason: str
+
+
+def trial_keep(wiring: Wiring) -> dict[int, list[int]]:
+    """Axis → units of it that a trial keeps: of every axis that can be cut alone, about three of four."""
+    frozen, bound = wiring.frozen, {axis for edge in wiring.shifts for axis in edge}
+    widths = {axis: wiring.width(axis) for axis in wiring.writers if axis not in frozen and axis not in bound}
+    return {axis: list(range(width - max(1, width // 4))) for axis, width in widths.items() if width > 1}
+
+
+def disagreement(
+    tracer: ChannelTracer, before: fx.Graph, after: fx.Graph, keep: Mapping[int, Sequence[int]], error: str | None
+) -> Disagreement | None:
+    """The first place where the record of a cut network is not what the wiring of the whole one predicts.
+
+    after: up to where it failed, if it did, with that error.
+    """
+    old, new = list(before.nodes), list(after.nodes)
+    computed = _depends_on_inputs(before)
+    for node, other in zip(old, new, strict=False):
+        if (node.op, name_of(node)) != (other.op, name_of(other)):
+            return Disagreement(node, "its code takes another way when the number of channels changes")
+        if node in computed and (reason := _differs(tracer, node, other, keep)):
+            return Disagreement(node, reason)
+    if error is not None or len(new) < len(old):
+        failed = old[min(len(new), len(old) - 1)]
+        return Disagreement(failed, f"it does not follow the number of channels ({error or 'its code ends there'})")
+    return None
+
+
+def _depends_on_inputs(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that compute something of the network's inputs, rather than of parameters alone."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or any(arg in found for arg in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _differs(tracer: ChannelTracer, node: fx.Node, other: fx.Node, keep: Mapping[int, Sequence[int]]) -> str | None:
+    value, now = value_of(node), value_of(other)
+    if not isinstance(value, Tensor):
+        return None  # sizes, and lists of tensors, which are nodes of their own
+    expected = list(value.shape)
+    if (x := tracer.located.get(node)) is not None:
+        if x.shifted:
+            return None
+        expected[x.dim] = len(positions(tracer.wiring, x.channels, keep))
+    if list(now.shape) != expected:
+        return "it does not follow the number of channels"
+    if [*_numbers(node)] != [*_numbers(other)]:
+        return "it computes with the number of channels"
+    return None
+
+
+# Their numbers are sizes and places, and show in the shape of what they give.
+_ABOUT_SHAPE = {
+    *("view", "reshape", "expand", "getitem", "split", "chunk", "narrow", "unflatten", "repeat", "tile", "pad"),
+    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "interpolate", "split_with_sizes"),
+    *("new_zeros", "new_ones", "new_empty", "new_full", "unfold", "fold", "pixel_shuffle", "pixel_unshuffle"),
+    *("conv1d", "conv2d", "conv3d", "group_norm", "tensor_split", "unsafe_split", "repeat_interleave"),
+}
+
+
+def _numbers(node: fx.Node) -> Iterator[Any]:
+    """The numbers that an operation computes with."""
+    if node.op == "call_module" or name_of(node) in _ABOUT_SHAPE:
+        return
+    found: list[Any] = []
+    fx.node.map_aggregate((node.args, node.kwargs), lambda value: found.append(value) or value)
+    yield from (value for value in found if isinstance(value, int | float))
+
+
+def places_like(graph: fx.Graph, place: fx.Node) -> list[fx.Node]:
+    """The nodes of the same operation on the same line of code, such as in all blocks of a kind."""
+    return [n for n in graph.nodes if n.meta.get(LINE) == place.meta.get(LINE) and name_of(n) == name_of(place)]
+
+
+def freeze_at(tracer: ChannelTracer, node: fx.Node, reason: str) -> None:
+    """Keep the channels that reach a node: of its arguments, or of what these are computed of."""
+    tracer.freeze_arguments(node, reason)
+    if (x := tracer.located.get(node)) is not None:
+        tracer.wiring.freeze(x.channels, f"{place_of(node)}: {reason}")
+    behind, seen = [arg for arg in node.all_input_nodes if tracer.located.get(arg) is None], set()
+    while behind:
+        arg = behind.pop()
+        if arg in seen:
+            continue
+        seen.add(arg)
+        if (x := tracer.located.get(arg)) is not None:
+            tracer.wiring.freeze(x.channels, f"{place_of(node)}: {reason}")
+        else:
+            behind += arg.all_input_nodes
