@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from norton.graph.layers import is_decomposed, set_form_
 from norton.graph.meta import on_meta
 
 aten = torch.ops.aten
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Inputs:
         return Inputs(*_moved((self.args, dict(self.kwargs)), device))
 
 
-def without_values(net: nn.Module, inputs: Inputs, run: Callable[[nn.Module, Inputs], T]) -> T:
+def without_values(net: nn.Module, inputs: Inputs, run: Callable[[nn.Module, Inputs], Any]) -> Any:
     """What `run` finds on a copy of a network on the meta device, or on the CPU where the network asks for values.
 
     The copy is in evaluation mode, its decomposed layers in their published form.  Raises InputError for a network that
