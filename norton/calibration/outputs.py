@@ -64,7 +64,7 @@ def fit_to_outputs(
 
     Warns of layers that the images do not reach or that are called several times, which are fitted to their weights, of
     too few images, and where memory asks for a cheaper form.  Raises InputError for images that do not fit, values that
-    are not finite, and a network that cannot be traced.
+    are not finite, and a network that calls its layers in another order for other images.
     """
     check_images(before, images)
     result = copied(small).eval()

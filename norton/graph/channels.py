@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import fx, nn
 
-from norton.graph.nodes import first_argument, place_of, reads_facts, value_of
+from norton.graph.nodes import first_argument, place_of, reads_kernel_size, value_of
 from norton.graph.parameters import free_tensors, goes_with, sharing_layers
 from norton.graph.wiring import Channels, Wiring
 
@@ -113,7 +113,7 @@ class ChannelTracer:
         for node in graph.nodes:
             if node.op != "get_attr" or self.located[node] is not None:
                 continue
-            others = [user for user in node.users if (node, user) not in self._followed and not reads_facts(user)]
+            others = [user for user in node.users if (node, user) not in self._followed and not reads_kernel_size(user)]
             if others:
                 name, owner = str(node.target), str(node.target).rpartition(".")[0]
                 self.keep_whole(name, f"{place_of(others[0])}: it reads {name} in another way")

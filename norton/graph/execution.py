@@ -7,8 +7,6 @@ number that comes of a size; a node holds what it gave, see `norton.graph.nodes.
 """
 
 import operator
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -19,11 +17,11 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from norton.graph.lines import running_line
 from norton.graph.nodes import DECIDED, VALUE
 from norton.graph.recording import is_leaf
 
 LINE = "line"  # where the network's code asks for an operation: (file, number), among the notes of its node
-_ELSEWHERE = tuple(os.path.join(os.path.dirname(file), "") for file in (torch.__file__, __file__))
 
 
 @torch.no_grad()
@@ -175,7 +173,7 @@ class _Recorder(TorchFunctionMode):
     def add(self, op: str, target: Any, args: Any, kwargs: Any, value: Any) -> fx.Node:
         args, kwargs = (fx.node.map_aggregate(given, self.argument) for given in (tuple(args), dict(kwargs)))
         node = self.graph.create_node(op, target, args, kwargs)
-        node.meta |= {VALUE: value, LINE: _line(), "nn_module_stack": {self.place: (self.place, None)}}
+        node.meta |= {VALUE: value, LINE: running_line(), "nn_module_stack": {self.place: (self.place, None)}}
         return node
 
     def add_input(self, value: Any) -> None:
@@ -254,11 +252,3 @@ def _name(func: Any) -> str:
         return func.__self__.__name__
     stripped = name.strip("_") if name.startswith("__") else name
     return {"radd": "add", "rmul": "mul", "rsub": "sub", "rtruediv": "truediv", "rdiv": "div"}.get(stripped, stripped)
-
-
-def _line() -> tuple[str, int]:
-    """The line of the network's code that runs: the innermost one that is neither torch's nor this room's."""
-    frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_ELSEWHERE):
-        frame = frame.f_back
-    return frame.f_code.co_filename, frame.f_lineno

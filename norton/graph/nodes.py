@@ -4,14 +4,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
-# Numbers and other facts about a tensor that stay the same whatever its number of channels is.
-FACTS = {
-    *("ndim", "dim", "ndimension", "dtype", "device", "layout", "requires_grad", "is_leaf", "is_contiguous"),
-    *("is_cuda", "is_cpu", "is_mps", "is_meta", "is_sparse", "is_quantized", "is_floating_point", "is_complex"),
-    *("is_tensor", "get_device", "element_size", "itemsize"),
-}
 DECIDED = "decided"  # set where Python took a number that a node computes, such as a size in an `if`
-VALUE = "value"  # where `norton.graph.meta` leaves what a node computes, among its notes (`node.meta`)
+VALUE = "value"  # where `norton.graph.execution` leaves what a node computes, among its notes (`node.meta`)
 
 
 def name_of(node: fx.Node) -> str:
@@ -19,23 +13,14 @@ def name_of(node: fx.Node) -> str:
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
-def asked_of(node: fx.Node) -> str:
-    """The name of what a node asks a tensor for: that of a method or function, or of an attribute."""
-    return node.args[1] if name_of(node) == "getattr" and isinstance(node.args[1], str) else name_of(node)
-
-
-def reads_facts(node: fx.Node) -> bool:
-    """Whether a node asks a weight for nothing that depends on channels: facts, or the size of its kernel."""
-    asked, dims = asked_of(node), value_of(first_argument(node)).dim()
-    if asked == "size" and len(node.args) == 2 and isinstance(node.args[1], int):
-        return node.args[1] % dims > 1
-    if asked not in ("size", "shape"):
-        return asked in FACTS
-    parts: list[Any] = [user.args[1] if name_of(user) == "getitem" else None for user in node.users]
-    if not all(isinstance(part, int | slice) for part in parts):
+def reads_kernel_size(node: fx.Node) -> bool:
+    """Whether a node asks a weight for nothing but sizes of its kernel, which do not depend on channels."""
+    dims = value_of(first_argument(node)).dim()
+    if name_of(node) != "size":
         return False
-    taken = [range(dims)[part] for part in parts]
-    return all(dim > 1 for part in taken for dim in ([part] if isinstance(part, int) else part))
+    if len(node.args) == 2 and isinstance(node.args[1], int):
+        return node.args[1] % dims > 1
+    return all(name_of(user) == "getitem" and user.args[1] % dims > 1 for user in node.users)
 
 
 def place_of(node: fx.Node) -> str:

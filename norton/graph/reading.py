@@ -1,8 +1,6 @@
 """Which weights a network reads itself, rather than by calling their layers."""
 
 import copy
-import os
-import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +14,8 @@ from norton.common.errors import InputError
 from norton.graph.copies import replace_
 from norton.graph.input_sizes import candidate_sizes
 from norton.graph.layers import ELEMENTWISE_LAYERS, NORM_LAYERS
-from norton.graph.meta import on_meta, run_at_some_size
+from norton.graph.lines import running_line, shown
+from norton.graph.meta import at_sizes, on_meta
 from norton.graph.nodes import holds_tensor
 
 
@@ -51,7 +50,7 @@ def weights_read(net: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, s
     for training in (True, False):
         try:
             with reader:
-                size, _ = run_at_some_size(copied.train(training), candidates)
+                size, _ = next(at_sizes(copied.train(training), candidates, copied))
             candidates = [size]
         except InputError:
             continue
@@ -104,11 +103,4 @@ class _Reader(TorchFunctionMode):
         for value in tree_leaves(arguments):
             for name in self.names.get(id(value), ()):
                 if not self.running[self.stand_ins[name]]:
-                    self.found.setdefault(name, _line())
-
-
-def _line() -> str:
-    """The innermost line of the network's code that runs, for people."""
-    elsewhere = tuple(os.path.join(os.path.dirname(file), "") for file in (torch.__file__, __file__))
-    frames = [frame for frame in traceback.extract_stack() if not frame.filename.startswith(elsewhere)]
-    return f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else "the forward pass"
+                    self.found.setdefault(name, shown(running_line()))

@@ -1,22 +1,20 @@
-"""Recording the operations of a network's forward pass, with torch.fx."""
+"""Recording a forward pass with torch.fx, for what runs the record again: deploying; see `norton.graph.execution`."""
 
-import os
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from norton.common.errors import InputError, first_line
 from norton.graph.layers import is_decomposed, torch_kind
+from norton.graph.lines import line_of
 
 HOW_TO_DECLARE = "or give the network a method wiring() that declares its channel axes, see norton/models/resnet.py"
 
 
-class LayerTracer(fx.Tracer):
+class _Tracer(fx.Tracer):
     """fx's tracer; `where`: the module in which it failed.
 
     Leaves are torch's layers, those derived from them that only set defaults, decomposed and packed ones.
@@ -51,11 +49,7 @@ def trace(net: nn.Module) -> fx.Graph:
     """
     if isinstance(net, nn.Conv2d | nn.Linear) or is_decomposed(net):
         raise InputError(f"the network is one {type(net).__name__}, whose channels are its input and output")
-    return recorded(net, LayerTracer())
-
-
-def recorded(net: nn.Module, tracer: LayerTracer) -> fx.Graph:
-    """What a tracer records of a network's forward pass.  Raises InputError, naming the place, where it fails."""
+    tracer = _Tracer()
     try:
         with _unchecked(net):
             return tracer.trace(net)
@@ -80,10 +74,3 @@ def _unchecked(net: nn.Module) -> Iterator[None]:
     finally:
         for layer in norms:
             del layer._check_input_dim
-
-
-def line_of(error: Exception) -> str:
-    """Where in the network's code an error arose, for people: the innermost line that is not torch's or this room's."""
-    elsewhere = tuple(os.path.join(os.path.dirname(file), "") for file in (torch.__file__, __file__))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(elsewhere)]
-    return f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""

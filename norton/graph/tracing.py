@@ -10,18 +10,15 @@ into ours, which recorded plans replay, so that it saves little.)
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, fx, nn
 
-from norton.common.errors import InputError, first_line
 from norton.graph.channels import ChannelTracer, LocatedChannels
 from norton.graph.execution import record
 from norton.graph.input_sizes import Example, candidate_sizes
-from norton.graph.meta import on_meta
+from norton.graph.meta import at_sizes, on_meta
 from norton.graph.nodes import DECIDED, holds_tensor, name_of, value_of
 from norton.graph.parameters import mark_numbers_
 from norton.graph.proving import Record, prove_
-from norton.graph.recording import HOW_TO_DECLARE, line_of
 from norton.graph.rules import RULES, Rule, counted_channels, rule_of_layer
 from norton.graph.slicing import freeze_obstacles
 from norton.graph.wiring import Wiring
@@ -59,28 +56,16 @@ def records_at(net: nn.Module, candidates: Sequence[tuple[int, ...]]) -> dict[tu
 
     At all that it takes, where its code decides by sizes.  Raises InputError, naming the place, where it takes none.
     """
-    dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), None)
+
+    def recorded(images: Tensor) -> Record:
+        return Record(net.training, (images,), record(net, (images,)))
+
     found: dict[tuple[int, ...], Record] = {}
-    problems = []
-    for size in candidates:
-        images = torch.empty(2, *size, device="meta", dtype=dtype)  # BatchNorm in training asks for two
-        try:
-            found[size] = Record(net.training, (images,), record(net, (images,)))
-        except Exception as error:  # whatever the network's own code raises
-            layer = f"layer {place}, " if (place := getattr(error, "place", "")) else ""
-            problems.append(f"{layer}{line_of(error) or 'its forward pass'}: {first_line(error)}")
-        else:
-            if not any(node.meta.get(DECIDED) for node in found[size].graph.nodes):
-                break
-    if found:
-        return found
-    tried = ", ".join("×".join(map(str, size)) for size in candidates)
-    mode = "" if net.training else " in evaluation mode"
-    raise InputError(
-        f"{type(net).__name__} cannot be recorded{mode} with an input of size {tried}: {problems[0]}; pass example=, "
-        f"an input or its size (channels, height, width), make its forward pass free of decisions about values, "
-        f"{HOW_TO_DECLARE}"
-    )
+    for size, one in at_sizes(net, candidates, recorded):
+        found[size] = one
+        if not any(node.meta.get(DECIDED) for node in one.graph.nodes):
+            break
+    return found
 
 
 def follow(tracer: ChannelTracer, graph: fx.Graph) -> None:
@@ -120,14 +105,10 @@ def _visit_output(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | Non
 
 
 def _visit_function(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
-    function = node.target
-    if getattr(function, "crops_or_pads", False) and (x := tracer.input(node)):
+    """A computation with numbers, or a function that torch lets through as one operation."""
+    if getattr(node.target, "crops_or_pads", False) and (x := tracer.input(node)):
         return LocatedChannels(x.channels, x.dim, shifted=True)
-    if hasattr(function, "_fields"):  # a named tuple, which networks return
-        return _visit_output(tracer, node)
-    home = (getattr(function, "__module__", None) or "torch").split(".")[0]
-    known = home in ("torch", "torchvision", "_operator", "builtins")  # a user's function may have any name
-    return _apply(tracer, node, RULES.get(name_of(node)) if known else None)
+    return _apply(tracer, node, None)  # a user's function may have any name
 
 
 def _visit_method(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
@@ -152,7 +133,7 @@ _VISITS = {
 def _apply(tracer: ChannelTracer, node: fx.Node, rule: Rule | None) -> LocatedChannels | None:
     """What a rule makes of a node; whatever has no rule freezes what it takes."""
     value = value_of(node)
-    if not holds_tensor(value) and name_of(node) != "_assert":
+    if not holds_tensor(value):
         tracer.counts[node] = counted_channels(tracer, node)
         return None
     tensors = sum(isinstance(value_of(arg), Tensor) for arg in node.all_input_nodes)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.cutting import CHOICES, dead_outputs, outputs_without_offsets, pruned, randomised
+from helpers.cutting import CHOICES, dead_outputs, outputs_without_offsets, pruned, wired
 from helpers.followed import FOLLOWED, Conv3, Norm, Padded
 
 import norton
@@ -13,13 +13,7 @@ pytestmark = pytest.mark.quick
 
 @pytest.mark.parametrize("name", FOLLOWED)
 def test_followed(name):
-    make, widths, whole = FOLLOWED[name]
-    torch.manual_seed(0)
-    net = randomised(make().double(), name)
-    wiring = norton.wiring_of(net)
-    frozen = wiring.frozen
-    assert {wiring.name(axis): wiring.width(axis) for axis in wiring.writers if axis not in frozen} == widths
-    assert set(wiring.left_whole) == whole
+    net, wiring, widths = wired(FOLLOWED, name)
     x = torch.randn(3, *(net.input_size or (3, 16, 16)), dtype=torch.float64)
     if not widths:
         return

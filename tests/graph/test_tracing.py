@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.cutting import CHOICES, check_exact, dead_outputs, outputs_without_offsets, pruned, randomised
+from helpers.cutting import CHOICES, check_exact, dead_outputs, outputs_without_offsets, pruned, randomised, wired
 from helpers.hand_made import HAND_MADE, Net, conv, layers
 from helpers.repository import ARCHITECTURES
 from torch import nn
@@ -15,13 +15,7 @@ pytestmark = pytest.mark.quick
 
 @pytest.mark.parametrize("name", HAND_MADE)
 def test_hand_made(name):
-    make, widths, whole = HAND_MADE[name]
-    torch.manual_seed(0)
-    net = randomised(make().double(), name)
-    wiring = norton.wiring_of(net)
-    frozen = wiring.frozen
-    assert {wiring.name(axis): wiring.width(axis) for axis in wiring.writers if axis not in frozen} == widths
-    assert set(wiring.left_whole) == whole
+    net, wiring, widths = wired(HAND_MADE, name)
     x = torch.randn(3, *net.input_size, dtype=torch.float64)
     if not widths:
         with pytest.raises(norton.InputError, match=r"none of its . channel axes can be pruned"):
@@ -95,7 +89,7 @@ def decides(m, x):
 
 
 @pytest.mark.parametrize("run, options, message", [
-    (decides, {}, r"cannot be recorded .*test_tracing\.py:\d+ .*y\.sum\(\) > 0.*decisions about values.*wiring\(\)"),
+    (decides, {}, r"takes no input .*test_tracing\.py:\d+ .*y\.sum\(\) > 0.*decisions about values.*wiring\(\)"),
     (lambda m, x: m.fc(m.b(m.a(x)).flatten(1)), {}, r"size 3×16×16: layer fc, .*example="),
     (lambda m, x: m.fc(m.b(m.a(x)).mean([2, 3])), {"example": (1, 16, 16)}, r"size 1×16×16: layer a, .*example="),
 ])  # fmt: skip
@@ -110,7 +104,7 @@ class Sizeless(nn.Sequential):
 
 def test_an_example_says_the_size(tmp_path):
     net = Sizeless(conv(3, 8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 12 * 12, 4))
-    with pytest.raises(norton.InputError, match=r"cannot be recorded with an input of size 3×224×224, .*example="):
+    with pytest.raises(norton.InputError, match=r"takes no input of size 3×224×224, .*example="):
         norton.prune(net, 0.3, criterion="l2")
     x = torch.randn(1, 3, 12, 12)
     small = norton.prune(net, 0.3, criterion="l2", example=x, options=norton.PruneOptions(min_filters=1)).eval()
@@ -153,7 +147,7 @@ def test_a_weight_that_a_hook_computes_stays_whole():
 
 def test_the_mode_that_cannot_be_traced():
     net = Net(lambda m, x: plain(m, x) if m.training else decides(m, x), **layers())
-    with pytest.raises(norton.InputError, match=r"cannot be recorded in evaluation mode .*y\.sum\(\) > 0"):
+    with pytest.raises(norton.InputError, match=r"in evaluation mode: .*y\.sum\(\) > 0"):
         norton.prune(net, 0.3, criterion="l2")
 
 

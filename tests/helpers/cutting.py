@@ -32,6 +32,18 @@ def randomised(net, name=""):
     return net.eval()
 
 
+def wired(cases, name):
+    """A network out of {name: (make, widths, whole)} and its wiring, of which exactly these axes can be cut."""
+    make, widths, whole = cases[name]
+    torch.manual_seed(0)
+    net = randomised(make().double(), name)
+    wiring = norton.wiring_of(net)
+    frozen = wiring.frozen
+    assert {wiring.name(axis): wiring.width(axis) for axis in wiring.writers if axis not in frozen} == widths
+    assert set(wiring.left_whole) == whole
+    return net, wiring, widths
+
+
 def images(net, count=2):
     side = SIDES.get(net.name, 32)
     dtype = next(net.parameters()).dtype

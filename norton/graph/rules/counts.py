@@ -6,7 +6,7 @@ Where such a number is used other than as a size in a reshape, the channels are 
 from torch import fx
 
 from norton.graph.channels import ChannelTracer, LocatedChannels
-from norton.graph.nodes import FACTS, asked_of, first_argument, name_of, value_of
+from norton.graph.nodes import first_argument, name_of, value_of
 from norton.graph.wiring import Channels
 
 
@@ -20,9 +20,9 @@ def counted_channels(tracer: ChannelTracer, node: fx.Node) -> Channels:
     name = name_of(node)
     if name == "size" and len(node.args) == 2 and isinstance(dim := node.args[1], int):
         return x.channels if dim % _dimensions(node) == x.dim else ()
-    if name == "size" or (name == "getattr" and node.args[1] == "shape"):
+    if name == "size":
         tracer.shapes[node] = (x, range(_dimensions(node)))
-    return () if asked_of(node) in FACTS else x.channels
+    return x.channels
 
 
 def _part_of_shape(tracer: ChannelTracer, node: fx.Node) -> Channels | None:

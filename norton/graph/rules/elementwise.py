@@ -4,7 +4,6 @@ from torch import fx
 
 from norton.graph.channels import ChannelTracer, LocatedChannels
 from norton.graph.layers import ELEMENTWISE_LAYERS
-from norton.graph.nodes import asked_of
 from norton.graph.rules.table import rule
 
 
@@ -37,9 +36,3 @@ def fill(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
 def make(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """A new tensor of a size of its own, of which only the type and device are another one's."""
     return None
-
-
-@rule("getattr")
-def attribute(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
-    """The values of a tensor; what else it has may be anything."""
-    return tracer.input(node) if asked_of(node) == "data" else tracer.unknown(node)
