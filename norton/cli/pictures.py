@@ -29,12 +29,21 @@ def bar_picture(path: str | Path, panels: Mapping[str, Mapping[str, float]], tit
     return save_figure(path, figure, title)
 
 
-def layer_picture(path: str | Path, panels: Mapping[str, Mapping[str, float]], title: str) -> Path:
-    """One panel below the other, each with a bar per layer."""
+def layer_picture(
+    path: str | Path,
+    panels: Mapping[str, Mapping[str, float]],
+    title: str,
+    before: Mapping[str, Mapping[str, float]] | None = None,
+) -> Path:
+    """One panel below the other, each with a bar per layer; before: of a panel, outlines of what it was before."""
     count = max(len(bars) for bars in panels.values())
     figure, axes = _figure(1, max(6.0, 0.22 * count), 2.6 * len(panels), rows=len(panels))
     for axis, (name, bars) in zip(axes, panels.items(), strict=True):
-        axis.bar(list(bars), list(bars.values()), color=COLOURS[0])
+        axis.bar(list(bars), list(bars.values()), color=COLOURS[0], label="after")
+        if earlier := (before or {}).get(name):  # in front, for what became more
+            outlines = {"facecolor": "none", "edgecolor": "#222222", "linewidth": 0.8}
+            axis.bar(list(bars), [earlier[layer] for layer in bars], label="before", **outlines)
+            axis.legend(fontsize=8, ncols=2, frameon=False, loc="lower right", bbox_to_anchor=(1, 1))
         axis.set_ylabel(name, fontsize=9)
         axis.tick_params(axis="x", labelrotation=90, labelsize=6)
         axis.margins(x=0.01)

@@ -40,14 +40,16 @@ def main(cfg: DictConfig) -> None:
     tables.write_table(folder / "table.md", rows)
     panels = {
         "output error" if outputs else "NMSE": outputs or errors,
-        "MACs after": {name: after.by_layer[name].macs for name in errors},
+        "MACs (millions)": {name: after.by_layer[name].macs / 1e6 for name in errors},
     }
-    pictures.layer_picture(folder / "picture.png", panels, f"{type(net).__name__}, {setting}")
+    earlier = {"MACs (millions)": {name: before.by_layer[name].macs / 1e6 for name in errors}}
+    title = f"{type(net).__name__} decomposed at {setting}"
+    pictures.layer_picture(folder / "picture.png", panels, title, earlier)
 
     if choice:
         tables.print_table(choice.rows(), f"ranks for {setting}")
         print(choice.sentence())
-    tables.print_table(rows, f"{type(net).__name__} decomposed at {setting}")
+    tables.print_table(rows, title)
     total = {"": "network", "NMSE": f"{done.nmse:.4f}", **cost_row(after, before)}
     tables.print_table([total])
     print(f"written to {folder}/: model.pt, config.yaml, metrics.json, table.md, picture.png")

@@ -26,10 +26,11 @@ def main(cfg: DictConfig) -> None:
     norton.save(small, folder / "model.pt", metrics=metrics, lineage=done.lineage)
     write_json(folder / "metrics.json", {**metrics, "left_whole": left})
     tables.write_table(folder / "table.md", rows)
-    panels = {f"filters {when}": {row["layer"]: row[when] for row in rows} for when in ("before", "after")}
-    pictures.layer_picture(folder / "picture.png", panels, f"{type(net).__name__}, {cfg.compress_rate}")
+    earlier, now = ({"filters": {row["layer"]: row[when] for row in rows}} for when in ("before", "after"))
+    title = f"{type(net).__name__} pruned by {describe(cfg.pruning)} at {cfg.compress_rate}"
+    pictures.layer_picture(folder / "picture.png", now, title, earlier)
 
-    tables.print_table(rows, f"{type(net).__name__} pruned by {describe(cfg.pruning)} at {cfg.compress_rate}")
+    tables.print_table(rows, title)
     if whole := whole_rows(left):
         tables.print_table(whole, "left whole, and why")
     tables.print_table([{"": "network", **cost_row(after, before)}])
