@@ -28,7 +28,7 @@ from norton.calibration.metric import Metric
 from norton.calibration.replay import Replay
 from norton.calibration.settings import Calibration, check_images
 from norton.common.errors import InputError, first_line, warn
-from norton.graph.copies import copied, replace_
+from norton.graph.copies import copied, is_hooked, replace_
 from norton.graph.layers import as_dense, in_form, is_norm, set_form_, weight_of
 
 # So many of a layer's patches are looked at per number of a filter, drawn evenly from all images, but not less than:
@@ -62,9 +62,9 @@ def fit_to_outputs(
     Biases are corrected so that each output keeps its mean; where a layer has none, a BatchNorm that alone reads it is.
     In the sequential form the means of all BatchNorms follow those of their inputs.
 
-    Warns of layers that the images do not reach or that are called several times, which are fitted to their weights, of
-    too few images, and where memory asks for a cheaper form.  Raises InputError for images that do not fit, values that
-    are not finite, and a network that calls its layers in another order for other images.
+    Warns of layers that the images do not reach, that are called several times or have hooks, which are fitted to their
+    weights, of too few images, and where memory asks for a cheaper form.  Raises InputError for images that do not fit,
+    values that are not finite, and a network that calls its layers in another order for other images.
     """
     check_images(before, images)
     result = copied(small).eval()
@@ -112,6 +112,7 @@ class _Fitting:
     few_patches: list[str] = field(default_factory=list)
     in_blocks: list[str] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)
+    hooked: list[str] = field(default_factory=list)
     unreached: list[str] = field(default_factory=list)
 
     @classmethod
@@ -152,6 +153,9 @@ class _Fitting:
         """The layer that takes the place of one, its bias or the mean of its BatchNorm in `result` corrected."""
         if name in self.after.repeated:  # what it reads later depends on what it becomes
             self.repeated.append(name)
+            return fit(weight_of(layer), None)
+        if is_hooked(layer):  # what it reads and gives may be other than what is seen around it
+            self.hooked.append(name)
             return fit(weight_of(layer), None)
         moments, norm = self.moments(name, layer), self.norm_of(name)
         ridge = self.how.ridge * max(1.0, len(moments.mean) / moments.rows)
@@ -239,6 +243,7 @@ class _Fitting:
                 self.in_blocks,
             ),
             ("called several times: {}; weights alone decide there", self.repeated),
+            ("called with hooks: {}; weights alone decide there", self.hooked),
         ):
             if layers:
                 some = ", ".join(layers[:3]) + (", ..." if len(layers) > 3 else "")

@@ -12,9 +12,12 @@ from norton.common.errors import warn
 from norton.decomposition.methods import DECOMPOSITIONS
 from norton.decomposition.options import DecomposeOptions
 from norton.decomposition.ranks import RankSetting, layer_rules, resolve_rank
-from norton.graph.copies import copied, replace_
+from norton.graph.copies import copied, keep_hooks_, replace_
 from norton.graph.layers import check_has_layers, network_in
 from norton.graph.plan import OPERATIONS, record_step
+
+# What torch's layers say of themselves.
+_SETTINGS = {key for kind in (nn.Conv2d(1, 1, 1), nn.ConvTranspose2d(1, 1, 1), nn.Linear(1, 1)) for key in vars(kind)}
 
 
 def decompose(
@@ -72,12 +75,16 @@ def decompose(
 
 
 def _in_place_of(dense: nn.Module, layer: nn.Module) -> nn.Module:
-    """A decomposed layer in the mode of the dense one, and frozen where that is."""
+    """A decomposed layer in the mode of the dense one, frozen where that is, with its hooks and what was set on it."""
     trained = {"weight": False, "bias": False}
     for name, parameter in dense.named_parameters():  # torch's hooks and masks compute `weight` from `weight_orig`
         trained["bias" if name.startswith("bias") else "weight"] |= parameter.requires_grad
     for name, parameter in layer.named_parameters():
         parameter.requires_grad_(trained["bias" if name == "bias" else "weight"])
+    keep_hooks_(dense, layer)
+    for key, value in vars(dense).items():  # networks number their layers, and read that (YOLO's `i` and `f`)
+        if not key.startswith("_") and key not in _SETTINGS and not hasattr(layer, key):
+            setattr(layer, key, value)
     return layer.train(dense.training)
 
 

@@ -11,7 +11,7 @@ from norton.common.checks import is_whole_number
 from norton.common.errors import InputError, warn
 from norton.common.registry import Registry
 from norton.graph.copies import computed_otherwise
-from norton.graph.layers import is_decomposed
+from norton.graph.layers import is_decomposed, torch_kind
 from norton.graph.reading import weights_read
 
 DECOMPOSITIONS = Registry("decomposition")
@@ -63,7 +63,7 @@ class DecomposedLayer(Protocol):
 
 def is_spatial(layer: nn.Module) -> bool:
     """Whether a layer is a k×k convolution (k > 1 in one direction at least) that is not grouped."""
-    return type(layer) is nn.Conv2d and layer.groups == 1 and layer.kernel_size != (1, 1)
+    return torch_kind(layer) is nn.Conv2d and layer.groups == 1 and layer.kernel_size != (1, 1)
 
 
 def decomposable(net: nn.Module, method: str = "cp") -> dict[str, nn.Module]:

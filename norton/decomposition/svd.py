@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from norton.calibration import Metric
 from norton.decomposition.layers import LayerWise, convolution, weight_of
 from norton.decomposition.methods import DECOMPOSITIONS
+from norton.graph.layers import torch_kind
 
 
 @DECOMPOSITIONS.register("svd")
@@ -21,9 +22,9 @@ class SVDLayer(LayerWise):
 
     @classmethod
     def accepts(cls, layer: nn.Module) -> bool:
-        if type(layer) is nn.Conv2d:
+        if torch_kind(layer) is nn.Conv2d:
             return layer.kernel_size == (1, 1) and layer.groups == 1
-        return type(layer) is nn.Linear
+        return torch_kind(layer) is nn.Linear
 
     @classmethod
     def unfoldings(cls, weight: Tensor) -> list[Tensor]:

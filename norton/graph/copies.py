@@ -12,6 +12,10 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves
 
 _HOOKS = (SpectralNorm, WeightNorm, BasePruningMethod)  # of torch, that compute a weight before each call
+_KINDS_OF_HOOKS = (
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs"),
+    *("_forward_hooks_always_called", "_backward_hooks", "_backward_pre_hooks"),
+)
 
 
 def copied(net: nn.Module) -> nn.Module:
@@ -51,6 +55,20 @@ def computed_otherwise(layer: nn.Module) -> bool:
     """Whether a layer's weight is neither a parameter nor computed by a hook that `copied` knows."""
     hooks = layer._forward_pre_hooks.values()
     return "weight" not in layer._parameters and not any(isinstance(hook, _HOOKS) for hook in hooks)
+
+
+def is_hooked(layer: nn.Module) -> bool:
+    """Whether a layer's call runs hooks other than those of torch that compute a weight."""
+    before = layer._forward_pre_hooks.values()
+    return bool(layer._forward_hooks) or not all(isinstance(hook, _HOOKS) for hook in before)
+
+
+def keep_hooks_(old: nn.Module, new: nn.Module) -> None:
+    """Let a module that takes the place of another call its hooks, but for those of torch that compute a weight."""
+    own = {key for key, hook in old._forward_pre_hooks.items() if isinstance(hook, _HOOKS)}
+    for kind in _KINDS_OF_HOOKS:
+        getattr(new, kind).update({key: hook for key, hook in getattr(old, kind).items() if key not in own})
+    new._is_full_backward_hook = old._is_full_backward_hook
 
 
 def replace_(net: nn.Module, new_of: Mapping[nn.Module, nn.Module]) -> None:

@@ -199,3 +199,73 @@ def test_networks_without_layers_say_what_to_pass(verb):
 def test_other_convolutions_are_named(layer, told, rank):
     with pytest.raises(InputError, match=f"0: decomposition 'cp' does not take {told}; it takes"):
         norton.decompose(nn.Sequential(layer, nn.Linear(4, 4)), rank)
+
+
+class Conv3x3(nn.Conv2d):
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs, 3, padding=1, bias=False)
+
+
+class Dense(nn.Linear):
+    pass
+
+
+class SamePadding(nn.Conv2d):
+    """It pads by the size of the image, as TensorFlow does."""
+
+    def forward(self, x):
+        return F.conv2d(F.pad(x, (0, 1, 0, 1) if x.shape[2] % 2 else (1, 1, 1, 1)), self.weight, self.bias)
+
+
+@pytest.mark.parametrize("objective", ["weights", "outputs"])
+def test_layers_derived_from_torch_are_decomposed_if_they_only_set_defaults(objective):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        Conv3x3(3, 8),
+        SamePadding(8, 6, 3),
+        nn.utils.parametrizations.weight_norm(Conv3x3(6, 5)),
+        nn.Flatten(),
+        Dense(320, 4),
+    )
+    x = torch.randn(16, 3, 8, 8)
+    with pytest.warns(NortonWarning) as told:
+        small = norton.decompose(net, FULL, objective=objective, images=x)
+    assert "left whole: 2: its weight is no parameter" in str(told[0].message)
+    assert decomposed(small) == ["0"]
+    assert decomposed(norton.decompose(net, FULL, "svd")) == ["4"]
+    close(small(x), net(x))
+    with pytest.raises(InputError, match="1: decomposition 'cp' does not take a 3x3 convolution"):
+        norton.decompose(net, {"1": 1})
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.filterwarnings("ignore:called with hooks")
+@pytest.mark.parametrize("objective", ["weights", "outputs"])
+@pytest.mark.parametrize("method", ["cp", "tucker"])
+def test_hooks_stay_but_those_that_compute_the_weight(method, objective):
+    torch.manual_seed(0)
+    net, x, seen = nn.Sequential(nn.Conv2d(3, 4, 3), weight_norm(nn.Conv2d(4, 4, 3))), torch.randn(8, 3, 8, 8), []
+    for layer in net:
+        layer.register_forward_pre_hook(lambda layer, args, kwargs: ((args[0] + 1,), kwargs), with_kwargs=True)
+        layer.register_forward_hook(lambda layer, args, y: seen.append(layer) or y * 2)
+        layer.register_full_backward_hook(lambda layer, *grads: seen.append("back"))
+    small = norton.decompose(net, FULL, method, objective=objective, images=x)
+    wanted = net(x)
+    seen.clear()
+    found = small(x)
+    close(found, wanted)
+    assert seen == [small[0], small[1]] and all(map(is_decomposed, seen))
+    found.sum().backward()
+    assert seen[2:] == ["back", "back"]
+    assert len(small[1]._forward_pre_hooks) == 1
+
+
+def test_what_was_set_on_a_layer_stays(tmp_path):
+    """YOLO's modules know their place and what they read from."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    net[1].i, net[1].f = 1, [-1, 0]
+    small = norton.decompose(net, 1)
+    norton.save(small, tmp_path / "net.pt")
+    for one in (small, norton.load(tmp_path / "net.pt", net=net)):
+        assert (one[1].i, one[1].f) == (1, [-1, 0])
+        assert not hasattr(one[0], "i")
