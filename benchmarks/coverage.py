@@ -17,12 +17,16 @@ import sys
 import time
 import warnings
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from helpers.living import OfTheLiving
 
 import norton
 from norton.common.errors import first_line
@@ -100,7 +104,7 @@ def randomised(net: nn.Module) -> nn.Module:
     for key, tensor in net.state_dict().items():
         if tensor.is_floating_point() and (key.endswith(("running_var", "gamma")) or is_scale(key, tensor)):
             tensor.uniform_(0.7, 1.3, generator=generator)
-        elif key.endswith(("running_mean", "beta")):
+        elif key.endswith(("running_mean", "beta", "pos_embed", "cls_token")):
             tensor.zero_()
     for layer in net.modules():
         for key, tensor in layer._parameters.items():
@@ -146,7 +150,8 @@ def measured(name: str) -> dict[str, Any]:
         return {"problem": first_line(error), "seconds": time.process_time() - start}
     before, _ = executed(net, images)
     left, outputs = executed(small.eval(), images)
-    _, expected = executed(dead(net, wiring, small.plan[-1]["keep"]), images)
+    with OfTheLiving():
+        expected = dead(net, wiring, small.plan[-1]["keep"])(images).detach()
     axes = [axis for axis in wiring.writers if wiring.frozen.get(axis) != OUTPUT]
     frozen = {axis: wiring.frozen[axis] for axis in axes if axis in wiring.frozen}
     return {
@@ -176,15 +181,11 @@ def executed(net: nn.Module, images: Tensor) -> tuple[float, Tensor]:
 def dead(net: nn.Module, wiring: Wiring, keep: dict[str, list[int]]) -> nn.Module:
     """A copy in which the filters that go are zero; where their channels lead, the network itself shows."""
     net = copy.deepcopy(net)
-    for first, kept in keep.items():
-        axis = wiring.axis_of(first)
-        for name in wiring.writers[axis]:
-            layer: Any = net.get_submodule(name)
-            each = width(layer) // wiring.width(axis)
-            gone = [i for i in range(width(layer)) if i // each not in set(kept)]
-            filters_of(layer)[gone] = 0
-            if layer.bias is not None:
-                layer.bias[gone] = 0
+    for name, gone in wiring.gone_filters({wiring.axis_of(first): kept for first, kept in keep.items()}).items():
+        layer: Any = net.get_submodule(name)
+        filters_of(layer)[gone] = 0
+        if layer.bias is not None:
+            layer.bias[gone] = 0
     return net
 
 

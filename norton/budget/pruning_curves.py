@@ -83,14 +83,12 @@ class PruningCurves:
     def readers(self) -> list[str]:
         """The layers that read a channel which may go."""
         able = {axis for group in self.groups for axis in group}
-        return [
-            name for name, channels in self.wiring.reads if any(self.wiring.axis(span) in able for span in channels)
-        ]
+        return [name for name, channels in self.wiring.reads if not self.wiring.axes_in(channels).isdisjoint(able)]
 
     def probe(self, name: str, filters: int | None, seed: int) -> Probe:
         """What measures the errors of a reader."""
         channels = dict(self.wiring.reads)[name]
-        size = sum(self.wiring.width(axis) * repeat for axis, repeat in self.wiring.resolved(channels))
+        size = len(channels)
 
         def probe(weight: Tensor, metric: Metric | None) -> None:
             rows = weight.flatten(1)
@@ -156,11 +154,10 @@ class _CostModel:
         self.writes = np.full(len(names), len(self.axes))
         for name, channels in [*wiring.reads, *wiring.passes]:
             if name in costs:
-                row, resolved = self.reads[names.index(name)], wiring.resolved(channels)
+                row = self.reads[names.index(name)]
                 row[-1] = 0
-                size = sum(wiring.width(axis) * repeat for axis, repeat in resolved)
-                for axis, repeat in resolved:
-                    row[place.get(axis, -1)] += wiring.width(axis) * repeat / size
+                for axis, count in zip(*np.unique(wiring.axis_at(channels), return_counts=True), strict=True):
+                    row[place.get(axis, -1)] += count / len(channels)
         for axis, writers in wiring.writers.items():
             for name in writers:
                 if name in costs and axis in place:
@@ -203,7 +200,7 @@ def pruning_curves_of(net: nn.Module, pruning: Pruning) -> PruningCurves:
 
 
 def _readers(wiring: Wiring, axis: int) -> list[str]:
-    return [name for name, channels in wiring.reads if any(wiring.axis(span) == axis for span in channels)]
+    return [name for name, channels in wiring.reads if axis in wiring.axes_in(channels)]
 
 
 def _measurable(net: nn.Module, name: str) -> bool:

@@ -1,8 +1,9 @@
 """Who writes, passes and reads the channels of a network, and how they are cut.
 
-`wiring` is the result: the channel axes of a network, as a model declares them or as `tracing` finds them.  For that,
-`recording` records a forward pass, `meta` runs it without values at one of the `input_sizes` (`deciding` does both at
-once, for networks that decide by sizes), and `channels` are followed through it by the `rules`, one per operation.
+`wiring` is the result: the channels of a network, as a model declares them or as `tracing` finds them, and the `axes`
+that follow from it.  For that, `execution` records a forward pass, run on `meta` tensors at one of the `input_sizes`,
+`channels` are followed through it by the `rules`, one per operation, with ids that are moved (`moving`) as the numbers
+are, and `proving` runs the network again after trial cuts.  `numbers` that modules hold tell whose they are.
 `slicing` cuts layers; `plan` is what was done to a network, as plain data that can be replayed; `layers` and
 `parameters` answer what other rooms ask of single layers.
 

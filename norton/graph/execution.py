@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from norton.graph.lines import running_line
 from norton.graph.nodes import DECIDED, VALUE
+from norton.graph.numbers import OwnNumber
 from norton.graph.recording import is_leaf
 
 LINE = "line"  # where the network's code asks for an operation: (file, number), among the notes of its node
@@ -235,7 +236,7 @@ class _Recorder(TorchFunctionMode):
 
 
 def _without_node(value: Any) -> Any:
-    return _plain(value) if isinstance(value, _Recorded) else value
+    return _plain(value) if isinstance(value, _Recorded | OwnNumber) else value
 
 
 class _Node:

@@ -1,34 +1,11 @@
 """Parameters that layers share, and those that belong to no layer of torch."""
 
-from typing import TypeGuard
-
 from torch import nn
 
 from norton.graph.layers import NORM_LAYERS, WRITING_LAYERS, is_decomposed
 
-ENTRY_LAYERS = (*NORM_LAYERS, nn.GroupNorm, nn.PReLU)  # cut as wholes, all of their entries per channel together
-
-
-class OwnNumber(int):
-    """A number that is the attribute of a layer, and so follows when the layer is cut; `layer`: its name."""
-
-    layer: str
-
-
-def mark_numbers_(net: nn.Module) -> nn.Module:
-    """Let the numbers of groups of a network's layers tell whose they are, in place."""
-    for name, layer in net.named_modules():
-        for key in ("groups", "num_groups"):
-            if isinstance(layer, (*WRITING_LAYERS, nn.GroupNorm)) and type(getattr(layer, key, None)) is int:
-                number = OwnNumber(getattr(layer, key))
-                number.layer = name
-                setattr(layer, key, number)
-    return net
-
-
-def is_own(number: object, layer: str | None = None) -> TypeGuard[OwnNumber]:
-    """Whether a number is a layer's own, of a certain layer if one is named."""
-    return isinstance(number, OwnNumber) and layer in (None, number.layer)
+# Cut as wholes, all of their entries per channel together.
+ENTRY_LAYERS = (*NORM_LAYERS, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
 
 
 def sharing_layers(net: nn.Module) -> set[str]:

@@ -10,14 +10,21 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from norton.common.errors import first_line
-from norton.graph.channels import ChannelTracer
+from norton.graph.channels import ChannelTracer, LocatedChannels, located_in
 from norton.graph.execution import LINE, record
-from norton.graph.nodes import name_of, place_of, value_of
-from norton.graph.slicing import cut_
+from norton.graph.moving import MOVES, moved
+from norton.graph.nodes import first_argument, holds_tensor, name_of, place_of, value_of
+from norton.graph.slicing import SizeError, cut_
 from norton.graph.wiring import Wiring, positions
+
+TRIALS = 2
+COUNTED = "it computes with the number of channels"
 
 
 class Record(NamedTuple):
@@ -30,19 +37,40 @@ class Record(NamedTuple):
 
 def prove_(net: nn.Module, tracer: ChannelTracer, records: Sequence[Record]) -> None:
     """Freeze what trial cuts of a network on the meta device disagree with, until none does."""
-    wiring = tracer.wiring
-    while keep := trial_keep(wiring):
-        cut, frozen = copy.deepcopy(net), set(wiring.frozen)
-        cut_(cut, wiring, keep)
-        found = next((found for one in records if (found := _tried(cut, tracer, one, keep))), None)
-        if found is None:
+    for seed in range(TRIALS):
+        while keep := trial_keep(tracer.wiring, seed):
+            try:
+                cut = copy.deepcopy(net)
+                cut_(cut, tracer.wiring, keep)
+            except SizeError as error:
+                tracer.wiring.freeze(tracer.wiring.sizes.pop(error.name), f"{error.name}: it does not follow them")
+                continue
+            found = next((found for one in records if (found := _tried(cut, tracer, one, keep))), None)
+            if found is None:
+                break
+            _freeze_found(tracer, *found, keep)
+
+
+def _freeze_found(
+    tracer: ChannelTracer, graph: fx.Graph, found: "Disagreement", keep: Mapping[int, Sequence[int]]
+) -> None:
+    wiring, (node, reason) = tracer.wiring, found
+    frozen = _free_units(wiring)
+    places = places_like(graph, node)
+    if reason == COUNTED:
+        for place in places:
+            tracer.freeze_counts(place, place.all_input_nodes)
+        if _free_units(wiring) != frozen:
             return
-        graph, (node, reason) = found
-        for place in places_like(graph, node):
-            freeze_at(tracer, place, reason)
-        if set(wiring.frozen) == frozen:  # nothing that is known reaches that place
-            for axis in keep:
-                wiring.freeze_axis(axis, f"{place_of(node)}: {reason}")
+    for place in places:
+        freeze_at(tracer, place, reason)
+    if _free_units(wiring) == frozen:  # nothing that is known reaches that place
+        for filters in [wiring.written(layer) for axis in keep for layer in wiring.writers[axis]]:
+            wiring.freeze(filters, f"{place_of(node)}: {reason}")
+
+
+def _free_units(wiring: Wiring) -> int:
+    return sum(wiring.width(axis) for axis in wiring.writers if axis not in wiring.frozen)
 
 
 def _tried(
@@ -64,11 +92,16 @@ class Disagreement(NamedTuple):
     reason: str
 
 
-def trial_keep(wiring: Wiring) -> dict[int, list[int]]:
-    """Axis → units of it that a trial keeps: of every axis that can be cut alone, about three of four."""
+def trial_keep(wiring: Wiring, seed: int = 0) -> dict[int, list[int]]:
+    """Axis → units of it that a trial keeps, at random: of every axis that can be cut alone, half of them or more."""
+    generator = np.random.default_rng(seed)
     frozen, bound = wiring.frozen, {axis for edge in wiring.shifts for axis in edge}
     widths = {axis: wiring.width(axis) for axis in wiring.writers if axis not in frozen and axis not in bound}
-    return {axis: list(range(width - max(1, width // 4))) for axis, width in widths.items() if width > 1}
+    return {
+        axis: sorted(generator.permutation(width)[: generator.integers((width + 1) // 2, width)].tolist())
+        for axis, width in widths.items()
+        if width > 1
+    }
 
 
 def disagreement(
@@ -104,15 +137,41 @@ def _differs(tracer: ChannelTracer, node: fx.Node, other: fx.Node, keep: Mapping
     value, now = value_of(node), value_of(other)
     if not isinstance(value, Tensor):
         return None  # sizes, and lists of tensors, which are nodes of their own
-    expected = list(value.shape)
-    if (x := tracer.located.get(node)) is not None:
+    expected, x = list(value.shape), tracer.at(node)
+    if x is not None:
         if x.shifted:
             return None
-        expected[x.dim] = len(positions(tracer.wiring, x.channels, keep))
+        for dim in x.dims:
+            expected[dim] = len(positions(tracer.wiring, x.ids.flatten().numpy(), keep))
     if list(now.shape) != expected:
         return "it does not follow the number of channels"
     if [*_numbers(node)] != [*_numbers(other)]:
-        return "it computes with the number of channels"
+        return COUNTED
+    return _misplaced(tracer, node, other, keep) if node.op == "call_method" and name_of(node) in MOVES else None
+
+
+def _misplaced(tracer: ChannelTracer, node: fx.Node, other: fx.Node, keep: Mapping[int, Sequence[int]]) -> str | None:
+    """Whether a cut network moves other channels to a place than was predicted, though as many."""
+    if (x := tracer.at(node)) is None or not x.dims or not isinstance(first_argument(node), fx.Node | list | tuple):
+        return None
+    wiring, before = tracer.wiring, dict(zip(other.all_input_nodes, node.all_input_nodes, strict=False))
+
+    def left(found: LocatedChannels | None) -> Tensor | None:
+        if found is None:
+            return None
+        channels = found.ids.flatten().numpy()
+        names = np.where(wiring.axis_at(channels) < 0, -1, wiring.representatives(channels))
+        ids = torch.from_numpy(names).view(found.ids.shape)
+        for dim in found.dims:
+            ids = ids.index_select(dim, torch.tensor(positions(wiring, channels, keep)))
+        return ids
+
+    if any(isinstance(tracer.located.get(arg), list) for arg in node.all_input_nodes):
+        return None
+    found = moved(other, lambda arg: left(tracer.at(before[arg])), None)
+    expected = left(x)
+    if expected is not None and isinstance(found, Tensor) and not bool((found == expected).all()):
+        return "its channels do not stand where they should when some are cut"
     return None
 
 
@@ -121,7 +180,17 @@ _ABOUT_SHAPE = {
     *("view", "reshape", "expand", "getitem", "split", "chunk", "narrow", "unflatten", "repeat", "tile", "pad"),
     *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "interpolate", "split_with_sizes"),
     *("new_zeros", "new_ones", "new_empty", "new_full", "unfold", "fold", "pixel_shuffle", "pixel_unshuffle"),
-    *("conv1d", "conv2d", "conv3d", "group_norm", "tensor_split", "unsafe_split", "repeat_interleave"),
+    *(
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "group_norm",
+        "layer_norm",
+        "rms_norm",
+        "tensor_split",
+        "unsafe_split",
+        "repeat_interleave",
+    ),
 }
 
 
@@ -129,9 +198,13 @@ def _numbers(node: fx.Node) -> Iterator[Any]:
     """The numbers that an operation computes with."""
     if node.op == "call_module" or name_of(node) in _ABOUT_SHAPE:
         return
-    found: list[Any] = []
-    fx.node.map_aggregate((node.args, node.kwargs), lambda value: found.append(value) or value)
-    yield from (value for value in found if isinstance(value, int | float))
+    given = tree_leaves(fx.node.map_arg((node.args, node.kwargs), _number_of))
+    yield from (value for value in given if isinstance(value, int | float))
+
+
+def _number_of(arg: fx.Node) -> Any:
+    value = value_of(arg)
+    return None if holds_tensor(value) else value
 
 
 def places_like(graph: fx.Graph, place: fx.Node) -> list[fx.Node]:
@@ -142,15 +215,16 @@ def places_like(graph: fx.Graph, place: fx.Node) -> list[fx.Node]:
 def freeze_at(tracer: ChannelTracer, node: fx.Node, reason: str) -> None:
     """Keep the channels that reach a node: of its arguments, or of what these are computed of."""
     tracer.freeze_arguments(node, reason)
-    if (x := tracer.located.get(node)) is not None:
-        tracer.wiring.freeze(x.channels, f"{place_of(node)}: {reason}")
-    behind, seen = [arg for arg in node.all_input_nodes if tracer.located.get(arg) is None], set()
+    for x in located_in(tracer.located.get(node)):
+        tracer.freeze(x, node, reason)
+    behind, seen = [arg for arg in node.all_input_nodes if not located_in(tracer.located.get(arg))], set()
     while behind:
         arg = behind.pop()
         if arg in seen:
             continue
         seen.add(arg)
-        if (x := tracer.located.get(arg)) is not None:
-            tracer.wiring.freeze(x.channels, f"{place_of(node)}: {reason}")
+        if found := located_in(tracer.located.get(arg)):
+            for x in found:
+                tracer.freeze(x, node, reason)
         else:
             behind += arg.all_input_nodes

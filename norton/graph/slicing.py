@@ -1,13 +1,14 @@
 """Removing channels for good: one slicer per layer type, driven by the network's wiring."""
 
 from collections.abc import Mapping, Sequence
-from functools import singledispatch
+from functools import partial, singledispatch
 from typing import overload
 
 import torch
 from torch import Tensor, nn
 
 from norton.graph.layers import is_decomposed
+from norton.graph.numbers import change_number_
 from norton.graph.wiring import Channels, Wiring, positions
 
 
@@ -26,6 +27,11 @@ def cut_(net: nn.Module, wiring: Wiring, keep: Mapping[int, Sequence[int]]) -> N
     parameters = [
         (name, positions(wiring, x, keep), dim) for name, x, dim in wiring.parameters if _changes(wiring, x, keep)
     ]
+    numbers = {
+        name: (len(positions(wiring, x, keep)), len(x)) for name, x in wiring.sizes.items() if _changes(wiring, x, keep)
+    }
+    for name, (left, total) in numbers.items():
+        change_number_(net, name, partial(_share, name, left, total))
     for name, channels in inputs.items():
         cut_inputs_(net.get_submodule(name), index(channels))
     for name, channels in outputs.items():
@@ -36,6 +42,22 @@ def cut_(net: nn.Module, wiring: Wiring, keep: Mapping[int, Sequence[int]]) -> N
         setattr(owner, attribute, select(getattr(owner, attribute), index(channels), dim))
 
 
+class SizeError(ValueError):
+    """A number of a module that cannot follow the channels that it counts; `name`: its name."""
+
+    def __init__(self, name: str, message: str):
+        super().__init__(message)
+        self.name = name
+
+
+def _share(name: str, left: int, total: int, number: int) -> int:
+    """What a number becomes that counts `total` channels, or a multiple or part of them, when so many are left."""
+    found, rest = divmod(number * left, total)
+    if rest or not found:
+        raise SizeError(name, f"{name} is {number} for {total} channels, and cannot be for {left}")
+    return found
+
+
 def kept_channels(
     wiring: Wiring, keep: Mapping[int, Sequence[int]]
 ) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
@@ -43,12 +65,13 @@ def kept_channels(
     inputs = {
         layer: positions(wiring, x, keep) for layer, x in [*wiring.passes, *wiring.reads] if _changes(wiring, x, keep)
     }
-    outputs = {layer: positions(wiring, wiring.written(layer), keep) for axis in keep for layer in wiring.writers[axis]}
+    writers = dict.fromkeys(layer for axis in keep for layer in wiring.writers[axis])
+    outputs = {layer: positions(wiring, wiring.written(layer), keep) for layer in writers}
     return inputs, outputs
 
 
 def _changes(wiring: Wiring, channels: Channels, keep: Mapping[int, Sequence[int]]) -> bool:
-    return any(wiring.axis(span) in keep for span in channels)
+    return not wiring.axes_in(channels).isdisjoint(keep)
 
 
 @singledispatch
@@ -70,7 +93,7 @@ def obstacle(layer: nn.Module) -> str | None:
     reads_and_writes = hasattr(layer, "out_channels") or hasattr(layer, "out_features")
     if not (all(slicers) if reads_and_writes else any(slicers)):
         return f"there is no slicer for a {kind}"
-    if not is_decomposed(layer) and "weight" not in layer._parameters:
+    if not is_decomposed(layer) and not isinstance(layer, nn.RNNBase) and "weight" not in layer._parameters:
         return f"the weight of the {kind} is computed from others (a parametrisation)"
     return None
 
@@ -185,3 +208,21 @@ def _(layer: nn.GroupNorm, kept: Tensor) -> None:
 def _(layer: nn.PReLU, kept: Tensor) -> None:
     layer.weight = select(layer.weight, kept, 0)
     layer.num_parameters = len(kept)
+
+
+@cut_inputs_.register(nn.LayerNorm)
+@cut_inputs_.register(nn.RMSNorm)
+def _(layer: nn.LayerNorm, kept: Tensor) -> None:
+    layer.normalized_shape = (len(kept),)
+    for name in ("weight", "bias"):
+        if getattr(layer, name, None) is not None:
+            setattr(layer, name, select(getattr(layer, name), kept, 0))
+
+
+@cut_inputs_.register
+def _(layer: nn.RNNBase, kept: Tensor) -> None:
+    for name in ("weight_ih_l0", "weight_ih_l0_reverse"):
+        if hasattr(layer, name):
+            setattr(layer, name, select(getattr(layer, name), kept, 1))
+    layer.input_size = len(kept)
+    layer.flatten_parameters()

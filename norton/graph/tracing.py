@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 from torch import Tensor, fx, nn
 
-from norton.graph.channels import ChannelTracer, LocatedChannels
+from norton.graph.channels import ChannelTracer, Located, located
 from norton.graph.execution import record
 from norton.graph.input_sizes import Example, candidate_sizes
 from norton.graph.meta import at_sizes, on_meta
 from norton.graph.nodes import DECIDED, holds_tensor, name_of, value_of
-from norton.graph.parameters import mark_numbers_
+from norton.graph.numbers import mark_numbers_
 from norton.graph.proving import Record, prove_
 from norton.graph.rules import RULES, Rule, counted_channels, rule_of_layer
 from norton.graph.slicing import freeze_obstacles
@@ -80,42 +80,42 @@ def follow(tracer: ChannelTracer, graph: fx.Graph) -> None:
     tracer.check_tensors(graph)
 
 
-def _visit_input(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+def _visit_input(tracer: ChannelTracer, node: fx.Node) -> Located:
     value = value_of(node)
     if not isinstance(value, Tensor) or value.dim() < 2:
         return None
-    return LocatedChannels(tracer.wiring.input(value.shape[1]), 1)
+    return located(tracer.wiring.input(value.shape[1]), 1, value.dim())
 
 
-def _visit_attribute(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+def _visit_attribute(tracer: ChannelTracer, node: fx.Node) -> Located:
     """A parameter or buffer outside of layers may have an entry per channel: then it is cut with them."""
     name, value = str(node.target), value_of(node)
     long = [dim for dim, size in enumerate(value.shape) if size > 1] if name in tracer.free_tensors else []
     users = [RULES.get(name_of(user)) for user in node.users]
     if len(long) != 1 or all(user is not None and user.takes_entries for user in users):
         return None  # which dimension has the channels, if any, shows what it meets: see the rules
-    x = LocatedChannels(tracer.wiring.unwritten(value.shape[long[0]]), long[0])
-    return tracer.declare_entries(node, x, node, long[0])
+    channels = tracer.wiring.unwritten(value.shape[long[0]])
+    return tracer.declare_entries(node, located(channels, long[0], value.dim()), channels, node, long[0])
 
 
-def _visit_output(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+def _visit_output(tracer: ChannelTracer, node: fx.Node) -> Located:
     for x in tracer.arguments(node):
-        tracer.wiring.output(x.channels)
+        tracer.wiring.output(x.ids.flatten().numpy())
     return None
 
 
-def _visit_function(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+def _visit_function(tracer: ChannelTracer, node: fx.Node) -> Located:
     """A computation with numbers, or a function that torch lets through as one operation."""
     if getattr(node.target, "crops_or_pads", False) and (x := tracer.input(node)):
-        return LocatedChannels(x.channels, x.dim, shifted=True)
+        return x._replace(shifted=True)
     return _apply(tracer, node, None)  # a user's function may have any name
 
 
-def _visit_method(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+def _visit_method(tracer: ChannelTracer, node: fx.Node) -> Located:
     return _apply(tracer, node, RULES.get(name_of(node)))
 
 
-def _visit_layer(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+def _visit_layer(tracer: ChannelTracer, node: fx.Node) -> Located:
     rule = rule_of_layer(tracer.layer(node))
     return tracer.unknown(node) if rule is None else _apply(tracer, node, rule)
 
@@ -130,11 +130,12 @@ _VISITS = {
 }
 
 
-def _apply(tracer: ChannelTracer, node: fx.Node, rule: Rule | None) -> LocatedChannels | None:
+def _apply(tracer: ChannelTracer, node: fx.Node, rule: Rule | None) -> Located:
     """What a rule makes of a node; whatever has no rule freezes what it takes."""
     value = value_of(node)
     if not holds_tensor(value):
-        tracer.counts[node] = counted_channels(tracer, node)
+        if (counted := counted_channels(tracer, node)) is not None:
+            tracer.counts[node] = counted
         return None
     tensors = sum(isinstance(value_of(arg), Tensor) for arg in node.all_input_nodes)
     shifted = any(x.shifted for x in tracer.arguments(node))
@@ -145,6 +146,4 @@ def _apply(tracer: ChannelTracer, node: fx.Node, rule: Rule | None) -> LocatedCh
         or (shifted and not rule.takes_shifted)
     ):
         return tracer.unknown(node)
-    if not rule.follows_counts:
-        tracer.freeze_counts(node, node.all_input_nodes)
     return rule.follow(tracer, node)

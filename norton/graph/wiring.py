@@ -1,101 +1,106 @@
-"""Who writes, passes and reads each channel axis of a network.
+"""Who writes, passes and reads each channel of a network.
 
 A model declares its wiring by walking its own forward pass with symbolic channels: layers read channels and write new
-ones, normalisations pass them, sums tie them, concatenations and flattening lay them side by side.  Everything that
-pruning must know (what is cut together, at which offsets, in which order) is derived from that.
+ones, normalisations pass them, sums tie them, concatenations and flattening lay them side by side.  Channels are arrays
+of ids, one for each position, so that parts of them, and orders of them, are parts and orders of arrays.  Everything
+that pruning must know (what is cut together, at which positions, in which order) is derived from that, see
+`norton.graph.axes`.
 """
 
 from collections.abc import Mapping, Sequence
-from math import gcd
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 from torch import nn
 
 from norton.common.tables import ShownAsTable
+from norton.graph.axes import Axes, Channels, find_axes
 
 OUTPUT = "it is the network's output"  # the reason why the last layer stays whole
-
-
-class Span(NamedTuple):
-    """All channels of one axis, each standing `repeat` times in a row (flattened positions, or groups)."""
-
-    axis: int
-    repeat: int = 1
-
-
-Channels = tuple[Span, ...]
+INPUT = "it depends on the network's input, or on channels that cannot be followed"
 
 
 class Wiring(ShownAsTable):
-    """The channel axes of a network, named after the first layer that writes them.
+    """The channels of a network, and the axes that follow from what is tied, read and frozen.
 
-    writers: axis → layers whose filters are its units; a layer with k times as many filters as the axis is wide has k
-    filters a unit, side by side.  A grouped convolution ties the axis that it reads to the one that it writes: a unit
-    is then a group (or several), and the layer is in `writers` alone.
-    passes, reads: (layer, channels) for layers that keep channels apart (BatchNorm) and for those that mix them.
+    A unit is what can only go together: one filter of each of the layers that are summed, a group of a grouped
+    convolution, a head of an attention.  An axis is all units that the same layers write and the same layers read.
+
+    passes, reads: (layer, channels) for layers that keep channels apart (BatchNorm) and for those that mix them.  A
+    grouped convolution ties what it reads to what it writes, and is in neither.
     parameters: (name, channels, dimension) for parameters outside of layers, such as a scale per channel.
-    shifts: (from, to) axes joined by a crop-or-pad shortcut, see `shift`.
-    frozen: axis → why none of its channels can be removed.
+    sizes: name of a number (`blocks.0.num_heads`, `blocks.0.splits[1]`) → the channels that it counts, or a multiple.
     """
 
     def __init__(self, net: nn.Module):
         self._layers = dict(net.named_modules())
-        self._parent: list[int] = []
-        self._widths: list[int] = []  # as written; merging and grouping changes `_units` of the axis that is left
-        self._units: list[int] = []
+        self._count = 0
+        self._ties: list[tuple[Channels, Channels]] = []
+        self._frozen: list[tuple[Channels, str]] = []
+        self._shifts: list[tuple[Channels, Channels]] = []
         self._written: dict[str, Channels] = {}
-        self._frozen: dict[int, str] = {}
-        self._shifts: list[tuple[int, int]] = []
-        self.writers: dict[int, list[str]] = {}
+        self._found: Axes | None = None
         self.passes: list[tuple[str, Channels]] = []
         self.reads: list[tuple[str, Channels]] = []
         self.parameters: list[tuple[str, Channels, int]] = []
+        self.sizes: dict[str, Channels] = {}
 
     # What a model declares
 
     def input(self, channels: int) -> Channels:
         """The network's input, which nobody prunes."""
-        x = (Span(self._new_axis(channels)),)
-        self.freeze(x, "it depends on the network's input, or on channels that cannot be followed")
+        x = self.unwritten(channels)
+        self.freeze(x, INPUT)
         return x
 
     def unwritten(self, channels: int) -> Channels:
         """Channels that no layer writes: the entries of a parameter, until they meet those of a layer."""
-        return (Span(self._new_axis(channels)),)
+        self._count += channels
+        self._found = None
+        return np.arange(self._count - channels, self._count)
 
     def layer(self, name: str, x: Channels) -> Channels:
-        """A convolution or linear layer: reads x and writes an axis of its own.
+        """A convolution or linear layer: reads x and writes channels of its own.
 
         A layer that is called again reads and writes what it did before.
         """
-        if name in self._written:
-            if (before := dict(self.reads).get(name)) is not None:
-                self.add(before, x)
-            elif self._only_axis(x) != self.axis_of(name):
-                raise ValueError(f"{name} is grouped and called twice, on other channels")
-            return self._written[name]
         layer = self._layers[name]
-        width = layer.out_channels if hasattr(layer, "out_channels") else layer.out_features
-        axis = self._new_axis(width)
-        self.writers[axis] = [name]
-        self._written[name] = (Span(axis),)
-        if getattr(layer, "groups", 1) == 1:
-            self.reads.append((name, x))
+        groups = getattr(layer, "groups", 1)
+        if name in self._written:
+            if groups > 1:
+                self._tie_groups(x, self._written[name], groups)
+            else:
+                self.add(dict(self.reads)[name], x)
+            return self._written[name]
+        written = self.unwritten(layer.out_channels if hasattr(layer, "out_channels") else layer.out_features)
+        if groups > 1:
+            self._tie_groups(x, written, groups)
         else:
-            self._merge(self._only_axis(x), axis, gcd(self.width(self._only_axis(x)), layer.groups))
-        return self._written[name]
+            self.reads.append((name, x))
+        self._written[name] = written
+        return written
+
+    def read(self, name: str, x: Channels) -> None:
+        """A layer that reads x, and of which all that it writes stays."""
+        if (before := dict(self.reads).get(name)) is not None:
+            self.add(before, x)
+        else:
+            self.reads.append((name, x))
+            self._found = None
 
     def norm(self, name: str, x: Channels) -> Channels:
         """A layer with one entry per channel, such as BatchNorm."""
         if (before := dict(self.passes).get(name)) is not None:
             return self.add(before, x)
         self.passes.append((name, x))
+        self._found = None
         return x
 
     def group_norm(self, name: str, x: Channels) -> Channels:
-        """A GroupNorm: its groups can be removed as wholes."""
-        axis = self._only_axis(x)
-        self._units[axis] = gcd(self._units[axis], self._layers[name].num_groups)
+        """A GroupNorm: its groups can be removed as wholes; if it has but one, its channels alone."""
+        groups = self._layers[name].num_groups
+        if groups > 1:
+            self.tie_blocks(x, groups)
         return self.norm(name, x)
 
     def parameter(self, name: str, x: Channels, dim: int) -> Channels:
@@ -106,23 +111,35 @@ class Wiring(ShownAsTable):
             if known == name:
                 return self.add(before, x)
         self.parameters.append((name, x, dim))
+        self._found = None
         return x
+
+    def size(self, name: str, x: Channels) -> None:
+        """A number that a module holds, which counts these channels, a multiple or a part of them."""
+        before = self.sizes.setdefault(name, x)
+        if before is not x:
+            short, long = sorted((before, x), key=len)
+            if not len(short) or len(long) % len(short):
+                raise ValueError(f"{name} counts {len(before)} channels elsewhere, and {len(x)} here")
+            self.add(np.repeat(short, len(long) // len(short)), long)
 
     def add(self, x: Channels, y: Channels) -> Channels:
-        """An element-wise sum or product: both sides become one axis and share their kept channels.
+        """An element-wise sum or product: channels that meet can only go together.
 
-        Concatenated channels must be side by side in the same way.  Raises ValueError, with nothing changed, where
-        they don't.
+        Raises ValueError, with nothing changed, where their numbers differ.
         """
-        x, y = self.resolved(x), self.resolved(y)
-        sizes = [[self.width(span.axis) * span.repeat for span in channels] for channels in (x, y)]
-        if sum(sizes[0]) != sum(sizes[1]):
-            raise ValueError(f"cannot add {sum(sizes[0])} channels to {sum(sizes[1])}")
-        if sizes[0] != sizes[1]:
-            raise ValueError(f"cannot add channels concatenated of {sizes[0]} to channels of {sizes[1]}")
-        for a, b in ((self.axis(one), self.axis(other)) for one, other in zip(x, y, strict=True)):
-            self._merge(a, b, gcd(self.width(a), self.width(b)))
+        if len(x) != len(y):
+            raise ValueError(f"cannot add {len(x)} channels to {len(y)}")
+        self._ties.append((x, y))
+        self._found = None
         return x
+
+    def tie_blocks(self, x: Channels, blocks: int) -> None:
+        """So many blocks of neighbouring channels can only go as wholes."""
+        if len(x) % blocks:
+            raise ValueError(f"{len(x)} channels are not {blocks} groups of the same size")
+        together = x.reshape(blocks, -1)
+        self.add(np.repeat(together[:, 0], together.shape[1]), x)
 
     def shift(self, x: Channels, y: Channels) -> Channels:
         """A sum over a parameter-free shortcut that moves channels by position, as CIFAR ResNets have it.
@@ -131,22 +148,19 @@ class Wiring(ShownAsTable):
         zero.  The two axes may keep different numbers of channels, but their order is bound, see
         `norton.pruning.alignment`.
         """
-        edge = self._only_axis(x), self._only_axis(y)
-        if any(self.resolved(channels)[0].repeat != 1 for channels in (x, y)):
-            raise ValueError("flattened or grouped channels cannot be shifted")
-        if edge not in self.shifts:
-            self._shifts.append(edge)
+        self._shifts.append((x, y))
+        self._found = None
         return y
 
     @staticmethod
     def cat(*parts: Channels) -> Channels:
         """A concatenation along channels."""
-        return tuple(span for part in parts for span in part)
+        return np.concatenate(parts)
 
     @staticmethod
     def flatten(x: Channels, positions: int) -> Channels:
         """A flattening of `positions` (height times width) positions into features, channels outermost."""
-        return tuple(Span(span.axis, span.repeat * positions) for span in x)
+        return np.repeat(x, positions)
 
     def output(self, x: Channels) -> None:
         """What the network returns, which stays whole."""
@@ -154,12 +168,9 @@ class Wiring(ShownAsTable):
 
     def freeze(self, x: Channels, reason: str) -> None:
         """Keep all these channels."""
-        for span in x:
-            self._frozen.setdefault(span.axis, reason)
-
-    def freeze_axis(self, axis: int, reason: str) -> None:
-        """Keep all channels of an axis."""
-        self._frozen.setdefault(axis, reason)
+        if len(x):
+            self._frozen.append((x, reason))
+            self._found = None
 
     def freeze_layer(self, name: str, reason: str) -> None:
         """Keep all that a layer reads, passes and writes, or all entries of a parameter outside of layers."""
@@ -170,68 +181,79 @@ class Wiring(ShownAsTable):
 
     # What pruning asks
 
-    def axis(self, span_or_axis: Span | int) -> int:
-        """The axis that an axis was merged into."""
-        axis = span_or_axis.axis if isinstance(span_or_axis, Span) else span_or_axis
-        while self._parent[axis] != axis:
-            axis = self._parent[axis]
-        return axis
+    @property
+    def axes(self) -> Axes:
+        if self._found is None:
+            used = [x for _, x in self.reads] + [x for _, x in self.passes] + [x for _, x, _ in self.parameters]
+            self._found = find_axes(self._count, self._ties, self._written, used, self._frozen, self._shifts)
+        return self._found
+
+    @property
+    def writers(self) -> dict[int, list[str]]:
+        """Axis → layers whose filters are its units, in the order in which they are called."""
+        return dict(enumerate(self.axes.writers))
+
+    @property
+    def shifts(self) -> list[tuple[int, int]]:
+        """(from, to) axes joined by a crop-or-pad shortcut, see `shift`."""
+        return list(dict.fromkeys(self.axes.shifts))
+
+    @property
+    def frozen(self) -> dict[int, str]:
+        """Axis → why it must stay whole, for the axes that layers write."""
+        return self.axes.frozen
+
+    @property
+    def left_whole(self) -> dict[str, str]:
+        """Name of each frozen axis, after its first writer → why it must stay whole."""
+        return {self.name(axis): reason for axis, reason in sorted(self.frozen.items())}
 
     def width(self, axis: int) -> int:
         """The units of an axis: channels, or groups of them."""
-        return self._units[self.axis(axis)]
+        return self.axes.widths[axis]
 
     def filters(self, axis: int) -> list[int]:
         """The filters of one unit, in each of the layers that write the axis."""
-        axis = self.axis(axis)
-        return [self._widths[self._written[layer][0].axis] // self.width(axis) for layer in self.writers[axis]]
+        return self.axes.filters[axis]
 
     def name(self, axis: int) -> str:
-        return self.writers[self.axis(axis)][0]
+        """The first writer of an axis; `conv#2` for the second axis that a layer is the first to write."""
+        return self.axes.names[axis]
 
-    def axis_of(self, layer: str) -> int:
-        """The axis a layer writes to."""
-        if layer not in self._written:
-            raise KeyError(layer)
-        return self.axis(self._written[layer][0])
+    def axis_of(self, name: str) -> int:
+        """The axis of that name, or the one that the first filter of a layer belongs to."""
+        if name in self.axes.names:
+            return self.axes.names.index(name)
+        return int(self.axes.of[self._written[name][0]])
 
     def written(self, layer: str) -> Channels:
         """The channels that are a layer's filters."""
         return self._written[layer]
 
-    def resolved(self, x: Channels) -> Channels:
-        """The same channels by the axes that were merged, `repeat` counting what a unit takes."""
-        return tuple(
-            Span(self.axis(span), span.repeat * self._widths[span.axis] // self.width(span.axis)) for span in x
-        )
+    def axis_at(self, x: Channels) -> np.ndarray:
+        """The axis that the channel at each position belongs to; -1 for what no layer writes."""
+        return self.axes.of[x]
 
-    @property
-    def shifts(self) -> list[tuple[int, int]]:
-        return [(self.axis(a), self.axis(b)) for a, b in self._shifts]
+    def unit_at(self, x: Channels) -> np.ndarray:
+        """The unit of its axis that the channel at each position belongs to."""
+        return self.axes.unit[x]
 
-    @property
-    def frozen(self) -> dict[int, str]:
-        """Axis → why it must stay whole, for the axes that layers write."""
-        found: dict[int, str] = {}
-        for axis, reason in self._frozen.items():
-            found.setdefault(self.axis(axis), reason)
-        for axis, width in enumerate(self._widths):
-            if self.width(axis) == 1 < width:
-                found.setdefault(self.axis(axis), "its channels are mixed, so that none can go alone")
-        for axis in {axis for edge in self._shifts for axis in edge}:
-            if self.width(axis) != self._widths[axis]:
-                found.setdefault(self.axis(axis), "it is grouped, and a shortcut moves its channels by position")
-        # A shortcut binds the order of two axes, and what is frozen keeps its order.
-        while bound := [edge for edge in self.shifts if (edge[0] in found) != (edge[1] in found)]:
-            for a, b in bound:
-                reason = found.get(a) or found[b]
-                found.setdefault(a, reason), found.setdefault(b, reason)
-        return {axis: reason for axis, reason in found.items() if axis in self.writers}
+    def representatives(self, x: Channels) -> Channels:
+        """For each channel the first one that it can only go together with."""
+        unit_of = self.axes.unit_of
+        first = np.full(unit_of.max(initial=0) + 1, self._count)
+        np.minimum.at(first, unit_of, np.arange(self._count))
+        return first[unit_of[x]]
 
-    @property
-    def left_whole(self) -> dict[str, str]:
-        """First writer of each frozen axis → why it must stay whole."""
-        return {self.name(axis): reason for axis, reason in self.frozen.items()}
+    def axes_in(self, x: Channels) -> set[int]:
+        """The axes that some channels belong to."""
+        return set(np.unique(self.axis_at(x)).tolist()) - {-1}
+
+    def gone_filters(self, keep: Mapping[int, Sequence[int]]) -> dict[str, list[int]]:
+        """Layer → the filters that go when of each axis these units stay."""
+        layers = {layer for axis in keep for layer in self.axes.writers[axis]}
+        stay = {layer: positions(self, self._written[layer], keep) for layer in layers}
+        return {layer: sorted(set(range(len(self._written[layer]))) - set(kept)) for layer, kept in stay.items()}
 
     def title(self) -> str:
         whole = len(self.frozen)
@@ -239,10 +261,9 @@ class Wiring(ShownAsTable):
 
     def rows(self) -> list[dict[str, Any]]:
         """A row per axis that layers write."""
-        frozen = self.frozen
         readers: dict[int, list[str]] = {axis: [] for axis in self.writers}
         for name, channels in self.reads:
-            for axis in {self.axis(span) for span in channels} & readers.keys():
+            for axis in self.axes_in(channels):
                 readers[axis].append(name)
         return [
             {
@@ -250,30 +271,16 @@ class Wiring(ShownAsTable):
                 "width": self.width(axis),
                 "other writers": _some(layers[1:]),
                 "readers": _some(readers[axis]),
-                "stays whole because": frozen.get(axis),
+                "stays whole because": self.frozen.get(axis),
             }
             for axis, layers in self.writers.items()
         ]
 
-    def _new_axis(self, width: int) -> int:
-        self._parent.append(len(self._parent))
-        self._widths.append(width)
-        self._units.append(width)
-        return self._parent[-1]
-
-    def _merge(self, a: int, b: int, units: int) -> None:
-        """Make one axis of two, of so many units."""
-        first, second = sorted((a, b), key=lambda axis: (axis not in self.writers, axis))
-        self._units[first] = units
-        if first != second:
-            self._parent[second] = first
-            if second in self.writers:
-                self.writers[first] = self.writers.get(first, []) + self.writers.pop(second)
-
-    def _only_axis(self, x: Channels) -> int:
-        if len(x) != 1:
-            raise ValueError("concatenated channels are not one axis")
-        return self.axis(x[0])
+    def _tie_groups(self, x: Channels, written: Channels, groups: int) -> None:
+        """Each group of a convolution goes as a whole, with what it reads and what it writes."""
+        reads, writes = x.reshape(groups, -1), written.reshape(groups, -1)
+        both = np.concatenate([reads, writes], axis=1)
+        self.tie_blocks(both.flatten(), groups)
 
 
 def _some(names: Sequence[str]) -> str | None:
@@ -282,10 +289,18 @@ def _some(names: Sequence[str]) -> str | None:
 
 
 def positions(wiring: Wiring, channels: Channels, keep: Mapping[int, Sequence[int]]) -> list[int]:
-    """Where the kept channels are in a tensor of `channels`, in the original coordinates and the new order."""
-    result, offset = [], 0
-    for axis, repeat in wiring.resolved(channels):
-        width = wiring.width(axis)
-        result += [offset + unit * repeat + i for unit in keep.get(axis, range(width)) for i in range(repeat)]
-        offset += width * repeat
-    return result
+    """Where the kept channels are in a tensor of `channels`, in the original coordinates and the new order.
+
+    Units that move do so within each run in which the units of one axis follow each other.
+    """
+    axis, unit = wiring.axis_at(channels), wiring.unit_at(channels)
+    rank = unit.copy()  # place of a unit in the new order, -1 where it goes
+    for changed, kept in keep.items():
+        ranks = np.full(wiring.width(changed), -1)
+        ranks[list(kept)] = np.arange(len(kept))
+        own = axis == changed
+        rank[own] = ranks[unit[own]]
+    starts: np.ndarray = np.ones(len(axis), dtype=bool)
+    starts[1:] = (axis[1:] != axis[:-1]) | (unit[1:] < unit[:-1])
+    order = np.lexsort((rank, np.cumsum(starts)))  # stable
+    return order[rank[order] >= 0].tolist()

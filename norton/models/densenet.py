@@ -79,4 +79,5 @@ class DenseNet40(Network):
         if not layer.startswith("trans"):
             return super().full_width(layer, wiring, widths)
         # A transition's rate is a fraction of what the pruned layers before it deliver.
-        return sum(widths.get(wiring.name(span.axis), wiring.width(span.axis)) for span in dict(wiring.reads)[layer])
+        axes = wiring.axes_in(dict(wiring.reads)[layer])
+        return sum(widths.get(wiring.name(axis), wiring.width(axis)) for axis in axes)

@@ -44,7 +44,7 @@ def _one_rate(rate: float, where: str) -> float:
 
 def prunable(wiring: Wiring) -> list[int]:
     """The axes that can be cut: written by a layer, read by another, and not said to be whole."""
-    read = {wiring.axis(span) for _, channels in wiring.reads for span in channels}
+    read = set().union(*(wiring.axes_in(channels) for _, channels in wiring.reads))
     frozen = wiring.frozen
     return [axis for axis in wiring.writers if axis in read and axis not in frozen]
 

@@ -22,7 +22,8 @@ def choose_channels(
 
     rated: axis → channels to keep; axes that are not named keep all, but for filters that go whatever the rates say.
     """
-    changed = set(rated) | {wiring.axis_of(layer) for layer in scoring.named}
+    named = (wiring.axis_at(wiring.written(layer))[list(filters)] for layer, filters in scoring.named.items())
+    changed = set(rated).union(*(found.tolist() for found in named))
     bound = [axes for axes in connected(wiring.shifts) if axes & changed]
     axes = sorted(changed.union(*bound))
     rankings, wanted = [], []

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from norton.common.errors import InputError
@@ -30,7 +31,7 @@ def named_filters(
         return {}
     if not filters:
         raise InputError("criterion index removes the filters you name: give filters={LAYER: '105, 8, 9, 11-13'}")
-    able = {layer: axis for axis in prunable(wiring) for layer in wiring.writers[axis]}
+    able = dict.fromkeys(layer for axis in prunable(wiring) for layer in wiring.writers[axis])
     modules, named = dict(net.named_modules()), {}
     for layer, text in filters.items():
         layer = str(layer)
@@ -39,7 +40,7 @@ def named_filters(
             some = ", ".join(list(able)[:4])
             raise InputError(f"filters: {layer!r} {why}; those that can are {some}{', ...' if len(able) > 4 else ''}")
         named[layer] = parse_filters(layer, text, filter_count(filters_of(modules[layer])))
-        _check_units(layer, named[layer], wiring.filters(able[layer])[wiring.writers[able[layer]].index(layer)])
+        _check_units(wiring, layer, named[layer])
     return named
 
 
@@ -52,12 +53,27 @@ def _obstacle(wiring: Wiring, layer: str) -> str:
     return "because " + wiring.frozen.get(axis, "no layer reads what it writes")
 
 
-def _check_units(layer: str, named: Sequence[int], each: int) -> None:
-    """Raise InputError for a part of filters that can only go together; each: how many do."""
+def _check_units(wiring: Wiring, layer: str, named: Sequence[int]) -> None:
+    """Raise InputError for a part of filters that can only go together, and for filters that have to stay."""
+    filters = wiring.written(layer)
+    axes, units = wiring.axis_at(filters), wiring.unit_at(filters)
     for channel in named:
-        first = channel // each * each
-        if not set(range(first, first + each)) <= set(named):
+        if (reason := wiring.frozen.get(int(axes[channel]))) is not None:
+            raise InputError(f"filters: {layer}: filter {channel} cannot go, because {reason}")
+        together = np.flatnonzero((axes == axes[channel]) & (units == units[channel])).tolist()
+        if not set(together) <= set(named):
             raise InputError(
-                f"filters: {layer}: filter {channel} can only go with {first}-{first + each - 1}, which are one group; "
+                f"filters: {layer}: filter {channel} can only go with {_short(together)}, which are one group; "
                 "name them all"
             )
+
+
+def _short(numbers: Sequence[int]) -> str:
+    """Numbers in order, those that follow each other as one: `3-5, 8`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

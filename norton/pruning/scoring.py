@@ -128,15 +128,22 @@ def axis_scores(
     for name, weight in weights.items():
         by_layer = layer_scores(net, wiring, layers, name, how)
         for axis in axes:
-            units = [per_unit(by_layer[layer], wiring.width(axis)) for layer in wiring.writers[axis]]
+            units = [per_unit(wiring, axis, layer, by_layer[layer]) for layer in wiring.writers[axis]]
             scaled = np.stack([normalised(unit, how.options.normalisation) for unit in units])
             found[axis] = found[axis] + (scaled if weight == 1 else weight * scaled)
     return {axis: _tied(found[axis], how.options.tied) for axis in axes}
 
 
-def per_unit(score: Tensor, width: int) -> np.ndarray:
-    """(width,) means over the filters of each unit; a grouped convolution has several a unit, which go together."""
-    return score.cpu().numpy() if len(score) == width else score.view(width, -1).mean(1).cpu().numpy()
+def per_unit(wiring: Wiring, axis: int, layer: str, score: Tensor) -> np.ndarray:
+    """(width of the axis,) means over a layer's filters of each unit, of which groups, heads and the like have several.
+
+    score: of all filters of the layer.
+    """
+    filters = wiring.written(layer)
+    own = wiring.axis_at(filters) == axis
+    sums: np.ndarray = np.zeros(wiring.width(axis))
+    np.add.at(sums, wiring.unit_at(filters)[own], score.cpu().numpy()[own])
+    return sums / (own.sum() // wiring.width(axis))
 
 
 def _tied(found: np.ndarray, tied: str) -> np.ndarray:
@@ -173,12 +180,20 @@ def _layer_scores(
     if isinstance(judge, LayerCriterion):
         return scores(LayerContext(name, filters, how.seed, tuple(how.named.get(name, ()))), criterion)
     if isinstance(judge, NormCriterion):
-        axis = wiring.axis_of(name)
-        return scores(scales[axis], criterion) if axis in scales else scores(filters, dense)
+        return _scores_by_norms(wiring, name, criterion, scales, scores(filters, dense))
     if isinstance(judge, DistanceCriterion):
         selected = SELECTIONS[how.options.selection]
         return selected(filters, criterion) if judge.can_compare(filters) else scores(filters, dense)
     return scores(filters, criterion)
+
+
+def _scores_by_norms(wiring: Wiring, name: str, criterion: str, scales: Mapping[int, Tensor], others: Tensor) -> Tensor:
+    """(filters,) scores of a layer's filters by the norms behind them; `others` where there are none."""
+    filters, found = wiring.written(name), others.clone()
+    for axis in wiring.axes_in(filters) & scales.keys():
+        own = np.flatnonzero(wiring.axis_at(filters) == axis)
+        found[own] = scores(scales[axis], criterion).to(found)[wiring.unit_at(filters)[own]]
+    return found
 
 
 def filters_of(layer: nn.Module) -> Factors | Tensor:
@@ -192,12 +207,13 @@ def axis_scales(net: nn.Module, wiring: Wiring) -> dict[int, Tensor]:
     """Axis → (n, channels) weights γ of the n normalisations that pass it, for the axes that have some."""
     found: dict[int, list[Tensor]] = {}
     for name, channels in wiring.passes:
-        layer, offset = net.get_submodule(name), 0
+        layer = net.get_submodule(name)
         if not isinstance(layer, _BatchNorm) or layer.weight is None:
             continue
-        for axis, repeat in wiring.resolved(channels):
-            width = wiring.width(axis)
-            own = layer.weight[offset : offset + width * repeat].view(width, repeat)
-            found.setdefault(axis, []).append(own.abs().mean(1))
-            offset += width * repeat
+        scale = layer.weight.abs()
+        for axis in wiring.axes_in(channels):
+            own = np.flatnonzero(wiring.axis_at(channels) == axis)
+            unit = torch.from_numpy(wiring.unit_at(channels)[own]).to(scale.device)
+            sums = scale.new_zeros(wiring.width(axis)).index_add(0, unit, scale[own])
+            found.setdefault(axis, []).append(sums / (len(own) // wiring.width(axis)))
     return {axis: torch.stack(scales) for axis, scales in found.items()}

@@ -32,8 +32,8 @@ def test_followed(name):
 
 
 def test_a_norm_over_channels_is_named():
-    wiring = norton.wiring_of(FOLLOWED["normalised over channels"][0]())
-    assert "it normalises over all channels" in wiring.left_whole["a"]
+    wiring = norton.wiring_of(FOLLOWED["normalised over channels and rows"][0]())
+    assert "it normalises over channels and other dimensions together" in wiring.left_whole["a"]
 
 
 def test_what_a_derived_layer_is():

@@ -45,7 +45,7 @@ def test_a_rule_is_that_of_the_layers_nearest_type():
         pass
 
     assert rule_of_layer(Own()) is LAYER_RULES[nn.ReLU]
-    assert rule_of_layer(nn.LSTM(2, 2)) is None
+    assert rule_of_layer(nn.Bilinear(2, 2, 2)) is None
     small = norton.decompose(nn.Sequential(nn.Conv2d(4, 4, 3)), 1)
     assert rule_of_layer(small[0]) is LAYER_RULES[nn.Conv2d]
     assert set(LAYER_RULES) > {*ELEMENTWISE_LAYERS, *NORM_LAYERS}

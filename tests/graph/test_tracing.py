@@ -50,7 +50,8 @@ def as_sets(wiring):
     """A wiring without its numbering: axes as the sets of their writers."""
 
     def named(channels):
-        return tuple((frozenset(wiring.writers.get(axis, ())), repeat) for axis, repeat in wiring.resolved(channels))
+        places = zip(wiring.axis_at(channels).tolist(), wiring.unit_at(channels).tolist(), strict=True)
+        return tuple((frozenset(wiring.writers.get(axis, ())), unit) for axis, unit in places)
 
     axes = {frozenset(names): wiring.width(axis) for axis, names in wiring.writers.items()}
     passes, reads = ({(name, named(x)) for name, x in part} for part in (wiring.passes, wiring.reads))

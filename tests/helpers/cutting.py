@@ -7,12 +7,15 @@ from torch import nn
 from torch.func import functional_call
 
 import norton
+from helpers.living import OfTheLiving
 from norton.graph.layers import TRANSPOSED_LAYERS, width
 from norton.graph.plan import apply_plan_
 from norton.graph.wiring import positions
 from norton.pruning.allocation import Allocation
 
 SIDES = {"alexnet": 64, "inception_v3": 75}
+# Networks that compute statistics of channels before a layer reads these, so that hiding them from readers is too late.
+OVER_CHANNELS = {"normalised over channels", "mean over channels", "deviation over channels", "convnext_tiny"}
 CHOICES = ["at random", "l2", "fpgm"]
 
 
@@ -71,8 +74,9 @@ def pruned(net, wiring, choice):
 
 def alive(wiring, channels, keep, like):
     """1 for each kept position of `channels`, 0 for the others."""
-    size = sum(wiring.width(axis) * repeat for axis, repeat in wiring.resolved(channels))
-    return torch.zeros(size, dtype=like.dtype).index_fill_(0, torch.tensor(positions(wiring, channels, keep)), 1)
+    return torch.zeros(len(channels), dtype=like.dtype).index_fill_(
+        0, torch.tensor(positions(wiring, channels, keep)), 1
+    )
 
 
 @torch.no_grad()
@@ -116,31 +120,32 @@ def dead_outputs(net, wiring, keep, x):
     Of the wiring it asks only which filters go: where their channels lead, the network itself shows.
     """
     changed = without_offsets(net)
-    for axis, kept in keep.items():
-        for name in wiring.writers[axis]:
-            layer = net.get_submodule(name)
-            dead = ~torch.isin(torch.arange(width(layer)) // (width(layer) // wiring.width(axis)), torch.tensor(kept))
-            for key in ("weight", "bias"):
-                if getattr(layer, key) is not None:
-                    path = f"{name}.{key}"
-                    tensor = changed[path] = changed.get(path, getattr(layer, key)).clone()
-                    if key == "weight" and isinstance(layer, TRANSPOSED_LAYERS):  # (inputs, outputs of a group, ...)
-                        for weight, gone in zip(tensor.chunk(layer.groups), dead.chunk(layer.groups), strict=True):
-                            weight[:, gone] = 0
-                    else:
-                        tensor[dead] = 0
-    return functional_call(net, changed, (x,))
+    for name, gone in wiring.gone_filters(keep).items():
+        layer = net.get_submodule(name)
+        dead = torch.isin(torch.arange(width(layer)), torch.tensor(gone))
+        for key in ("weight", "bias"):
+            if getattr(layer, key) is not None:
+                path = f"{name}.{key}"
+                tensor = changed[path] = changed.get(path, getattr(layer, key)).clone()
+                if key == "weight" and isinstance(layer, TRANSPOSED_LAYERS):  # (inputs, outputs of a group, ...)
+                    for weight, lost in zip(tensor.chunk(layer.groups), dead.chunk(layer.groups), strict=True):
+                        weight[:, lost] = 0
+                else:
+                    tensor[dead] = 0
+    with OfTheLiving():
+        return functional_call(net, changed, (x,))
 
 
 def check_exact(net, wiring, small, keep, x=None):
     x = images(net) if x is None else x
     with torch.no_grad():
         y = small(x)
-    expected = masked_outputs(net, wiring, keep, x)
     tolerance = 1e-9 if y.dtype == torch.float64 else 1e-4
-    assert y.shape == expected.shape
-    assert expected.std() > 1e-3
-    torch.testing.assert_close(y, expected, rtol=0, atol=tolerance * expected.abs().max().item())
+    if net.name not in OVER_CHANNELS:  # whose channels meet before a layer reads them
+        expected = masked_outputs(net, wiring, keep, x)
+        assert y.shape == expected.shape
+        assert expected.std() > 1e-3
+        torch.testing.assert_close(y, expected, rtol=0, atol=tolerance * expected.abs().max().item())
     dead = dead_outputs(net, wiring, keep, x)
     y = outputs_without_offsets(small, x)
     assert dead.std() > 1e-3

@@ -269,6 +269,11 @@ def normalised_over_channels(m, x):
     return m.fc(m.b(y).mean((2, 3)))
 
 
+def normalised_over_its_channels(m, x):
+    y = F.layer_norm(m.a(x).permute(0, 2, 3, 1), m.n.normalized_shape, m.n.weight, m.n.bias).permute(0, 3, 1, 2)
+    return m.fc(m.b(y).mean((2, 3)))
+
+
 def of(run, **more):
     return lambda: Net(run, **layers(**more))
 
@@ -308,7 +313,7 @@ FOLLOWED = {  # name → network, widths of the axes that can be pruned, first w
     "a convolution that pads": (of(plain, a=Padded(3, 8, 3), b=Padded(8, 8, 5)), BOTH, {"fc"}),
     "a depthwise one that pads": (of(plain, b=Padded(8, 8, 3, groups=8)), {"a": 8}, {"fc"}),
     "depthwise of a concatenation": (
-        of(concatenated_read, c=Padded(16, 16, 3, groups=16), fc=nn.Linear(16, 5)), {}, {"a", "b", "c", "fc"}
+        of(concatenated_read, c=Padded(16, 16, 3, groups=16), fc=nn.Linear(16, 5)), {"a": 8, "b": 8}, {"fc"}
     ),
     "depthwise, written down": (of(plain, b=Depthwise8(8, 8, 3, groups=8)), {}, {"a", "fc"}),
     "standardised weights": (of(normed, n=Standardised(8, 8, 3)), NO_A, {"a", "fc"}),
@@ -332,10 +337,10 @@ FOLLOWED = {  # name → network, widths of the axes that can be pruned, first w
         of(coordinate_attention, b=conv(8, 4, 1), c=conv(4, 8, 1), d=conv(4, 8, 1)), {"a": 8, "b": 4}, {"fc"}
     ),
     "parts of rows": (of(rows_one_by_one, c=conv(8, 8)), {"a": 8, "b": 8}, {"fc"}),
-    "halves of the channels": (of(halves, b=conv(4, 8)), NO_A, {"a", "fc"}),
+    "halves of the channels": (of(halves, b=conv(4, 8)), {"a": 4, "b": 8}, {"fc"}),
     "rows of two maps": (of(joined_rows_of_two, b=conv(3, 8), c=conv(8, 8)), {"a": 8, "c": 8}, {"fc"}),
     "unit length": (of(scaled_to_unit_length, scale=scale(8)), BOTH, {"fc"}),
-    "deviation over channels": (of(deviation), NO_A, {"a", "fc"}),
+    "deviation over channels": (of(deviation), BOTH, {"fc"}),
     "padding by the size of the image": (
         of(plain, a=Same(3, 8, 3, 2), b=Same(8, 8, 5, 2, groups=8)), {"a": 8}, {"fc"}
     ),
@@ -351,7 +356,11 @@ FOLLOWED = {  # name → network, widths of the axes that can be pruned, first w
     "a mean by hand": (of(mean_by_hand), NO_A, {"a", "fc"}),
     "plain numbers and lists": (of(checked_by_values_of_types), BOTH, {"fc"}),
     "a slice that takes all": (of(all_of_them), BOTH, {"fc"}),
-    "normalised over channels": (of(normalised_over_channels, n=nn.LayerNorm(8)), NO_A, {"a", "fc"}),
+    "normalised over channels, written down": (
+        of(normalised_over_channels, n=nn.LayerNorm(8)), NO_A, {"a", "fc"}
+    ),
+    "normalised over channels": (of(normalised_over_its_channels, n=nn.LayerNorm(8)), BOTH, {"fc"}),
+    "normalised over channels and rows": (of(normed, n=nn.LayerNorm((8, 16, 16))), NO_A, {"a", "fc"}),
     "transposed": (
         of(through_transposed, t=nn.ConvTranspose2d(8, 6, 4, 2, 1), c=conv(6, 8)), {"a": 8, "t": 6, "c": 8}, {"fc"}
     ),

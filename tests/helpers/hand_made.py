@@ -46,6 +46,11 @@ def squeezed(m, x):
     return m.fc((y * s[..., None, None]).mean((2, 3)))
 
 
+def first_half(m, x):
+    y = m.a(x).relu()
+    return m.fc((m.b(y[:, :8]) + m.c(y)).relu().mean([2, 3]))
+
+
 def normed_twice(m, x):
     y = m.c(m.n(m.a(x)).relu())
     return m.fc((y + m.d(m.n(torch.cat([m.p(x), m.q(x)], 1)).relu())).mean([2, 3]))
@@ -160,10 +165,10 @@ HAND_MADE = {  # name → network, widths of the axes that can be pruned, first 
         {"a": 8},
         {"fc"},
     ),
-    "shuffle": (lambda: Net(shuffled, **layers(c=conv(8, 8, 1))), {"b": 8, "c": 8}, {"a", "fc"}),
+    "shuffle": (lambda: Net(shuffled, **layers(c=conv(8, 8, 1))), {"a": 4, "b": 8, "c": 8}, {"fc"}),
     "half of the channels": (
-        lambda: Net(lambda m, x: m.fc(m.b(m.a(x)[:, :8]).relu().mean([2, 3])), **layers(a=conv(3, 16))),
-        {"b": 8},
+        lambda: Net(first_half, **layers(a=conv(3, 16), c=conv(16, 8))),
+        {"a#2": 8, "b": 8},
         {"a", "fc"},
     ),
     "a scale per channel": (
@@ -186,13 +191,13 @@ HAND_MADE = {  # name → network, widths of the axes that can be pruned, first 
         lambda: Net(
             lambda m, x: m.fc(m.n(m.b(m.a(x).relu()).mean([2, 3]))), **layers(n=nn.LayerNorm(8))
         ),
-        {"a": 8},
-        {"b", "fc"},
+        {"a": 8, "b": 8},
+        {"fc"},
     ),
     "mean over channels": (
         lambda: Net(lambda m, x: m.fc(((y := m.b(m.a(x).relu())) * y.mean(1, keepdim=True)).mean([2, 3])), **layers()),
-        {"a": 8},
-        {"b", "fc"},
+        {"a": 8, "b": 8},
+        {"fc"},
     ),
     "number of channels": (
         lambda: Net(lambda m, x: m.fc((m.b(y := m.a(x).relu()) / y.size(1)).mean([2, 3])), **layers()),
@@ -227,13 +232,13 @@ HAND_MADE = {  # name → network, widths of the axes that can be pruned, first 
         lambda: Net(
             normed_twice, **layers(n=nn.BatchNorm2d(8), p=conv(3, 4), q=conv(3, 4), c=conv(8, 8), d=conv(8, 8))
         ),
-        {"c": 8},
-        {"a", "p", "q", "fc"},
+        {"a": 4, "a#2": 4, "c": 8},
+        {"fc"},
     ),
     "a norm that is also elsewhere": (
         lambda: Net(normed_out_of_sight, **layers(b=conv(3, 8), n=nn.BatchNorm2d(8), c=conv(8, 8), d=conv(8, 8))),
-        {"c": 8},
-        {"a", "b", "fc"},
+        {"a": 8, "c": 8},
+        {"fc"},
     ),
     "clamped by a parameter": (
         lambda: Net(
@@ -282,8 +287,8 @@ HAND_MADE = {  # name → network, widths of the axes that can be pruned, first 
     ),
     "a flip only in evaluation": (
         lambda: Net(lambda m, x: m.fc(m.b(m.a(x) if m.training else m.a(x).flip(1)).mean([2, 3])), **layers()),
-        {"b": 8},
-        {"a", "fc"},
+        {"a": 4, "b": 8},
+        {"fc"},
     ),
     "frozen norms": (
         lambda: Net(

@@ -10,6 +10,7 @@ from helpers.networks import randomise_
 from helpers.repository import ARCHITECTURES
 
 import norton
+from norton.graph.wiring import Wiring
 from norton.pruning import describe
 from norton.pruning.allocation import Allocation, fitting_keep, global_widths, prunable, read_rates
 from norton.pruning.scoring import Scoring, axis_scores, per_unit
@@ -203,8 +204,19 @@ def test_a_weighted_sum_is_of_normalised_scores(resnet):
 
 
 def test_grouped_filters_count_together():
-    assert per_unit(torch.tensor([1.0, 3.0, 5.0, 6.0]), 2).tolist() == [2, 5.5]
-    assert per_unit(torch.tensor([1.0, 3.0]), 2).tolist() == [1, 3]
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 2, 1, groups=2))
+    wiring = Wiring(net)
+    wiring.layer("1", wiring.layer("0", wiring.input(3)))
+    assert per_unit(wiring, 0, "0", torch.tensor([1.0, 3.0, 5.0, 6.0])).tolist() == [2, 5.5]
+    assert per_unit(wiring, 0, "1", torch.tensor([1.0, 3.0])).tolist() == [1, 3]
+
+
+def test_units_need_not_be_neighbours():
+    wiring = Wiring(torch.nn.Sequential(torch.nn.Conv2d(3, 6, 1)))
+    filters = wiring.layer("0", wiring.input(3))
+    wiring.add(filters[:2], filters[2:4])  # as halves that meet; the last two stand alone
+    scores = torch.tensor([1.0, 2.0, 5.0, 8.0, 7.0, 9.0])
+    assert [per_unit(wiring, axis, "0", scores).tolist() for axis in wiring.writers] == [[3, 5], [7, 9]]
 
 
 def test_named_filters_go_and_no_others(resnet):

@@ -1,89 +1,136 @@
 """Sums, products and the like, element by element, with broadcasting."""
 
+import torch
 from torch import Tensor, fx
 
-from norton.graph.channels import ChannelTracer, LocatedChannels
-from norton.graph.nodes import argument, first_argument, name_of, place_of, value_of
+from norton.graph.channels import ChannelTracer, LocatedChannels, compressed
+from norton.graph.nodes import argument, first_argument, name_of, value_of
 from norton.graph.rules.table import rule
 
 
 @rule(
-    "add add_ iadd sub sub_ isub mul mul_ imul multiply truediv itruediv div div_ true_divide pow maximum minimum",
+    """add add_ iadd sub sub_ isub mul mul_ imul multiply truediv itruediv div div_ true_divide pow maximum minimum
+    addcmul addcmul_ addcdiv lerp""",
     joins=True,
     takes_shifted=True,
 )
 def combine(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
-    """Two tensors, or one and a number.  Where channels meet channels, they become one axis."""
+    """Several tensors, or tensors and numbers.  Channels that meet can only go together."""
     tensors = [arg for arg in node.all_input_nodes if isinstance(value_of(arg), Tensor)]
-    if len(tensors) == 1:
-        return tracer.located[tensors[0]]
-    if tracer.located[tensors[0]] is None:
-        tensors.reverse()
-    first, second = tensors
-    x, y = tracer.located[first], tracer.located[second]
+    first, *others = sorted(tensors, key=lambda tensor: tracer.at(tensor) is None)
+    dims, x = value_of(node).dim(), tracer.at(first)
     if x is None:
         return None
-    a, b = value_of(first), value_of(second)
-    dim = x.dim - a.dim()  # counted from the end, as broadcasting does
-    result = LocatedChannels(x.channels, value_of(node).dim() + dim, x.shifted)
+    found: LocatedChannels | None = _lifted(x, dims)
+    shape = _shape(first, dims)
+    for other in others:
+        if found is None:
+            return None
+        found = _join(tracer, node, (found, shape), other)
+        shape = [max(sizes) for sizes in zip(shape, _shape(other, dims), strict=True)]
+    return found
+
+
+def _join(
+    tracer: ChannelTracer, node: fx.Node, first: tuple[LocatedChannels, list[int]], other: fx.Node
+) -> LocatedChannels | None:
+    """Channels of a tensor of some shape, after it met another one."""
+    x, y = first[0], tracer.at(other)
     if y is None:
-        return _combine_with_other(tracer, node, result, second, dim, a.shape[dim])
-    size = _size(b, dim)
-    if y.dim - b.dim() != dim or a.shape[dim] != size:
-        return _broadcast(tracer, node, *((a, x, b, y) if size == 1 else (b, y, a, x)))
+        return _combine_with_other(tracer, node, x, other)
+    y = _lifted(y, x.ids.dim())
     if x.shifted or y.shifted:
-        return _add_shifted(tracer, node, result, x, y)
-    return tracer.declare(node, result, tracer.wiring.add, x.channels, y.channels)
+        return _add_shifted(tracer, node, x, y)
+    return _meet(tracer, node, first, (y, _shape(other, x.ids.dim())))
+
+
+def _lifted(x: LocatedChannels, dims: int) -> LocatedChannels:
+    """Channels of a tensor as broadcasting sees it, with ones in front."""
+    return x._replace(ids=x.ids.view(*[1] * (dims - x.ids.dim()), *x.ids.shape))
+
+
+def _shape(node: fx.Node, dims: int) -> list[int]:
+    shape = list(value_of(node).shape)
+    return [1] * (dims - len(shape)) + shape
+
+
+def _meet(
+    tracer: ChannelTracer,
+    node: fx.Node,
+    first: tuple[LocatedChannels, list[int]],
+    second: tuple[LocatedChannels, list[int]],
+) -> LocatedChannels | None:
+    """Two tensors with channels, each with its shape.
+
+    One that is the same for all channels of the other keeps its own: those meet all of the other.
+    """
+    (x, a), (y, b) = first, second
+    one_with_all = [any(size[dim] == 1 for dim in other.dims) for other, size in ((x, b), (y, a))]
+    if all(one_with_all):
+        return tracer.unknown(node, "it lets channels meet that stand in other dimensions")
+    for meets_all, own, other in ((one_with_all[0], y, x), (one_with_all[1], x, y)):
+        if meets_all:
+            tracer.freeze(own, node, "it meets other channels, one with all")
+            return other
+    ids, others = torch.broadcast_tensors(x.ids, y.ids)
+    met = LocatedChannels(compressed(ids))
+    if len(met.dims) > 1:
+        return tracer.unknown(node, "it lets channels meet that stand in other dimensions")
+    return tracer.declare(node, met, tracer.wiring.add, ids.flatten().numpy(), others.flatten().numpy())
 
 
 def _add_shifted(
-    tracer: ChannelTracer, node: fx.Node, result: LocatedChannels, x: LocatedChannels, y: LocatedChannels
+    tracer: ChannelTracer, node: fx.Node, x: LocatedChannels, y: LocatedChannels
 ) -> LocatedChannels | None:
     """A sum of which one side was moved by a crop-or-pad shortcut."""
     moved, still = (x, y) if x.shifted else (y, x)
-    if still.shifted or "add" not in name_of(node):
+    if still.shifted or "add" not in name_of(node) or moved.dims != still.dims:
         return tracer.unknown(node)
-    result = result._replace(channels=still.channels, shifted=False)
-    return tracer.declare(node, result, tracer.wiring.shift, moved.channels, still.channels)
-
-
-def _broadcast(
-    tracer: ChannelTracer, node: fx.Node, a: Tensor, x: LocatedChannels, b: Tensor, y: LocatedChannels
-) -> LocatedChannels | None:
-    """Channels x of a with a tensor b that is the same for all of them, and whose own channels y then stay whole."""
-    if x.shifted or y.shifted or _size(b, x.dim - a.dim()) != 1:
-        return tracer.unknown(node, "it lets channels meet that stand in other dimensions, or another number of them")
-    tracer.wiring.freeze(y.channels, f"{place_of(node)}: it meets other channels, one with all")
-    return LocatedChannels(x.channels, value_of(node).dim() + x.dim - a.dim())
+    ends = (side.ids.flatten().numpy() for side in (moved, still))
+    return tracer.declare(node, still, tracer.wiring.shift, *ends)
 
 
 def _combine_with_other(
-    tracer: ChannelTracer, node: fx.Node, x: LocatedChannels, other: fx.Node, dim: int, count: int
+    tracer: ChannelTracer, node: fx.Node, x: LocatedChannels, other: fx.Node
 ) -> LocatedChannels | None:
-    """Channels with a tensor in which none are known: a parameter with an entry per channel, or the same for all.
-
-    dim: where they meet, from the end.  count: the number of channels.
-    """
-    value = value_of(other)
+    """Channels with a tensor in which none are known: a parameter with an entry per channel, or the same for all."""
+    shape = _shape(other, x.ids.dim())
     if x.shifted:
         return tracer.unknown(node)
-    if _size(value, dim) == 1:
+    meeting = [dim for dim in x.dims if shape[dim] > 1]
+    if not meeting:
         return x
-    if str(other.target) not in tracer.free_tensors or other.op != "get_attr" or _size(value, dim) != count:
+    [dim], own = x.dims, value_of(other)
+    if str(other.target) not in tracer.free_tensors or other.op != "get_attr" or shape[dim] != x.ids.shape[dim]:
         return tracer.unknown(node, "its other side has channels that cannot be followed")
-    return tracer.declare_entries(node, x, other, value.dim() + dim)
+    channels = x.ids.flatten().numpy()
+    return tracer.declare_entries(node, x, channels, other, own.dim() - (x.ids.dim() - dim))
 
 
 @rule("expand_as", joins=True)
 def expand_as(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """A tensor repeated to the size of another one, whose channels it has."""
-    x, y = tracer.input(node), tracer.located[argument(node, 1, "other")]
-    before, after = value_of(first_argument(node)), value_of(node)
-    if x and y and x.dim == y.dim and before.dim() == after.dim() and before.shape[x.dim] == after.shape[x.dim]:
-        return tracer.declare(node, x, tracer.wiring.add, x.channels, y.channels)
-    return tracer.unknown(node)
+    x, other = tracer.input(node), argument(node, 1, "other")
+    if x is None:
+        return None
+    dims, y = value_of(node).dim(), tracer.at(other)
+    x = _lifted(x, dims)
+    if y is None or not x.dims:
+        return x if y is None else tracer.unknown(node)
+    return _meet(tracer, node, (x, _shape(first_argument(node), dims)), (y, _shape(other, dims)))
 
 
-def _size(tensor: Tensor, dim: int) -> int:
-    """The size of a dimension counted from the end, as broadcasting sees it."""
-    return tensor.shape[dim] if -dim <= tensor.dim() else 1
+@rule("where masked_fill masked_fill_", joins=True)
+def choose(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+    """Numbers of one tensor or another, where a mask says so that is the same for all channels."""
+    masked, *others = [arg for arg in node.all_input_nodes if isinstance(value_of(arg), Tensor)]
+    mask, main = (others[0], masked) if "fill" in name_of(node) else (masked, others[0])
+    dims = value_of(node).dim()
+    x = tracer.at(main)
+    rest = [arg for arg in (masked, *others) if arg is not main]
+    if x is None:
+        return tracer.unknown(node)
+    x = _lifted(x, dims)
+    if tracer.at(mask) is not None or any(_shape(arg, dims)[dim] > 1 for arg in rest for dim in x.dims):
+        return tracer.unknown(node)
+    return x

@@ -1,12 +1,13 @@
 """Layers as functions that take the parameters of a module, such as `F.conv2d(x, self.weight, self.bias)`."""
 
-from typing import Any
+from collections.abc import Iterable
 
 from torch import Tensor, fx, nn
 
+from norton.graph.axes import Channels
 from norton.graph.channels import ChannelTracer, LocatedChannels
 from norton.graph.nodes import argument, first_argument, name_of, value_of
-from norton.graph.parameters import is_own
+from norton.graph.numbers import OwnNumber, is_own
 from norton.graph.rules.layers import read_and_write
 from norton.graph.rules.table import rule
 
@@ -33,7 +34,7 @@ def write(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     ):
         return tracer.unknown(node, "its weight and bias are not those of one layer")
     groups = argument(node, 6, "groups", 1)
-    if not is_own(groups, name) and (groups, getattr(layer, "groups", 1)) != (1, 1):
+    if not is_own(groups, f"{name}.groups") and (groups, getattr(layer, "groups", 1)) != (1, 1):
         return tracer.unknown(node, f"its number of groups does not follow that of {name}")
     for tensor in (weight, bias):
         if tensor is not None:
@@ -45,31 +46,45 @@ def write(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
 def normalise(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """Channels at their place, with tensors that have an entry for each."""
     x = tracer.input(node)
-    if x is None or x.dim != 1:
+    channels = None if x is None or x.shifted else x.along(1, value_of(node).shape[1])
+    if x is None or channels is None:
         return tracer.unknown(node)
-    others = {arg for arg in node.all_input_nodes if isinstance(value_of(arg), Tensor)} - {first_argument(node)}
-    return _with_entries(tracer, node, x, others)
+    return with_entries(tracer, node, x, channels, _other_tensors(node))
 
 
 @rule("group_norm", joins=True, takes_entries=True)
 def group_norm(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """The same for a GroupNorm, whose groups go as wholes: their number must follow."""
     x, groups = tracer.input(node), argument(node, 1, "num_groups")
-    if x is None or not is_own(groups):
-        return tracer.unknown(node, "its number of groups is written down, and does not follow the channels")
-    tracer.declare(node, x, tracer.wiring.group_norm, groups.layer, x.channels)
-    return normalise(tracer, node)
+    channels = None if x is None or x.shifted else x.along(1, value_of(node).shape[1])
+    if x is None or channels is None:
+        return tracer.unknown(node)
+    if groups > 1:
+        if not isinstance(groups, OwnNumber):
+            return tracer.unknown(node, "its number of groups is written down, and does not follow the channels")
+        owner, _, key = groups.names[0].rpartition(".")
+        tracer.declare(node, x, tracer.wiring.tie_blocks, channels, int(groups))
+        if key != "num_groups" or not isinstance(tracer.net.get_submodule(owner), nn.GroupNorm):
+            tracer.declare(node, x, tracer.wiring.size, groups.names[0], channels)
+    return with_entries(tracer, node, x, channels, _other_tensors(node))
 
 
-def _with_entries(tracer: ChannelTracer, node: fx.Node, x: LocatedChannels, tensors: Any) -> LocatedChannels | None:
-    """x after it met tensors of one dimension that have an entry per channel, or one for all."""
-    count = value_of(node).shape[x.dim]
-    for tensor in sorted(tensors):
-        size, y = tuple(value_of(tensor).shape), tracer.located[tensor]
-        if y is not None and y.dim == 0 and len(size) == 1:
-            tracer.declare(node, x, tracer.wiring.add, x.channels, y.channels)
-        elif y is None and size == (count,) and str(tensor.target) in tracer.free_tensors and tensor.op == "get_attr":
-            tracer.declare_entries(node, x, tensor, 0)
+def _other_tensors(node: fx.Node) -> list[fx.Node]:
+    return [
+        arg for arg in node.all_input_nodes if isinstance(value_of(arg), Tensor) and arg is not first_argument(node)
+    ]
+
+
+def with_entries(
+    tracer: ChannelTracer, node: fx.Node, x: LocatedChannels, channels: Channels, tensors: Iterable[fx.Node]
+) -> LocatedChannels | None:
+    """x after it met tensors of one dimension that have an entry for each of its channels, or one for all."""
+    for tensor in tensors:
+        size, y = tuple(value_of(tensor).shape), tracer.at(tensor)
+        if y is not None and len(size) == 1:
+            tracer.declare(node, x, tracer.wiring.add, channels, y.ids.expand(size).numpy())
+        elif size == (len(channels),) and str(tensor.target) in tracer.free_tensors and tensor.op == "get_attr":
+            tracer.declare_entries(node, x, channels, tensor, 0)
         elif size != (1,):
             return tracer.unknown(node, "it takes other tensors than parameters with an entry per channel")
     return x

@@ -1,9 +1,10 @@
 """Poolings, paddings and upsampling: each channel for itself, while the dimensions behind it change."""
 
+import numpy as np
 from torch import fx, nn
 from torch.nn.modules import padding, pooling, upsampling
 
-from norton.graph.channels import ChannelTracer, LocatedChannels
+from norton.graph.channels import ChannelTracer, LocatedChannels, located
 from norton.graph.nodes import argument, first_argument, name_of, value_of
 from norton.graph.rules.table import rule
 
@@ -18,20 +19,37 @@ _LAYERS = [
 @rule(
     """max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
     adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool2d
-    interpolate upsample pad""",
+    interpolate upsample""",
     layers=_LAYERS,
 )
 def keep_outer(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """Channels at their place, if that is not among the last dimensions, which change."""
     x, value = tracer.input(node), value_of(first_argument(node))
-    return x if x and x.dim < value.dim() - _changed_dimensions(tracer, node) else tracer.unknown(node)
+    if x and max(x.dims, default=0) < value.dim() - _changed_dimensions(tracer, node):
+        return x
+    return tracer.unknown(node)
+
+
+@rule("pad")
+def pad(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+    """The same; constant channels in front and behind of others stay, as an input would."""
+    x, value, amounts = tracer.input(node), value_of(first_argument(node)), argument(node, 1, "pad")
+    if x is None:
+        return None
+    padded = {value.dim() - 1 - place: amounts[2 * place : 2 * place + 2] for place in range(len(amounts) // 2)}
+    if not any(any(padded.get(dim, ())) for dim in x.dims):
+        return x
+    [dim] = x.dims
+    before, after = padded[dim]
+    if argument(node, 2, "mode", "constant") != "constant" or min(before, after) < 0 or x.shifted:
+        return tracer.unknown(node)
+    sides = [tracer.wiring.input(int(count)) for count in (before, after)]
+    return located(np.concatenate([sides[0], x.ids.flatten().numpy(), sides[1]]), dim, value.dim())
 
 
 def _changed_dimensions(tracer: ChannelTracer, node: fx.Node) -> int:
     """How many of the last dimensions an operation changes."""
     name = type(tracer.layer(node)).__name__ if node.op == "call_module" else name_of(node)
-    if name == "pad":
-        return len(argument(node, 1, "pad")) // 2
     if name[-2:] in ("1d", "2d", "3d"):
         return int(name[-2])
     return value_of(first_argument(node)).dim() - 2

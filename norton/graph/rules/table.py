@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from norton.graph.channels import ChannelTracer, LocatedChannels
+from norton.graph.channels import ChannelTracer, Located
 from norton.graph.layers import is_decomposed
 
-Follow = Callable[[ChannelTracer, fx.Node], LocatedChannels | None]
+Follow = Callable[[ChannelTracer, fx.Node], Located]
 
 
 @dataclass(frozen=True)
@@ -17,15 +17,13 @@ class Rule:
 
     follow: (tracer, node) → the channels of what the node gives.  joins: it takes several tensors; the inputs of
     others that take several are kept whole.  takes_shifted: it takes channels that a shortcut has moved by position.
-    follows_counts: it may take numbers of channels, such as a size in a reshape; others keep those channels whole.
-    takes_entries: it takes parameters and buffers with an entry per channel just as they are.  gives_parts: it gives
-    several tensors, which all have the same channels along the same dimension.
+    takes_entries: it takes parameters and buffers with an entry per channel just as they are.  gives_parts: it may give
+    several tensors, and then a list of what each has.
     """
 
     follow: Follow
     joins: bool = False
     takes_shifted: bool = False
-    follows_counts: bool = False
     takes_entries: bool = False
     gives_parts: bool = False
 
@@ -40,14 +38,13 @@ def rule(
     layers: Iterable[type[nn.Module]] = (),
     joins: bool = False,
     takes_shifted: bool = False,
-    follows_counts: bool = False,
     takes_entries: bool = False,
     gives_parts: bool = False,
 ) -> Callable[[Follow], Follow]:
     """Decorator that makes a function the rule of operations (names with spaces between them) and types of layers."""
 
     def register(follow: Follow) -> Follow:
-        entry = Rule(follow, joins, takes_shifted, follows_counts, takes_entries, gives_parts)
+        entry = Rule(follow, joins, takes_shifted, takes_entries, gives_parts)
         RULES.update(dict.fromkeys(operations.split(), entry))
         LAYER_RULES.update(dict.fromkeys(layers, entry))
         return follow
