@@ -102,7 +102,7 @@ def measure(arch: str, rank: int, rates: str | None, args, device: torch.device)
     deployed = norton.deploy(small, x)
     seconds = time.perf_counter() - start
     nets: dict[str, nn.Module] = {"eager": small, "deployed": deployed, "dense, deployed": dense_deployed}
-    nets |= {"contiguous": fold(dense), "channels-last": fold(dense).to(**CHANNELS_LAST)}
+    nets |= {"contiguous": fold(dense, x).net, "channels-last": fold(dense, x).net.to(**CHANNELS_LAST)}
     if args.compile:
         nets |= {
             name: compiled(nets[name], x) for name in ("contiguous", "channels-last", "dense, deployed", "deployed")

@@ -118,7 +118,7 @@ class Preparation:
         """With the forms that torch is fastest in, or with dense layers: onnxruntime has other kernels."""
         nets = {"forms": self.largest}
         if set(self.largest.deployment.forms.values()) - {DENSE}:
-            nets[DENSE] = assemble(fold(self.given.net), {}, channels_last=False)
+            nets[DENSE] = assemble(fold(self.given.net, self.example), {}, channels_last=False)
         files = {name: to_onnx(net, self.example, scratch / f"{name}.onnx").path for name, net in nets.items()}
         return self.placed(files[self.fastest("ONNX", files)], "onnx")
 

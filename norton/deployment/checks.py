@@ -1,14 +1,14 @@
-"""What is checked before and after a network is deployed: the example, the trace, the choice and the outputs."""
+"""What is checked before and after a network is deployed: the example, the choice and the outputs."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from norton.common.errors import InputError, first_line
-from norton.deployment.assembling import decomposed_layers
 from norton.deployment.exact_forms import form_names
+from norton.deployment.folding import Folded
 from norton.deployment.record import Deployment
 from norton.graph.copies import copied
 from norton.graph.meta import on_meta
@@ -55,7 +55,7 @@ def check_outputs(found: Any, wanted: Any, dtype: torch.dtype) -> None:
             raise InputError(
                 f"the deployed network's outputs differ by {error:.2g}, relative to {scale:.2g}, which is above "
                 f"{tolerance:g}: its weights have values out of proportion (deploy in float64 to see whether), or its "
-                "forward pass does what tracing does not see"
+                "forward pass computes otherwise each time"
             )
 
 
@@ -67,23 +67,12 @@ def tensors(outputs: Any) -> list[Tensor]:
     return [tensor for value in values for tensor in tensors(value)]
 
 
-def check_traced(folded: fx.GraphModule, example: Tensor) -> None:
-    """Raise InputError where the recorded forward pass does not run as the network does."""
-    try:
-        folded(example)
-    except Exception as error:  # whatever its operations raise
-        raise InputError(
-            f"the forward pass that torch.fx recorded does not run ({first_line(error)}); it may hang on arguments "
-            "with defaults: give them their values in a small module around the network"
-        ) from error
-
-
-def check_choice(choice: Deployment, known: Mapping[str, str], folded: fx.GraphModule) -> None:
+def check_choice(choice: Deployment, known: Mapping[str, str], folded: Folded) -> None:
     """Raise InputError for a choice that was made for something else, or by hand for layers or forms there are not."""
     for name, now in known.items():
         if (then := getattr(choice, name)) != now:
             raise InputError(f"the saved choice is of another {name}: {then}, here {now}; measure anew (choice=None)")
-    layers = decomposed_layers(folded)
+    layers = folded.decomposed
     for name, form in choice.forms.items():
         if name not in layers:
             raise InputError(f"the choice has a form for {name}, which is no decomposed layer of the network")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from norton.common.errors import InputError, first_line, warn
 from norton.deployment.assembling import assemble
-from norton.deployment.checks import check_choice, check_example, check_outputs, check_traced, outputs_of
+from norton.deployment.checks import check_choice, check_example, check_outputs, outputs_of
 from norton.deployment.folding import fold
 from norton.deployment.record import Deployment, conditions
 from norton.deployment.search import FormSearch, SearchBudget
@@ -47,8 +47,9 @@ def deploy(
     (`norton.deployment.onednn`, also for what is not a number).
 
     A network in training mode is deployed as for evaluation, with a warning.  Raises InputError for an example that the
-    network does not take, a network that torch.fx cannot trace, outputs that differ by more than rounding, and a choice
-    of another network, input or machine.
+    network does not take, outputs that differ by more than rounding, and a choice of another network, input or machine.
+    A network whose code asks for the sizes of images is recorded once more for each other size that it meets, and an
+    InputError says so where it goes another way.
     """
     deployed = deploy_by(net, example, lambda known: loaded(choice), repeats, search, progress)
     return compiled(deployed, example) if compile else deployed
@@ -77,8 +78,7 @@ def deploy_by(
     wanted.append((noise, outputs_of(net, noise)))
     if example.device.type == "cpu":
         keep_freed_memory()
-    folded = fold(net)
-    check_traced(folded, example)
+    folded = fold(net, example)
     known = conditions(folded, example)
     if (choice := find(known)) is None:
         with Progress(transient=True, disable=not progress) as bar, torch.inference_mode():

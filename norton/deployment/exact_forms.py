@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norton.decomposition.cp import CPConv2d
-from norton.graph.layers import as_dense, is_decomposed, joint_padding
+from norton.graph.layers import TRANSPOSED_LAYERS, as_dense, is_decomposed, joint_padding
 
 DENSE, FUSED = "dense", "fused"
 _TRITON = torch.version.cuda is not None and importlib.util.find_spec("triton") is not None
@@ -198,8 +198,12 @@ def _kernel_of(vertical: nn.Conv2d, horizontal: nn.Conv2d) -> nn.Conv2d:
 def scale_outputs_(layer: nn.Module, scale: Tensor, shift: Tensor) -> None:
     """Let a convolution or linear layer, decomposed or not, give scale · y + shift, (O,) each, instead of y."""
     last = layer.feature[-1] if is_decomposed(layer) else layer
-    by_row = scale.repeat(len(last.weight) // len(scale))  # the rows of CP are terms: r·O + o
-    last.weight.data.mul_(by_row.view(-1, *[1] * (last.weight.ndim - 1)).to(last.weight.dtype))
+    if isinstance(last, TRANSPOSED_LAYERS):  # (C, O / groups, ...)
+        inputs, outputs = last.weight.shape[:2]
+        factors = scale.view(last.groups, 1, outputs).expand(-1, inputs // last.groups, -1).reshape(inputs, outputs)
+    else:
+        factors = scale.repeat(len(last.weight) // len(scale))  # the rows of CP are terms: r·O + o
+    last.weight.data.mul_(factors.view(*factors.shape, *[1] * (last.weight.ndim - factors.ndim)).to(last.weight.dtype))
     bias = shift if layer.bias is None else shift + scale * layer.bias.data
     layer.bias = nn.Parameter(bias.to(last.weight.dtype))
 

@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 from norton.common.errors import InputError, warn
 from norton.common.extras import optional
 from norton.common.files import write_whole
+from norton.deployment.entrance import without_layout_
 from norton.deployment.exported import Exported, compared, described, quiet, told_first
 from norton.deployment.onnx_networks import OnnxNet
 from norton.graph.copies import copied
@@ -104,16 +105,9 @@ def program_of(net: nn.Module, example: Tensor) -> ExportedProgram:
 def contiguous_(net: nn.Module) -> nn.Module:
     """Let a deployed network compute in torch's usual memory format.
 
-    ONNX has no other, and would take the strides of channels-last for arithmetic on positions.  Other calls of
-    `contiguous` stay: a view may need them.
+    ONNX has no other, and would take the strides of channels-last for arithmetic on positions.
     """
-    if isinstance(net, torch.fx.GraphModule):
-        for node in net.graph.find_nodes(op="call_method", target="contiguous"):
-            if node.kwargs.get("memory_format") == torch.channels_last:
-                node.replace_all_uses_with(node.args[0])
-                net.graph.erase_node(node)
-        net.recompile()
-    return net.to(memory_format=torch.contiguous_format)
+    return without_layout_(net).to(memory_format=torch.contiguous_format)
 
 
 def onnx_model(program: ExportedProgram) -> "ModelProto":

@@ -1,56 +1,83 @@
-"""Folding BatchNorm into the layers before it, in a copy of the network for evaluation."""
+"""Folding BatchNorm into the layers before it, in a copy of the network that runs the network's own code.
 
-import operator
+What may be folded, the record of a forward pass tells (`norton.deployment.following`, `norton.deployment.norms`).
+"""
+
 import sys
-from typing import Any
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.parametrize import is_parametrized
 
+from norton.deployment.entrance import Reshaping, laid_out, without_entrance_
 from norton.deployment.exact_forms import scale_outputs_
-from norton.deployment.onednn import PackedConv2d
+from norton.deployment.following import FoldedNorm, decides_by_sizes, followers, pairs_in, recorded
+from norton.deployment.norms import Foldable, foldable_norms
 from norton.graph.copies import copied, replace_
-from norton.graph.layers import is_decomposed
-from norton.graph.recording import trace
+from norton.graph.layers import is_decomposed, torch_kind
+from norton.graph.nodes import name_of, value_of
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A network for evaluation, and what is known of its forward pass on an example.
+
+    size: of the example.  decomposed: the layers that may take another form, by name.  folded: layer → what is left of
+    the norm it took up.  relus: layer → the ReLU module that alone takes what it gives.  decides: the network's code
+    asks for sizes, by which it may decide.  code: the record, as text.  channels_last: whether it computes in that
+    format.  views: it has views of what layers give, which may have to be copies.
+    """
+
+    net: nn.Module
+    size: torch.Size
+    decomposed: dict[str, nn.Module]
+    folded: dict[str, str] = field(default_factory=dict)
+    relus: dict[str, str] = field(default_factory=dict)
+    decides: bool = False
+    code: str = ""
+    channels_last: bool = False
+    views: bool = False
 
 
 @torch.no_grad()
-def fold(net: nn.Module) -> fx.GraphModule:
-    """A network for evaluation with each BatchNorm folded into the convolution or linear layer that it alone follows.
+def fold(net: nn.Module, example: Tensor) -> Folded:
+    """A network for evaluation with each BatchNorm folded into the layer that it alone follows.
 
-    Dropout goes too.  Decomposed layers stay what they are; parameters have no gradients.  Raises InputError for a
-    network that torch.fx cannot trace.
+    example: a batch that the network takes.  Decomposed layers stay what they are; parameters have no gradients.  In a
+    network that reads values in its forward pass, by which it may decide, every BatchNorm stays.
     """
     single = isinstance(net, nn.Conv2d | nn.Linear) or is_decomposed(net)
-    net = copied(nn.Sequential(net) if single else net).eval().requires_grad_(False)
-    _thaw_(net)
-    graph = trace(net)
-    folded = fx.GraphModule(net, graph, type(net).__name__)
-    calls = [folded.get_submodule(node.target) for node in graph.nodes if node.op == "call_module"]
-    for node in list(graph.nodes):
-        if node.op == "call_method" and node.target == "view":
-            node.target = "reshape"  # which channels-last images need
-        if node.op != "call_module":
-            continue
-        layer, before = folded.get_submodule(node.target), node.all_input_nodes[0]
-        if isinstance(layer, nn.Identity | nn.modules.dropout._DropoutNd):
-            _skip_(graph, node)
-        elif _is_norm(layer) and before.op == "call_module" and len(before.users) == 1:
-            writer = folded.get_submodule(before.target)
-            alone = all(sum(call is one for call in calls) == 1 for one in (writer, layer))
-            if alone and _folds_into(layer, writer) and not _bound(folded, writer):
-                scale_outputs_(writer, *affine_of(layer))
-                _skip_(graph, node)
-    graph.lint()
-    folded.delete_all_unused_submodules()
-    folded.recompile()
-    return folded.requires_grad_(False)
+    plain = without_entrance_(copied(nn.Sequential(net) if single else net)).eval().requires_grad_(False)
+    _thaw_(plain)
+    found, before = plain, recorded(plain, example)
+    if before is None:
+        return Folded(plain, example.shape, {}, channels_last=_computes_laid_out(plain, example, True), views=True)
+    made = copied(plain)
+    _fold_(made, list(foldable_norms(made, before)))
+    after = recorded(made.requires_grad_(False), example)
+    if after is None:  # its code takes something of a norm that is gone
+        after = before
+    else:
+        found = made
+    layers = dict(found.named_modules())
+    folded = {layer: then for layer, then in pairs_in(after).items() if isinstance(layers[then], FoldedNorm)}
+    return Folded(
+        found,
+        example.shape,
+        _decomposed_layers(found, after),
+        folded,
+        _relus(layers, followers(after), folded),
+        decides_by_sizes(after),
+        str(after),
+        _computes_laid_out(found, example, _views(after)),
+        _views(after),
+    )
 
 
 def _thaw_(net: nn.Module) -> None:
-    """Make torchvision's frozen BatchNorms plain ones, which torch.fx keeps whole."""
+    """Make torchvision's frozen BatchNorms plain ones."""
     if (torchvision := sys.modules.get("torchvision.ops.misc")) is None:
         return  # it takes over a second to import, and a network that has such layers has done so
     thawed: dict[nn.Module, nn.Module] = {}
@@ -62,45 +89,58 @@ def _thaw_(net: nn.Module) -> None:
     replace_(net, thawed)
 
 
-def _is_norm(layer: nn.Module) -> bool:
-    return isinstance(layer, _BatchNorm) and layer.running_mean is not None
+def _fold_(net: nn.Module, norms: Iterable[Foldable]) -> None:
+    """Let layers do what norms did, in place."""
+    new_of: dict[nn.Module, nn.Module] = {}
+    for one in norms:
+        scale_outputs_(net.get_submodule(one.writer), one.scale, one.shift)
+        norm, left = net.get_submodule(one.norm), FoldedNorm().eval()
+        for key in getattr(norm, "__constants__", ()):  # numbers that code asks a norm for
+            setattr(left, key, getattr(norm, key))
+        after = [net.get_submodule(name) for name in one.after]
+        new_of[norm] = nn.Sequential(left, *after).eval() if after else left
+    replace_(net, new_of)
 
 
-def _folds_into(norm: nn.Module, writer: nn.Module) -> bool:
-    """Whether a BatchNorm scales the outputs of a layer, as far as types tell."""
-    if type(writer) in (nn.Conv2d, PackedConv2d):
-        return isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm) and not getattr(writer, "relu", False)
-    if is_decomposed(writer) and writer.composed_weight().ndim == 4:
-        return isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
-    return type(writer) is nn.Linear and isinstance(norm, nn.BatchNorm1d)
+def _decomposed_layers(net: nn.Module, graph: fx.Graph) -> dict[str, nn.Module]:
+    """First name → layer, without those whose parts the network also reads itself, which stay what they are."""
+    read = {str(node.target) for node in graph.find_nodes(op="get_attr")}
+    return {
+        name: layer
+        for name, layer in net.named_modules()
+        if is_decomposed(layer) and read.isdisjoint(f"{name}.{key}" for key, _ in layer.named_parameters())
+    }
 
 
-def _bound(net: fx.GraphModule, layer: nn.Module) -> bool:
-    """Whether something else computes or uses a layer's weights, so that they cannot be scaled."""
-    own = {id(parameter) for parameter in layer.parameters()}
-    others = [
-        id(p)
-        for module in nn.Module.modules(net)
-        for p in module._parameters.values()
-        if p is not None and id(p) in own
-    ]
-    read = {id(_attribute(net, node.target)) for node in net.graph.find_nodes(op="get_attr")}
-    hooks = any(part._forward_hooks or part._forward_pre_hooks for part in nn.Module.modules(layer))
-    return len(others) > len(own) or bool(own & read) or hooks or is_parametrized(layer)
+def _relus(layers: Mapping[str, nn.Module], following: Mapping[str, str], folded: Mapping[str, str]) -> dict[str, str]:
+    """Layer → the ReLU module that alone takes what it gives, behind what is left of a norm."""
+    found = {layer: following.get(folded.get(layer, layer)) for layer in following}
+    return {layer: then for layer, then in found.items() if then and torch_kind(layers[then]) is nn.ReLU}
 
 
-def _attribute(net: nn.Module, path: str) -> Any:
-    return operator.attrgetter(path)(net)
+def _views(graph: fx.Graph) -> bool:
+    """Whether there may be views of what layers give that torch refuses in channels-last."""
+    return any(name_of(node) == "view" and _may_fail(node) for node in graph.nodes)
 
 
-def affine_of(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    scale = (norm.running_var + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    shift = -norm.running_mean * scale
-    return scale, shift if norm.bias is None else shift + norm.bias
+def _may_fail(node: fx.Node) -> bool:
+    shape = value_of(node.args[0]).shape
+    if len(shape) != 4:
+        return len(shape) > 2
+    try:
+        laid_out(torch.empty(shape, device="meta")).view(*fx.node.map_arg(node.args[1:], value_of))
+    except (RuntimeError, ValueError):  # the latter without values
+        return True
+    return False
 
 
-def _skip_(graph: fx.Graph, node: fx.Node) -> None:
-    node.replace_all_uses_with(node.all_input_nodes[0])
-    graph.erase_node(node)
+def _computes_laid_out(net: nn.Module, example: Tensor, views: bool) -> bool:
+    """Whether a network computes in channels-last."""
+    if example.ndim != 4:
+        return False
+    try:
+        with Reshaping() if views else nullcontext():
+            net(laid_out(example))
+    except (RuntimeError, ValueError):  # the latter without values
+        return False
+    return True

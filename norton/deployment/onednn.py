@@ -4,12 +4,12 @@ Otherwise torch lays each weight out anew in every pass, and reads and writes th
 operator is the one that torch.compile puts into frozen networks (torch._inductor.fx_passes.mkldnn_fusion).
 """
 
-from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 
@@ -22,7 +22,7 @@ class PackedConv2d(nn.Conv2d):
     """
 
     relu = False
-    traced_whole = True  # by torch.fx, as torch's own layers are
+    traced_whole = True  # recorded as torch's own layers are
     _packed: Tensor | None = None
     _packed_from: tuple[Tensor, int] | None = None  # the weight and how often it was changed by then
 
@@ -35,7 +35,9 @@ class PackedConv2d(nn.Conv2d):
             self._packed = torch._C._nn.mkldnn_reorder_conv2d_weight(self.weight.to_mkldnn(), *geometry, input.shape)
             self._packed_from = self.weight, self._age()
         after = "relu" if self.relu else "none"
-        return torch.ops.mkldnn._convolution_pointwise(input, self._packed, self.bias, *geometry, after, [], "")
+        y = torch.ops.mkldnn._convolution_pointwise(input, self._packed, self.bias, *geometry, after, [], "")
+        y.rectified = self.relu
+        return y
 
     def _age(self) -> int:
         return 0 if self.weight.is_inference() else self.weight._version  # which counts changes in place
@@ -73,29 +75,31 @@ def pack_(net: nn.Module) -> nn.Module:
     return net
 
 
-def join_relus_(net: fx.GraphModule) -> fx.GraphModule:
-    """Let packed convolutions compute the ReLUs that alone follow them."""
-    calls = {node: _last(net.get_submodule(node.target)) for node in net.graph.nodes if node.op == "call_module"}
-    often = Counter(map(id, calls.values()))
-    for node, conv in calls.items():
-        if not isinstance(conv, PackedConv2d) or often[id(conv)] > 1 or len(node.users) != 1:
-            continue
-        [after] = node.users
-        if _is_relu(net, after):
-            conv.relu = True
-            after.replace_all_uses_with(node)
-            net.graph.erase_node(after)
-    net.delete_all_unused_submodules()
-    net.recompile()
-    return net
+class JoinedReLU(nn.ReLU):
+    """A ReLU that leaves what a packed convolution has rectified, and rectifies what else it is called for."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and getattr(input, "rectified", False):
+            input.rectified = False  # what code may do to it in place comes after
+            return input
+        return super().forward(input)
+
+
+def join_relus_(net: nn.Module, relus: Mapping[str, str]) -> dict[str, str]:
+    """Let packed convolutions compute the ReLUs that alone follow them, in place.
+
+    relus: layer → the ReLU that alone takes what it gives.  Returns those that are joined now.
+    """
+    last = {layer: _last(net.get_submodule(layer)) for layer in relus}
+    joined = {layer: relu for layer, relu in relus.items() if isinstance(last[layer], PackedConv2d)}
+    for layer, relu in joined.items():
+        last[layer].relu = True  # type: ignore[assignment]
+        module = net.get_submodule(relu)
+        if type(module) is nn.ReLU:
+            module.__class__ = JoinedReLU
+    return joined
 
 
 def _last(layer: nn.Module) -> nn.Module:
     """The layer that computes last, in layers one after the other."""
     return _last(layer[-1]) if type(layer) is nn.Sequential and len(layer) else layer
-
-
-def _is_relu(net: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return isinstance(net.get_submodule(node.target), nn.ReLU)
-    return node.target in (F.relu, torch.relu, torch.relu_, "relu", "relu_")

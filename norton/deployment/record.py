@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from norton.common.errors import InputError
 from norton.common.files import write_json
 from norton.common.tables import ShownAsTable
 from norton.common.version import __version__
 from norton.deployment.exact_forms import DENSE
+from norton.deployment.folding import Folded
 from norton.measure.machine import describe_machine
 
 
@@ -94,7 +95,7 @@ class Deployment(ShownAsTable):
         return text + ("; no form of the decomposed layers beats their dense one here" if counts else "")
 
 
-def conditions(folded: fx.GraphModule, example: Tensor) -> dict[str, str]:
+def conditions(folded: Folded, example: Tensor) -> dict[str, str]:
     """What a choice is true of."""
     return {
         "network": fingerprint(folded),
@@ -105,11 +106,11 @@ def conditions(folded: fx.GraphModule, example: Tensor) -> dict[str, str]:
     }
 
 
-def fingerprint(folded: fx.GraphModule) -> str:
+def fingerprint(folded: Folded) -> str:
     """What tells networks of other shapes apart, whatever their weights."""
-    shapes = {name: (tuple(value.shape), str(value.dtype)) for name, value in folded.state_dict().items()}
-    layers = {name: str(layer) for name, layer in folded.named_modules() if name}
-    text = repr((sorted(shapes.items()), sorted(layers.items()), str(folded.graph)))
+    shapes = {name: (tuple(value.shape), str(value.dtype)) for name, value in folded.net.state_dict().items()}
+    layers = {name: str(layer) for name, layer in folded.net.named_modules() if name}
+    text = repr((sorted(shapes.items()), sorted(layers.items()), folded.code))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import torch
 from rich.progress import Progress
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from norton.common.errors import first_line, warn
-from norton.deployment.assembling import assemble, decomposed_layers, input_shapes
+from norton.deployment.assembling import assemble, input_shapes
 from norton.deployment.exact_forms import DENSE, FUSED, exact_forms
+from norton.deployment.folding import Folded
 from norton.deployment.onednn import pack_
 from norton.deployment.record import Deployment, format_name
 from norton.measure.latency import forward_seconds, latencies
@@ -45,14 +46,12 @@ DEFAULT_BUDGET = SearchBudget()
 class FormSearch:
     """Times of forms and of whole networks on one example."""
 
-    def __init__(
-        self, folded: fx.GraphModule, example: Tensor, repeats: int, budget: SearchBudget | None, bar: Progress
-    ):
+    def __init__(self, folded: Folded, example: Tensor, repeats: int, budget: SearchBudget | None, bar: Progress):
         self.folded, self.example, self.repeats, self.bar = folded, example, repeats, bar
         self.budget = budget or DEFAULT_BUDGET
-        self.formats = (True, False) if example.ndim == 4 else (False,)
-        self.layers = decomposed_layers(folded)
-        self.inputs = input_shapes(folded, example, self.layers)
+        self.formats = (True, False) if folded.channels_last else (False,)
+        self.layers = folded.decomposed
+        self.inputs = input_shapes(folded.net, example, self.layers)
         self.groups: dict[tuple, list[str]] = {}  # layers of the same geometry and input are one choice
         for name in self.layers:
             if name in self.inputs:

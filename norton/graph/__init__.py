@@ -8,7 +8,7 @@ are, and `proving` runs the network again after trial cuts.  `numbers` that modu
 `parameters` answer what other rooms ask of single layers.
 
 Imports `common` alone.  What a network loses is decided in `pruning`; ranks are chosen in `decomposition` and `budget`;
-`calibration.replay` runs recorded networks on images, and `deployment` folds them.
+`deployment` folds by the same record.
 """
 
 from torch import nn

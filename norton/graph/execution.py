@@ -17,11 +17,18 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from norton.graph.layers import is_leaf
 from norton.graph.lines import running_line
-from norton.graph.nodes import DECIDED, VALUE
+from norton.graph.nodes import DECIDED, READ, VALUE
 from norton.graph.numbers import OwnNumber
-from norton.graph.recording import is_leaf
 
+# What Python asks a tensor that says nothing of its values or sizes.
+_DESCRIBING = {
+    *("dtype", "device", "layout", "dim", "ndim", "ndimension", "requires_grad", "grad", "grad_fn", "is_leaf", "names"),
+    *("is_cuda", "is_cpu", "is_meta", "is_mkldnn", "is_mps", "is_xpu", "is_sparse", "is_quantized", "is_nested"),
+    *("is_floating_point", "is_complex", "is_contiguous", "is_inference", "get_device", "element_size", "itemsize"),
+    *("stride", "storage_offset", "data_ptr", "has_names", "retains_grad", "is_shared", "is_pinned", "type"),
+}
 LINE = "line"  # where the network's code asks for an operation: (file, number), among the notes of its node
 
 
@@ -138,6 +145,8 @@ class _Recorder(TorchFunctionMode):
             own = not (getattr(func, "__module__", None) or "torch").startswith(("torch", "_operator", "builtins"))
             op, target = ("call_function", func) if own else ("call_method", name)
             self.give(self.add(op, target, args, kwargs, result), result)
+        elif name not in _DESCRIBING:
+            self.read(name, args, kwargs)
         return result
 
     @contextmanager
@@ -170,6 +179,12 @@ class _Recorder(TorchFunctionMode):
         return enter, leave
 
     # What is recorded
+
+    def read(self, name: str, args: Any, kwargs: Any) -> None:
+        """Python takes something that tensors hold, or their length, which it may decide by."""
+        for value in tree_leaves((args, kwargs)):
+            if isinstance(value, Tensor) and id(value) in self.nodes:
+                self.nodes[id(value)].meta.setdefault(READ, set()).add(name)
 
     def add(self, op: str, target: Any, args: Any, kwargs: Any, value: Any) -> fx.Node:
         args, kwargs = (fx.node.map_aggregate(given, self.argument) for given in (tuple(args), dict(kwargs)))

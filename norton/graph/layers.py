@@ -93,6 +93,14 @@ def torch_kind(layer: nn.Module) -> type[nn.Module] | None:
     return None
 
 
+def is_leaf(layer: nn.Module) -> bool:
+    """Whether a module is recorded as one operation: torch's own layers, decomposed and packed ones."""
+    if is_decomposed(layer) or getattr(layer, "traced_whole", False):
+        return True
+    kind = torch_kind(layer)
+    return kind is not None and not issubclass(kind, nn.Sequential)
+
+
 def filters_first(layer: nn.Module) -> Tensor:
     """The weight of a layer that is not decomposed, with its filters in the first dimension."""
     weight = cast(Tensor, layer.weight)

@@ -11,7 +11,8 @@ from norton.common.errors import InputError, first_line
 from norton.graph.copies import held_tensors
 from norton.graph.input_sizes import candidate_sizes
 from norton.graph.lines import line_of
-from norton.graph.recording import HOW_TO_DECLARE
+
+HOW_TO_DECLARE = "or give the network a method wiring() that declares its channel axes, see norton/models/resnet.py"
 
 
 def on_meta(net: nn.Module) -> nn.Module:

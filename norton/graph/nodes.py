@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, fx
 
 DECIDED = "decided"  # set where Python took a number that a node computes, such as a size in an `if`
+READ = "read"  # the functions by which Python took what a node computes, such as `item` or `len`
 VALUE = "value"  # where `norton.graph.execution` leaves what a node computes, among its notes (`node.meta`)
 
 

@@ -154,7 +154,7 @@ def _layer(layer: nn.Module, x: Tensor, y: Tensor) -> int:
         return x.numel()
     if isinstance(layer, nn.Linear):  # the addition of its bias, whatever the number of rows
         return layer.out_features if layer.bias is not None else 0
-    return y.numel() if isinstance(layer, nn.Conv2d) and getattr(layer, "relu", None) is True else 0  # a packed one
+    return 0
 
 
 def _thop(net: nn.Module, inputs: Inputs) -> dict[str, int]:

@@ -14,8 +14,8 @@ import detection
 import norton
 from norton import Deployment, InputError, deploy
 from norton.common.errors import NortonWarning
-from norton.deployment import folding
-from norton.deployment.assembling import assemble, decomposed_layers
+from norton.deployment import norms as norms_room
+from norton.deployment.assembling import assemble
 from norton.deployment.exact_forms import DENSE, exact_forms
 from norton.deployment.folding import fold
 from norton.deployment.record import conditions
@@ -26,9 +26,9 @@ from norton.graph.layers import as_dense, is_decomposed
 @pytest.mark.parametrize("form", ["factored", "depthwise", "grouped", DENSE])
 def test_every_form_in_a_network(small, form, channels_last):
     net = norton.decompose(small, 2, starts=1, iterations=2)
-    folded = fold(net)
     x = torch.randn(4, 3, 8, 8)
-    chosen = assemble(folded, dict.fromkeys(decomposed_layers(folded), form), channels_last)
+    folded = fold(net, x)
+    chosen = assemble(folded, dict.fromkeys(folded.decomposed, form), channels_last)
     close(chosen(x), net(x))
     close(chosen(x.contiguous(memory_format=torch.channels_last)), net(x))
 
@@ -51,13 +51,13 @@ def test_the_five_networks(name, rank):
     torch.manual_seed(0)
     net = randomise_(norton.build(name, rank)).eval()
     x = torch.randn(1, *((3, 64, 64) if name == "resnet_50" else net.input_size))
-    folded = fold(net)
-    layers = decomposed_layers(folded)
+    folded = fold(net, x)
+    layers = folded.decomposed
     mixed = {layer: list(exact_forms(layers[layer]))[place % 3] for place, layer in enumerate(layers)}
     for channels_last in (True, False):
         close(assemble(folded, mixed, channels_last)(x), net(x))
     if name != "densenet_40":  # which has its norms before its convolutions
-        assert not norms(folded)
+        assert not norms(folded.net)
 
 
 def test_pruned_network_of_torchvision():
@@ -85,7 +85,7 @@ def detector():
 
 def test_backbone_of_a_detector(detector):
     x = torch.randn(1, 3, 64, 64)
-    wanted, folded = detector.backbone(x), fold(detector.backbone)
+    wanted, folded = detector.backbone(x), fold(detector.backbone, x)
     found = assemble(folded, {}, True)(x)
     assert list(found) == list(wanted)
     for name in wanted:
@@ -97,9 +97,9 @@ def test_detectors(detector):
     """In float64, where rounding changes no proposal's place."""
     detector = copy.deepcopy(detector).double()
     images = torch.rand(2, 3, 64, 80).double()
-    folded = fold(detector.backbone)
     entering = torch.zeros(2, 3, 64, 96).double()  # resized, and filled up to multiples of 32
-    factored = dict.fromkeys(list(decomposed_layers(folded))[1::2], "factored")
+    folded = fold(detector.backbone, entering)
+    factored = dict.fromkeys(list(folded.decomposed)[1::2], "factored")
     choice = Deployment(factored, True, {}, {}, **conditions(folded, entering))
     deployed = detection.deploy_detector(detector, images, choice=choice)
     assert deployed.deployment == choice
@@ -206,6 +206,6 @@ def test_training_mode_is_said(small):
 
 
 def test_wrong_outputs_are_not_returned(small, monkeypatch):
-    monkeypatch.setattr(folding, "affine_of", lambda norm: (norm.running_var, norm.running_mean))
+    monkeypatch.setattr(norms_room, "affine_of", lambda norm: (norm.running_var, norm.running_mean))
     with pytest.raises(InputError, match="outputs differ by"):
         deploy(small, torch.randn(2, 3, 8, 8), repeats=1)

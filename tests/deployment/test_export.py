@@ -35,8 +35,8 @@ def test_outputs_at_any_batch_size(batch, files, deployed, images):
 def test_published_networks(arch, tmp_path):
     """Also as a program and in integers; what the quantiser lacks is a pooling and the sum over terms."""
     size = 64 if arch == "resnet_50" else 32
-    net = fold(randomise_(norton.build(arch, 2)))
     images = torch.randn(4, 3, size, size)
+    net = fold(randomise_(norton.build(arch, 2)), images).net
     to_program(net, images, tmp_path / "net.pt2")
     path = to_onnx(net, images, tmp_path / "net.onnx").path
     done = to_int8(path, images, tmp_path / "int8.onnx")
@@ -46,7 +46,7 @@ def test_published_networks(arch, tmp_path):
 
 def test_channels_last_is_left_to_torch(deployed, files, images):
     """A choice of memory format must not leave arithmetic on positions in ONNX."""
-    laid = assemble(fold(deployed), {}, channels_last=True)
+    laid = assemble(fold(deployed, images), {}, channels_last=True)
     path = files["onnx"].path.with_name("laid.onnx")
     to_onnx(laid, images, path)
     operators = {node.op_type for node in onnx.load(path).graph.node}

@@ -9,15 +9,15 @@ from torch import nn
 
 from norton import InputError, deploy
 from norton.deployment.folding import fold
+from norton.deployment.following import FoldedNorm
 
 pytestmark = pytest.mark.quick
 
 
 def test_folding_takes_only_norms_that_alone_follow_a_layer(small):
     x, before = torch.randn(4, 3, 8, 8), {name: value.clone() for name, value in small.state_dict().items()}
-    folded = fold(small)
+    folded = fold(small, x).net
     assert norms(folded) == ["norm2", "norm3", "norm4"]
-    assert not any(isinstance(layer, nn.Dropout) for layer in folded.modules())
     close(folded(x), small(x))
     assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
 
@@ -27,8 +27,8 @@ def test_frozen_norms_are_folded(small):
     for name in ("weight", "bias", "running_mean"):
         getattr(net[1], name).normal_()
     x = torch.randn(2, 3, 6, 6)
-    folded = fold(net)
-    assert [type(layer) for layer in folded.children()] == [nn.Conv2d, nn.ReLU]
+    folded = fold(net, x).net
+    assert [type(layer) for layer in folded.children()] == [nn.Conv2d, FoldedNorm, nn.ReLU]
     close(folded(x), net(x))
 
 

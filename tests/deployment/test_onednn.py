@@ -7,7 +7,9 @@ import torch
 from torch import fx, nn
 
 import norton
-from norton.deployment.onednn import PackedConv2d, join_relus_, pack_
+from norton.deployment.assembling import assemble
+from norton.deployment.folding import fold
+from norton.deployment.onednn import JoinedReLU, PackedConv2d, pack_
 from norton.measure.counting import CONVENTIONS
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch is built without oneDNN")
@@ -123,7 +125,7 @@ def test_what_cannot_be_packed_stays():
 
 
 class Branches(nn.Module):
-    """ReLUs that may be computed with the convolution before them (`alone`, `parts`), and others that may not."""
+    """ReLUs that may be computed with the convolution before them (`parts`), and others that may not."""
 
     def __init__(self):
         super().__init__()
@@ -143,7 +145,8 @@ class Branches(nn.Module):
 def test_counted_as_a_convolution_and_its_relu(convention):
     conv, packed = pair(3, 4, 3)
     packed.relu = True
-    wanted, own = (norton.complexity(net, (3, 8, 8), convention=convention) for net in (conv, nn.Sequential(packed)))
+    nets = conv, nn.Sequential(packed, JoinedReLU())
+    wanted, own = (norton.complexity(net, (3, 8, 8), convention=convention) for net in nets)
     relu = 4 * 6 * 6 if convention == "norton" else 0
     assert (
         own.macs == wanted.macs + relu == {"norton": 4 * 36 * 29, "macs": 4 * 36 * 27, "thop": 4 * 36 * 27}[convention]
@@ -154,12 +157,30 @@ def test_relus_join_the_convolution_that_they_alone_follow():
     torch.manual_seed(0)
     net, x = Branches().eval().requires_grad_(False), torch.randn(2, 4, 6, 6)
     wanted = net(x)
-    joined = join_relus_(pack_(fx.symbolic_trace(copy.deepcopy(net))))
-    torch.testing.assert_close(joined(x), wanted)
-    assert [name for name, layer in joined.named_modules() if getattr(layer, "relu", False) is True] == [
-        "alone",
-        "parts.1",
-    ]
-    assert "relu=True" in str(joined.alone) and "relu=True" not in str(joined.split)
-    calls = [node.target for node in joined.graph.nodes if node.op != "placeholder"]
-    assert calls.count("relu") == 2 and torch.relu not in calls
+    folded = fold(net, x)
+    joined = assemble(folded, {}, channels_last=True)
+    for _ in range(2):
+        torch.testing.assert_close(joined(x), wanted)
+    assert [name for name, layer in joined.named_modules() if getattr(layer, "relu", False) is True] == ["parts.1"]
+    assert "relu=True" in str(joined.parts) and "relu=True" not in str(joined.split)
+
+
+class InPlace(nn.Module):
+    """What a ReLU gives is changed in place, and rectified once more."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(4, 4, 3), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        y = self.relu(self.conv(x))
+        y -= 0.5
+        return self.relu(y)
+
+
+def test_what_changes_in_place_is_rectified_again():
+    torch.manual_seed(0)
+    net, x = InPlace().eval().requires_grad_(False), torch.randn(2, 4, 6, 6)
+    joined = assemble(fold(net, x), {}, channels_last=True)
+    assert joined.conv.relu
+    torch.testing.assert_close(joined(x), net(x))

@@ -146,6 +146,7 @@ def test_layers_of_other_geometry_are_timed_on_their_own():
             return [layer(x) for layer in self]
 
     net = Parallel([norton.decompose(conv, 1, starts=1, iterations=1) for conv in layers]).eval()
+    x = torch.randn(1, 4, 8, 8)
     with Progress(disable=True) as bar:
-        search = FormSearch(fold(net), torch.randn(1, 4, 8, 8), 1, None, bar)
+        search = FormSearch(fold(net, x), x, 1, None, bar)
     assert sorted(map(len, search.groups.values())) == [1, 1, 1, 1, 2]

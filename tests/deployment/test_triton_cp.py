@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import norton
 from norton.decomposition import DECOMPOSITIONS
 from norton.deployment import exact_forms
-from norton.deployment.assembling import assemble, decomposed_layers
+from norton.deployment.assembling import assemble
 from norton.deployment.exact_forms import FusedCP
 from norton.deployment.folding import fold
 
@@ -291,9 +291,10 @@ def test_exported_as_convolutions(monkeypatch):
 def test_in_a_network(monkeypatch):
     monkeypatch.setattr(exact_forms, "_fusible", lambda layer: True)
     net = norton.decompose(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3)), 2)
-    folded, x = fold(net.eval()), torch.randn(2, 3, 6, 6)
+    x = torch.randn(2, 3, 6, 6)
+    folded = fold(net.eval(), x)
     for channels_last in (True, False):
-        deployed = assemble(folded, dict.fromkeys(decomposed_layers(folded), "fused"), channels_last)
+        deployed = assemble(folded, dict.fromkeys(folded.decomposed, "fused"), channels_last)
         assert sum(isinstance(layer, FusedCP) for layer in deployed.modules()) == 2
         torch.testing.assert_close(copy.deepcopy(deployed)(x), net(x))
 
