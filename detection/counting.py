@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from norton.common.checks import check_whole_number
+from norton.graph.inputs import Inputs
 from norton.graph.meta import on_meta
 from norton.measure.counting import CONVENTIONS
-from norton.measure.executing import Inputs, without_values
+from norton.measure.executing import without_values
 
 PUBLISHED_SIZE, PUBLISHED_PROPOSALS = 800, 1000
 

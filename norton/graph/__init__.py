@@ -1,9 +1,10 @@
 """Who writes, passes and reads the channels of a network, and how they are cut.
 
 `wiring` is the result: the channels of a network, as a model declares them or as `tracing` finds them, and the `axes`
-that follow from it.  For that, `execution` records a forward pass, run on `meta` tensors at one of the `input_sizes`,
-`channels` are followed through it by the `rules`, one per operation, with ids that are moved (`moving`) as the numbers
-are, and `proving` runs the network again after trial cuts.  `numbers` that modules hold tell whose they are.
+that follow from it.  For that, `execution` records a forward pass on some `inputs`, run on `meta` tensors at one of the
+`input_sizes` (`deciding` is about networks that need values), `channels` are followed through it by the `rules`, one
+per operation, with ids that are moved (`moving`) as the numbers are, and `proving` runs the network again after trial
+cuts.  `numbers` that modules hold tell whose they are.
 `slicing` cuts layers; `plan` is what was done to a network, as plain data that can be replayed; `layers` and
 `parameters` answer what other rooms ask of single layers.
 
@@ -13,7 +14,7 @@ Imports `common` alone.  What a network loses is decided in `pruning`; ranks are
 
 from torch import nn
 
-from norton.graph.input_sizes import Example
+from norton.graph.inputs import Example
 from norton.graph.layers import check_has_layers, network_in
 from norton.graph.plan import OPERATIONS
 from norton.graph.slicing import cut_, freeze_obstacles

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from norton.graph.deciding import CALLS, TOLD, takes_values
 from norton.graph.layers import is_leaf
 from norton.graph.lines import running_line
 from norton.graph.nodes import DECIDED, READ, VALUE
@@ -33,13 +34,21 @@ LINE = "line"  # where the network's code asks for an operation: (file, number),
 
 
 @torch.no_grad()
-def record(net: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> fx.Graph:
+def record(
+    net: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    decided: Sequence[Any] = (),
+) -> fx.Graph:
     """The operations of a forward pass on these arguments, in the mode that the network is in.
+
+    decided: what Python is told where it takes values of tensors, in this order, instead of what they are; so that a
+    network whose values have changed takes the same way again.
 
     Raises whatever the network's own code raises; the error then has the attributes `place`, the layer it arose in,
     and `graph`, what was recorded before it.
     """
-    recorder = _Recorder(net)
+    recorder = _Recorder(net, decided)
     device = next((tensor.device for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)), "cpu")
     with recorder.watching(), torch.device(device), recorder:
         for value in tree_leaves((args, kwargs)):
@@ -114,13 +123,16 @@ for _kind in (Number, Real):
 class _Recorder(TorchFunctionMode):
     """Makes a node of each operation on tensors outside of leaves, and of each leaf."""
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, net: nn.Module, decided: Sequence[Any] = ()):
         super().__init__()
-        self.net, self.graph = net, fx.Graph()
+        self.net, self.graph, self.decided = net, fx.Graph(), iter(decided)
+        self.took_values = False  # whether Python has taken a tensor's values
         self.names = {id(tensor): name for name, tensor in [*net.named_parameters(), *net.named_buffers()]}
         self.nodes: dict[int, fx.Node] = {}  # id of a tensor → the node that gave it last
         self.held: list[Tensor] = []  # so that no other tensor takes the id of one
         self.path: list[str] = []  # the modules whose forward pass runs, outermost first
+        self.calls: list[tuple[str, int]] = []  # these, each with the number of its call
+        self.called = 0
         self.inside = 0  # of how many leaves
 
     @property
@@ -139,6 +151,8 @@ class _Recorder(TorchFunctionMode):
         name = _name(func)
         if name in ("shape", "size"):
             return self.sized(name, args, kwargs, result)
+        if takes_values(name, args, result):
+            return self.told(name, args, kwargs, result)
         if name == "setitem":
             self.hold(args[0], self.add("call_method", name, args, kwargs, args[0]))
         elif any(isinstance(value, Tensor) for value in tree_leaves(result)):
@@ -168,13 +182,18 @@ class _Recorder(TorchFunctionMode):
 
         def enter(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             self.path.append(name)
+            self.called += 1
+            self.calls.append((name, self.called))
             self.inside += leaf
+            if self.took_values and any(isinstance(value, int | float) for value in tree_leaves((args, kwargs))):
+                self.add("call_method", "argument", (), {}, None).meta[TOLD] = True  # which may be such a value
 
         def leave(module: nn.Module, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
             self.inside -= leaf
             if leaf and not self.inside:
                 self.give(self.add("call_module", name, args, kwargs, result), result)
             self.path.pop()
+            self.calls.pop()
 
         return enter, leave
 
@@ -190,6 +209,7 @@ class _Recorder(TorchFunctionMode):
         args, kwargs = (fx.node.map_aggregate(given, self.argument) for given in (tuple(args), dict(kwargs)))
         node = self.graph.create_node(op, target, args, kwargs)
         node.meta |= {VALUE: value, LINE: running_line(), "nn_module_stack": {self.place: (self.place, None)}}
+        node.meta[CALLS] = tuple(self.calls)
         return node
 
     def add_input(self, value: Any) -> None:
@@ -231,6 +251,16 @@ class _Recorder(TorchFunctionMode):
         return torch.Size(
             [self.number(n, "call_method", "getitem", (node, place), {}) for place, n in enumerate(result)]
         )
+
+    def told(self, name: str, args: tuple, kwargs: dict[str, Any], result: Any) -> Any:
+        """What Python takes of the values of tensors."""
+        self.took_values = True
+        if not any(isinstance(value, Tensor) for value in tree_leaves(result)):
+            result = next(self.decided, result)
+        node = self.add("call_method", name, args, kwargs, result)
+        node.meta[TOLD] = True
+        self.give(node, result)
+        return result
 
     def number(self, value: Any, op: str, target: Any, args: Any, kwargs: Any) -> Any:
         """A number that is the result of an operation."""

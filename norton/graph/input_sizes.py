@@ -1,27 +1,19 @@
 """The size of the images that a network takes: as somebody says, as the network states, else some usual ones to try."""
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeGuard
 
-from torch import Tensor, nn
+from torch import nn
 
-from norton.common.errors import InputError
 from norton.graph.layers import is_decomposed
 
-Example: TypeAlias = (
-    Tensor | Sequence[int]
-)  # an input (N, channels, height, width), or its size (channels, height, width)
 USUAL_SIDES = (224, 299, 32, 64, 28)  # of an image, tried in this order where nobody says which size a network takes
 
 
-def candidate_sizes(net: nn.Module, example: Example | None = None) -> list[tuple[int, ...]]:
-    """The input sizes (channels, height, width) to try.  Raises InputError for an example that is none."""
-    if isinstance(example, Tensor):
-        return [tuple(example.shape[1:])]
-    if example is not None:
-        if not _is_size(example):
-            raise InputError(f"example is {example!r}; give an input, or its size (channels, height, width)")
-        return [tuple(example)]
+def candidate_sizes(net: nn.Module, size: Sequence[int] | None = None) -> list[tuple[int, ...]]:
+    """The input sizes (channels, height, width) to try: one, or those that the network states or that are usual."""
+    if size is not None:
+        return [tuple(size)]
     stated = stated_size(net)
     if stated and len(stated) == 3:
         return [stated]
@@ -34,8 +26,9 @@ def candidate_sizes(net: nn.Module, example: Example | None = None) -> list[tupl
 def stated_size(net: nn.Module) -> tuple[int, ...] | None:
     """A network's `input_size`, unless it means something else by that name, such as the side of an image."""
     size = getattr(net, "input_size", None)
-    return tuple(size) if _is_size(size) else None
+    return tuple(size) if is_size(size) else None
 
 
-def _is_size(size: Any) -> TypeGuard[Sequence[int]]:
+def is_size(size: Any) -> TypeGuard[Sequence[int]]:
+    """Whether something is the size of an input without its batch: whole numbers above 0."""
     return isinstance(size, Sequence) and len(size) > 0 and all(type(n) is int and n > 0 for n in size)

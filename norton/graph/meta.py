@@ -1,4 +1,4 @@
-"""Networks on torch's meta device: copies without values, and what passes through them at some input size."""
+"""Networks on torch's meta device: copies without values, and what passes through them."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from norton.common.errors import InputError, first_line
 from norton.graph.copies import held_tensors
-from norton.graph.input_sizes import candidate_sizes
+from norton.graph.inputs import Inputs, candidate_inputs
 from norton.graph.lines import line_of
 
 HOW_TO_DECLARE = "or give the network a method wiring() that declares its channel axes, see norton/models/resnet.py"
@@ -28,38 +28,50 @@ def _without_values(tensor: Tensor) -> Tensor:
 
 
 def run_on_meta(net: nn.Module, training: bool) -> tuple[tuple[int, ...], Any]:
-    """The first of `candidate_sizes` that a network takes in training or evaluation mode, and what it returns.
+    """The first size (channels, height, width) that a network takes in training or evaluation mode, and what it gives.
 
-    What it returns is on the meta device, without values.  Raises InputError if the network takes none of the sizes.
+    What it gives is on the meta device, without values.  Raises InputError if the network takes none of the sizes.
     """
     copied = on_meta(net).train(training)
-    return next(at_sizes(copied, candidate_sizes(net), copied))
+    candidates = [candidate.to("meta") for candidate in candidate_inputs(net)]
+    inputs, output = next(at_inputs(copied, candidates, lambda inputs: inputs.call(copied)))
+    return tuple(inputs.tensors[0].shape[1:]), output
 
 
-def at_sizes(
-    net: nn.Module, candidates: Sequence[tuple[int, ...]], run: Callable[[Tensor], Any]
-) -> Iterator[tuple[tuple[int, ...], Any]]:
-    """Each of some input sizes (channels, height, width) that a network on the meta device takes, and what `run` gives.
+def at_inputs(
+    net: nn.Module, candidates: Sequence[Inputs], run: Callable[[Inputs], Any]
+) -> Iterator[tuple[Inputs, Any]]:
+    """Each of some inputs that a network takes, and what `run`, which runs the network on them, gives.
 
-    run: of images without values, what runs the network on them.  Raises InputError, naming the place, if the network
-    takes none of the sizes.
+    net: on the device of the inputs, which may be the meta device.  Raises InputError, naming the place, if the network
+    takes none of them.
     """
-    dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), None)
-    problems: list[str] = []
-    for size in candidates:
-        images = torch.empty(2, *size, device="meta", dtype=dtype)  # BatchNorm in training asks for two
+    problems: list[Exception] = []
+    for inputs in candidates:
         try:
-            with torch.no_grad(), torch.device("meta"):  # for tensors that a forward pass makes
-                result = run(images)
+            with torch.no_grad(), torch.device(inputs.tensors[0].device):  # for tensors that a forward pass makes
+                result = run(inputs)
         except Exception as error:  # whatever the network's own code raises
-            layer = f"layer {place}, " if (place := getattr(error, "place", "")) else ""
-            problems.append(f"{layer}{line_of(error) or 'its forward pass'}: {first_line(error)}")
+            problems.append(error)
         else:
-            yield size, result
+            yield inputs, result
     if len(problems) == len(candidates):
-        tried = ", ".join("×".join(map(str, size)) for size in candidates)
+        tried = ", ".join(dict.fromkeys(inputs.shown() for inputs in candidates))
         mode = "" if net.training else " in evaluation mode"
         raise InputError(
-            f"{net._get_name()} takes no input of size {tried}{mode}: {problems[0]}; pass example=, an input or its "
-            f"size (channels, height, width), make its forward pass free of decisions about values, {HOW_TO_DECLARE}"
+            f"{net._get_name()} takes no input of size {tried}{mode}: {_told(problems[0])}; {_way_out(problems[0])}"
         )
+
+
+def _told(error: Exception) -> str:
+    layer = f"layer {place}, " if (place := getattr(error, "place", "")) else ""
+    return f"{layer}{line_of(error) or 'its forward pass'}: {first_line(error)}"
+
+
+def _way_out(error: Exception) -> str:
+    if "meta" in str(error).lower():  # torch asks for values that a tensor on the meta device has not
+        return f"its forward pass needs values: pass example= with real data, {HOW_TO_DECLARE}"
+    return (
+        "pass example=, an input, its size (channels, height, width), a tuple of several inputs or a dict of "
+        f"arguments by name, {HOW_TO_DECLARE}"
+    )

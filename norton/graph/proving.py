@@ -17,7 +17,9 @@ from torch.utils._pytree import tree_leaves
 
 from norton.common.errors import first_line
 from norton.graph.channels import ChannelTracer, LocatedChannels, located_in
+from norton.graph.deciding import values_decided
 from norton.graph.execution import LINE, record
+from norton.graph.inputs import Inputs
 from norton.graph.moving import MOVES, moved
 from norton.graph.nodes import first_argument, holds_tensor, name_of, place_of, value_of
 from norton.graph.slicing import SizeError, cut_
@@ -31,7 +33,7 @@ class Record(NamedTuple):
     """A forward pass as it was recorded, whose channels were followed."""
 
     training: bool
-    inputs: tuple[Any, ...]
+    inputs: Inputs
     graph: fx.Graph
 
 
@@ -78,7 +80,8 @@ def _tried(
 ) -> tuple[fx.Graph, "Disagreement"] | None:
     error = None
     try:
-        after = record(cut.train(one.training), one.inputs)
+        given = one.inputs.map(Tensor.clone)
+        after = record(cut.train(one.training), given.args, given.kwargs, decided=values_decided(one.graph))
     except Exception as failure:  # whatever the network's own code raises
         after, error = failure.graph, first_line(failure)  # type: ignore[attr-defined]
     found = disagreement(tracer, one.graph, after, keep, error)

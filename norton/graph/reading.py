@@ -12,14 +12,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from norton.common.errors import InputError
 from norton.graph.copies import replace_
-from norton.graph.input_sizes import candidate_sizes
+from norton.graph.inputs import Example, candidate_inputs
 from norton.graph.layers import ELEMENTWISE_LAYERS, NORM_LAYERS
 from norton.graph.lines import running_line, shown
-from norton.graph.meta import at_sizes, on_meta
+from norton.graph.meta import at_inputs, on_meta
 from norton.graph.nodes import holds_tensor
 
 
-def weights_read(net: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:
+def weights_read(net: nn.Module, layers: Mapping[str, nn.Module], example: Example | None = None) -> dict[str, str]:
     """Layer → the line that reads its weight, for the layers of which something other than their call does.
 
     Such a layer has no other to take its place: the network computes with its weight (attention that calls functions,
@@ -46,12 +46,12 @@ def weights_read(net: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, s
         if type(layer) in (*NORM_LAYERS, *ELEMENTWISE_LAYERS):  # shapes pass, and without values they take long
             layer.forward = _same  # type: ignore[method-assign]
     replace_(copied, stand_ins)
-    candidates = candidate_sizes(net)
+    candidates = [inputs.to("meta") for inputs in candidate_inputs(net, example)]
     for training in (True, False):
         try:
             with reader:
-                size, _ = next(at_sizes(copied.train(training), candidates, copied))
-            candidates = [size]
+                inputs, _ = next(at_inputs(copied.train(training), candidates, lambda inputs: inputs.call(copied)))
+            candidates = [inputs]
         except InputError:
             continue
     return reader.found

@@ -12,10 +12,13 @@ from collections.abc import Sequence
 
 from torch import Tensor, fx, nn
 
+from norton.common.errors import InputError
 from norton.graph.channels import ChannelTracer, Located, located
+from norton.graph.copies import copied
+from norton.graph.deciding import freeze_undecided
 from norton.graph.execution import record
-from norton.graph.input_sizes import Example, candidate_sizes
-from norton.graph.meta import at_sizes, on_meta
+from norton.graph.inputs import Example, Inputs, candidate_inputs
+from norton.graph.meta import at_inputs, on_meta
 from norton.graph.nodes import DECIDED, holds_tensor, name_of, value_of
 from norton.graph.numbers import mark_numbers_
 from norton.graph.proving import Record, prove_
@@ -25,44 +28,71 @@ from norton.graph.wiring import Wiring
 
 
 def trace_wiring(net: nn.Module, example: Example | None = None) -> Wiring:
-    """The channel axes found by tracing the forward pass of a network on images.
+    """The channel axes found by tracing the forward pass of a network.
 
-    example: an input (N, channels, height, width) or its size (channels, height, width); by default the network's
-    `input_size`, else the first of some usual sizes that the network takes.  The network is traced in training mode,
-    with its auxiliary heads, and in evaluation mode where that differs; it is not changed, and nothing is computed.
+    example: an input (N, channels, height, width) or its size (channels, height, width); a tuple of several inputs, or
+    a dict of arguments by name, of any tensors and other objects; what is left out has its default.  By default the
+    network's `example_input_array` or `input_size`, else the first of some usual sizes that the network takes.  The
+    network is traced in training mode, with its auxiliary heads, and in evaluation mode where that differs; it is not
+    changed, and nothing is computed unless it needs values.
 
-    A network that decides by sizes is traced at each of them that it takes, so that say the one that you use.
+    A network that decides by sizes is traced at each of them that it takes, so that say the one that you use.  One that
+    decides by values needs an example of real data, and is cut only inside of the modules whose forward pass decides
+    nothing, see `norton.graph.deciding`.
 
-    Raises InputError, naming the place, for a network that decides by values or that takes no image of that size.
+    Raises InputError, naming the place, for a network that does not take the example, needs values and has none, or has
+    no parameters.
     """
-    copied, tracer, candidates = on_meta(net), ChannelTracer(net), candidate_sizes(net, example)
-    known: set[str] = set()
-    records: list[Record] = []
-    for training in (True, False):
-        found = records_at(mark_numbers_(copied.train(training)), candidates)
-        for one in found.values():
-            if str(one.graph) not in known:
-                follow(tracer, one.graph)
-                known.add(str(one.graph))
-                records.append(one)
-        candidates = list(found)
+    if next(net.parameters(), None) is None:
+        raise InputError(f"{net._get_name()} has no parameters, so there is nothing to cut; pass the network around it")
+    made, records = recorded(net, example)
+    tracer = ChannelTracer(net)
+    for one in records:
+        follow(tracer, one.graph)
+        freeze_undecided(tracer, one.graph)
     freeze_obstacles(net, tracer.finished())
-    prove_(copied, tracer, records)
+    prove_(made, tracer, records)
     return tracer.wiring
 
 
-def records_at(net: nn.Module, candidates: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Record]:
-    """Size of images → what a network on the meta device computes of them, at the first of some sizes that it takes.
+def recorded(net: nn.Module, example: Example | None) -> tuple[nn.Module, list[Record]]:
+    """A copy of a network and what it computes: on the meta device, or with values where that is not enough."""
+    candidates = candidate_inputs(net, example)
+    made = mark_numbers_(on_meta(net))
+    try:
+        return made, _in_both_modes(made, [inputs.to("meta") for inputs in candidates])
+    except InputError:
+        if any(x.is_meta for inputs in candidates for x in inputs.tensors):
+            raise
+    made, device = mark_numbers_(copied(net)), next(net.parameters()).device
+    return made, _in_both_modes(made, [inputs.to(device) for inputs in candidates])
 
-    At all that it takes, where its code decides by sizes.  Raises InputError, naming the place, where it takes none.
+
+def _in_both_modes(net: nn.Module, candidates: Sequence[Inputs]) -> list[Record]:
+    """In training mode, and in evaluation mode where that differs."""
+    found: dict[str, Record] = {}
+    for training in (True, False):
+        records = records_at(net.train(training), candidates)
+        for one in records:
+            found.setdefault(str(one.graph), one)
+        candidates = [one.inputs for one in records]
+    return list(found.values())
+
+
+def records_at(net: nn.Module, candidates: Sequence[Inputs]) -> list[Record]:
+    """What a network computes of the first of some inputs that it takes, which are on its device.
+
+    Of all that it takes, where its code decides by sizes.  Raises InputError, naming the place, where it takes none.
     """
 
-    def recorded(images: Tensor) -> Record:
-        return Record(net.training, (images,), record(net, (images,)))
+    def run(inputs: Inputs) -> Record:
+        # On a copy of the tensors, which a network may change.
+        given = inputs.map(Tensor.clone)
+        return Record(net.training, inputs, record(net, given.args, given.kwargs))
 
-    found: dict[tuple[int, ...], Record] = {}
-    for size, one in at_sizes(net, candidates, recorded):
-        found[size] = one
+    found: list[Record] = []
+    for _, one in at_inputs(net, candidates, run):
+        found.append(one)
         if not any(node.meta.get(DECIDED) for node in one.graph.nodes):
             break
     return found

@@ -1,10 +1,10 @@
 """MACs and parameters, in the convention of the published tables and in two others, by what a network executes."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import thop
 import torch
@@ -12,17 +12,16 @@ from thop.profile import register_hooks
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
-from torch.utils._pytree import tree_leaves
 
 from norton.common.errors import InputError
 from norton.common.registry import Registry
 from norton.common.tables import ShownAsTable
-from norton.graph.input_sizes import stated_size
+from norton.graph.input_sizes import is_size, stated_size
+from norton.graph.inputs import Example, Inputs, inputs_of, stated_inputs
 from norton.graph.layers import is_decomposed, network_in
-from norton.measure.executing import Inputs, executed, is_layer, rows, without_values
+from norton.measure.executing import executed, is_layer, rows, without_values
 
 CONVENTIONS = Registry("counting convention")  # name → (network in evaluation mode, inputs) → row → MACs
-Example: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]  # an input, several, or several by argument
 
 
 @dataclass(frozen=True)
@@ -107,14 +106,12 @@ def percent_removed(part: float, whole: float) -> float:
 def _inputs(net: nn.Module, input_size: Sequence[int] | None, example: Example | None) -> Inputs:
     if example is not None and input_size is not None:
         raise InputError("both input_size and example are given; give one of them")
-    if isinstance(example, Tensor):
-        return Inputs((example,))
-    if isinstance(example, Mapping):
-        return Inputs((), example)
-    if isinstance(example, tuple | list) and any(isinstance(x, Tensor) for x in tree_leaves(example)):
-        return Inputs(tuple(example))
-    if example is not None:
-        raise InputError(f"example is {example!r}; give a tensor, a tuple of several, or a dict of them by argument")
+    if is_size(example):
+        input_size = example
+    elif example is not None:
+        return inputs_of(example)
+    if input_size is None and (stated := stated_inputs(net)) is not None:
+        return stated
     size = input_size or stated_size(net)
     if size is None:
         raise InputError(

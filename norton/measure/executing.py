@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -17,21 +16,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from norton.common.errors import InputError, first_line
 from norton.graph.copies import copied
+from norton.graph.inputs import Inputs
 from norton.graph.layers import is_decomposed, set_form_
 from norton.graph.meta import on_meta
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a network is called with: `net(*args, **kwargs)`."""
-
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-    def to(self, device: str) -> "Inputs":
-        return Inputs(*_moved((self.args, dict(self.kwargs)), device))
 
 
 def without_values(net: nn.Module, inputs: Inputs, run: Callable[[nn.Module, Inputs], Any]) -> Any:
@@ -52,8 +41,7 @@ def without_values(net: nn.Module, inputs: Inputs, run: Callable[[nn.Module, Inp
         with torch.no_grad(), _attention_step_by_step():
             return run(set_form_(copied(net), "factored").eval().cpu(), inputs.to("cpu"))
     except Exception as error:
-        tensors = [x for x in tree_leaves((inputs.args, dict(inputs.kwargs))) if isinstance(x, Tensor)]
-        given = ", ".join("×".join(map(str, x.shape)) for x in tensors)
+        given = ", ".join("×".join(map(str, x.shape)) for x in inputs.tensors)
         raise InputError(f"{type(net).__name__} cannot take an input of size {given}: {first_line(error)}") from None
 
 

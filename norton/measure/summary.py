@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from norton.common.tables import ShownAsTable
+from norton.graph.inputs import Example
 from norton.graph.layers import is_decomposed, network_in, width
-from norton.measure.counting import Complexity, Example, complexity
+from norton.measure.counting import Complexity, complexity
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from norton.common.checks import check_type
 from norton.common.errors import warn
 from norton.graph import wiring_of
 from norton.graph.copies import copied
-from norton.graph.input_sizes import Example
+from norton.graph.inputs import Example, remember_example_
 from norton.graph.layers import network_in
 from norton.graph.plan import record_step
 from norton.graph.slicing import cut_
@@ -69,8 +69,7 @@ def prune(
         check_images(net, images)
     rated = how.rated(net, wiring)
     small = copied(net)
-    if example is not None:
-        small.input_size = tuple(example.shape[1:] if isinstance(example, Tensor) else example)
+    remember_example_(small, example)
     keep = choose_channels(small, wiring, rated, how, scoring)
     if not keep and (spared := how.spared(net, wiring)):
         why = "; ".join(f"{layer}: {reason}" for layer, reason in list(spared.items())[:3])

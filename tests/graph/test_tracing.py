@@ -90,7 +90,7 @@ def decides(m, x):
 
 
 @pytest.mark.parametrize("run, options, message", [
-    (decides, {}, r"takes no input .*test_tracing\.py:\d+ .*y\.sum\(\) > 0.*decisions about values.*wiring\(\)"),
+    (decides, {}, r"takes no input .*test_tracing\.py:\d+ .*y\.sum\(\) > 0.*needs values: pass example=.*wiring\(\)"),
     (lambda m, x: m.fc(m.b(m.a(x)).flatten(1)), {}, r"size 3×16×16: layer fc, .*example="),
     (lambda m, x: m.fc(m.b(m.a(x)).mean([2, 3])), {"example": (1, 16, 16)}, r"size 1×16×16: layer a, .*example="),
 ])  # fmt: skip
@@ -126,7 +126,7 @@ def test_a_stated_size_that_is_none(stated, tmp_path):
 
 @pytest.mark.parametrize("example", [32, (3, 32.0, 32), (), (3, 0, 32)])
 def test_a_bad_example(example):
-    with pytest.raises(norton.InputError, match=r"example is .*give an input, or its size"):
+    with pytest.raises(norton.InputError, match=r"example is .*give an input, its size"):
         norton.prune(HAND_MADE["plain"][0](), 0.3, criterion="l2", example=example)
 
 

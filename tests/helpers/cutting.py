@@ -8,6 +8,7 @@ from torch.func import functional_call
 
 import norton
 from helpers.living import OfTheLiving
+from norton.graph.inputs import Inputs
 from norton.graph.layers import TRANSPOSED_LAYERS, width
 from norton.graph.plan import apply_plan_
 from norton.graph.wiring import positions
@@ -110,7 +111,13 @@ def without_offsets(net):
 
 @torch.no_grad()
 def outputs_without_offsets(net, x):
-    return functional_call(net, without_offsets(net), (x,))
+    return _called(net, without_offsets(net), x)
+
+
+def _called(net, tensors, x):
+    """What a network with other tensors gives, for images or all inputs."""
+    inputs = x if isinstance(x, Inputs) else Inputs((x,))
+    return functional_call(net, tensors, inputs.args, dict(inputs.kwargs))
 
 
 @torch.no_grad()
@@ -133,7 +140,7 @@ def dead_outputs(net, wiring, keep, x):
                 else:
                     tensor[dead] = 0
     with OfTheLiving():
-        return functional_call(net, changed, (x,))
+        return _called(net, changed, x)
 
 
 def check_exact(net, wiring, small, keep, x=None):

@@ -312,9 +312,9 @@ def test_an_example_has_values_where_a_network_asks_for_them():
 
 
 @pytest.mark.parametrize("given, message", [
-    ({"example": (1, 2)}, "example is .*give a tensor, a tuple of several, or a dict"),
-    ({"example": ([], ())}, "give a tensor, a tuple of several"),
-    ({"example": "image"}, "example is 'image'; give a tensor"),
+    ({"example": (1, 2.0)}, "example is .*give an input, its size .*, a tuple of several inputs, or a dict"),
+    ({"example": ([], ())}, "give an input, its size .*, a tuple of several"),
+    ({"example": "image"}, "example is 'image'; give an input"),
     ({"example": torch.zeros(1, 3, 4, 4), "input_size": (3, 4, 4)}, "both input_size and example are given"),
     ({"input_size": (4, 8, 8)}, r"cannot take an input of size 1×4×8×8: .*expected input\[1, 4, 8, 8\] to have 3"),
     ({"example": (torch.zeros(1, 3, 4, 4), torch.zeros(2))}, r"input of size 1×3×4×4, 2: "),

@@ -53,7 +53,7 @@ def test_networks_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "of_mine.py").write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(
-        norton.InputError, match=r"of_mine\.py:12 \(if x\.mean\(\) > 0:\).*free of decisions about values"
+        norton.InputError, match=r"of_mine\.py:12 \(if x\.mean\(\) > 0:\).*its forward pass needs values"
     ):
         norton.build("of_mine.Deciding")
     net = norton.build("of_mine.Shifting", num_classes=4)

@@ -1,0 +1,97 @@
+"""What a network is called with: as somebody gives it, as the network states it, else some usual images to try."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from norton.common.errors import InputError
+from norton.graph.input_sizes import candidate_sizes, is_size
+
+# An input, the size of one (channels, height, width), a tuple of several inputs, or a dict of arguments by name.
+Example: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
+ALLOWED = (
+    "give an input, its size (channels, height, width), a tuple of several inputs, or a dict of arguments by name, "
+    "made of torch tensors"
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a network is called with: `net(*args, **kwargs)`."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def call(self, net: nn.Module) -> Any:
+        """What a network makes of them."""
+        return net(*self.args, **self.kwargs)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
+        """The same arguments, with tensors changed, in lists, tuples and dictionaries too."""
+        changed = tree_map(lambda x: change(x) if isinstance(x, Tensor) else x, (self.args, dict(self.kwargs)))
+        return Inputs(*changed)
+
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "Inputs":
+        """Their tensors on a device; dtype: of those that are floating-point."""
+        return self.map(lambda x: x.to(device, dtype if x.is_floating_point() else None))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors among them, in lists, tuples and dictionaries too."""
+        return [x for x in tree_leaves((self.args, dict(self.kwargs))) if isinstance(x, Tensor)]
+
+    def shown(self) -> str:
+        """The sizes of their tensors, for people, without the batch."""
+        return " and ".join("×".join(map(str, x.shape[1:])) or "()" for x in self.tensors)
+
+
+def inputs_of(example: Example) -> Inputs:
+    """An example that is no size as what a network is called with.  Raises InputError for one that is none."""
+    if isinstance(example, Tensor):
+        return Inputs((example,))
+    inputs = None
+    if isinstance(example, Mapping) and all(isinstance(name, str) for name in example):
+        inputs = Inputs((), dict(example))
+    elif isinstance(example, tuple | list):
+        inputs = Inputs(tuple(example))
+    if inputs is None or not inputs.tensors:
+        what = repr(example) if isinstance(example, str | int | float | tuple | list) else type(example).__name__
+        raise InputError(f"example is {what[:80]}; {ALLOWED}")
+    return inputs
+
+
+def stated_inputs(net: nn.Module) -> Inputs | None:
+    """A network's `example_input_array`, as Lightning calls what a network states to take; None where it has none."""
+    example = getattr(net, "example_input_array", None)
+    return None if example is None else inputs_of(example)
+
+
+def candidate_inputs(net: nn.Module, example: Example | None = None) -> list[Inputs]:
+    """What to try to call a network with, sizes as images on the meta device.
+
+    Numbers are in the precision of the network, and a batch of one is doubled at first: BatchNorm in training asks for
+    two.  Raises InputError for an example that is none.
+    """
+    dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), None)
+    size = example if is_size(example) else None
+    given = stated_inputs(net) if example is None else None if size is not None else inputs_of(example)
+    if given is None:
+        images = (torch.empty(2, *size, device="meta", dtype=dtype) for size in candidate_sizes(net, size))
+        return [Inputs((batch,)) for batch in images]
+    given = given.map(lambda x: x.detach().to(dtype) if x.is_floating_point() else x.detach())
+    alone = all(x.shape[:1] == (1,) for x in given.tensors if x.dim())
+    return [given.map(lambda x: x.repeat(2, *[1] * (x.dim() - 1)) if x.dim() else x), given] if alone else [given]
+
+
+def remember_example_(net: nn.Module, example: Example | None) -> None:
+    """Let a network state what it takes, as an example tells: in `input_size`, or else in `example_input_array`."""
+    if isinstance(example, Tensor) and example.is_floating_point() and example.dim() != 1:
+        example = tuple(example.shape[1:])
+    if is_size(example):
+        net.input_size = tuple(example)  # type: ignore[assignment]
+    elif example is not None:
+        net.example_input_array = example  # type: ignore[assignment]
