@@ -1,0 +1,124 @@
+"""The network whose removed filters are dead: what every cut network has to equal.
+
+Nothing here knows how channels flow.  A filter that goes has weights of zero, and what it writes is then zero at every
+position of every image: silent.  Silent channels have no part in anything: no offset wakes them, and what is computed
+over channels (a mean, a norm) is computed over the others.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten
+
+from norton.graph.layers import TRANSPOSED_LAYERS
+
+# In the place of activations that are zero for more than zero, by which a channel that lives could look silent.
+LIVELY = {
+    **dict.fromkeys(("relu", "relu_", "relu6", "hardtanh", "threshold"), lambda x: nn.functional.leaky_relu(x, 0.1)),
+    **dict.fromkeys(("hardswish", "hardswish_", "softshrink", "hardshrink"), nn.functional.silu),
+}
+STATISTICS = ("mean", "std", "var", "var_mean", "amax", "amin", "max", "min")
+WAKING = ("sigmoid", "sigmoid_", "hardsigmoid", "exp", "softplus", "cos", "batch_norm", "instance_norm", "group_norm")
+SUMS = ("add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "__sub__", "__rsub__", "__isub__")
+NORMS = ("layer_norm", "rms_norm")
+
+
+class Silence(TorchFunctionMode):
+    """Lets silent channels stay so, and no other channel look silent; for batches of more than one image."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if name in LIVELY:
+            return LIVELY[name](args[0])
+        if not args or not isinstance(args[0], Tensor) or args[0].dim() < 2:
+            return self._sum(func, args, kwargs) if name in SUMS else func(*args, **kwargs)
+        if name in NORMS and len(args[1]) == 1:
+            return self._among_the_living(func, args[0].dim() - 1, args, kwargs)
+        if name == "group_norm" and args[1] == 1:
+            return self._among_the_living(func, 1, args, kwargs)
+        if name in WAKING:
+            x = args[0].clone()
+            return func(*args, **kwargs) * _alive(x, range(1, x.dim()))
+        if name in STATISTICS and (dim := _only_dim(args, kwargs)) is not None:
+            alive = _alive(args[0], [dim]).flatten().nonzero().flatten()
+            return func(args[0].index_select(dim, alive) if len(alive) else args[0], *args[1:], **kwargs)
+        return self._sum(func, args, kwargs) if name in SUMS else func(*args, **kwargs)
+
+    def _sum(self, func, args, kwargs):
+        """A sum of images with what is the same for all images, or for all channels: an offset."""
+        tensors = [arg.clone() for arg in args[:2] if isinstance(arg, Tensor)]
+        result = func(*args, **kwargs)
+        for x, other in (tensors, tensors[::-1]) if len(tensors) == 2 else ((tensors[0], torch.tensor(0)),):
+            if x.shape == result.shape and x.dim() > 1 and x.shape[0] > 1:
+                size = [1] * (x.dim() - other.dim()) + list(other.shape)
+                dims = [dim for dim in range(1, x.dim()) if size[0] == 1 or size[dim] == 1 < x.shape[dim]]
+                result = result * _alive(x, dims)
+        return result
+
+    def _among_the_living(self, func, dim, args, kwargs):
+        """A norm over channels; entries per channel are among its arguments."""
+        x, size = args[0], args[0].shape[dim]
+        alive = _alive(x, [dim]).flatten().nonzero().flatten()
+
+        def entries(value):
+            return value[alive] if isinstance(value, Tensor) and value.shape == (size,) else value
+
+        rest = [entries(value) for value in args[2:]]
+        asked = args[1] if isinstance(args[1], int) else (len(alive),)
+        found = func(x.index_select(dim, alive), asked, *rest, **{key: entries(value) for key, value in kwargs.items()})
+        return torch.zeros_like(x).index_copy_(dim, alive, found)
+
+
+def _alive(x: Tensor, dims) -> Tensor:
+    """1 where x is not silent, along each of some dimensions, to be multiplied with x."""
+    alive = torch.ones((1,) * x.dim(), dtype=x.dtype)
+    for dim in dims:
+        others = [other for other in range(x.dim()) if other != dim]
+        alive = alive * (x.detach() != 0).to(x.dtype).amax(others, keepdim=True)
+    return alive
+
+
+def _only_dim(args, kwargs) -> int | None:
+    """The dimension over which a statistic is computed, if it may be one of channels."""
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    dim = dim[0] if isinstance(dim, list | tuple) and len(dim) == 1 else dim
+    if not isinstance(dim, int) or isinstance(dim, bool):
+        return None
+    return dim % args[0].dim() or None
+
+
+@torch.no_grad()
+def with_dead_filters(net: nn.Module, gone: dict[str, list[int]]) -> nn.Module:
+    """A copy of a network in which these filters of each layer are zero."""
+    net = copy.deepcopy(net)
+    for name, filters in gone.items():
+        layer = net.get_submodule(name)
+        if isinstance(layer, TRANSPOSED_LAYERS):  # (inputs, outputs of a group, ...)
+            each = layer.weight.shape[1]
+            for group, weight in enumerate(layer.weight.chunk(layer.groups)):
+                weight[:, [f - group * each for f in filters if f // each == group]] = 0
+        else:
+            layer.weight[filters] = 0
+        if layer.bias is not None:
+            layer.bias[filters] = 0
+    return net
+
+
+@torch.no_grad()
+def outputs(net: nn.Module, inputs: tuple) -> list[Tensor]:
+    """All tensors that a network gives, in evaluation mode, with what is silent kept so."""
+    with Silence():
+        return [value for value in tree_flatten(net.eval()(*inputs))[0] if isinstance(value, Tensor)]
+
+
+def largest_error(found: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest difference, relative to how far images change the outputs; infinite where shapes differ."""
+    if [x.shape for x in found] != [x.shape for x in expected]:
+        return float("inf")
+    errors = []
+    for one, other in zip(found, expected, strict=True):
+        spread = (other - other.mean(0)).abs().max().item()
+        errors.append((one - other).abs().max().item() / max(spread, 1e-3))
+    return max(errors)
