@@ -96,12 +96,17 @@ class Disagreement(NamedTuple):
 
 
 def trial_keep(wiring: Wiring, seed: int = 0) -> dict[int, list[int]]:
-    """Axis → units of it that a trial keeps, at random: of every axis that can be cut alone, half of them or more."""
+    """Axis → units of it that a trial keeps, at random, of every axis that can be cut alone.
+
+    The first trial keeps half of them or more; others any number, so that numbers in the code do not fit by chance.
+    """
     generator = np.random.default_rng(seed)
     frozen, bound = wiring.frozen, {axis for edge in wiring.shifts for axis in edge}
     widths = {axis: wiring.width(axis) for axis in wiring.writers if axis not in frozen and axis not in bound}
     return {
-        axis: sorted(generator.permutation(width)[: generator.integers((width + 1) // 2, width)].tolist())
+        axis: sorted(
+            generator.permutation(width)[: generator.integers((width + 1) // 2 if seed == 0 else 1, width)].tolist()
+        )
         for axis, width in widths.items()
         if width > 1
     }

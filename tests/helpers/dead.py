@@ -43,7 +43,7 @@ class Silence(TorchFunctionMode):
             return func(*args, **kwargs) * _alive(x, range(1, x.dim()))
         if name in STATISTICS and (dim := _only_dim(args, kwargs)) is not None:
             alive = _alive(args[0], [dim]).flatten().nonzero().flatten()
-            return func(args[0].index_select(dim, alive) if len(alive) else args[0], *args[1:], **kwargs)
+            return func(args[0].index_select(dim, alive), *args[1:], **kwargs)
         return self._sum(func, args, kwargs) if name in SUMS else func(*args, **kwargs)
 
     def _sum(self, func, args, kwargs):
@@ -72,8 +72,13 @@ class Silence(TorchFunctionMode):
 
 
 def _alive(x: Tensor, dims) -> Tensor:
-    """1 where x is not silent, along each of some dimensions, to be multiplied with x."""
+    """1 where x is not silent, along each of some dimensions, to be multiplied with x.
+
+    What is zero everywhere is no image with dead filters: it came of a difference, such as a variance.
+    """
     alive = torch.ones((1,) * x.dim(), dtype=x.dtype)
+    if not x.any():
+        return alive
     for dim in dims:
         others = [other for other in range(x.dim()) if other != dim]
         alive = alive * (x.detach() != 0).to(x.dtype).amax(others, keepdim=True)

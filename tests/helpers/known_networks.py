@@ -119,7 +119,9 @@ class StdConv2d(nn.Conv2d):
     def forward(self, x):
         w = self.weight
         v, m = torch.var_mean(w, dim=[1, 2, 3], keepdim=True, unbiased=False)
-        return F.conv2d(x, (w - m) / torch.sqrt(v + 1e-5), self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return F.conv2d(
+            x, (w - m) / torch.sqrt(v + 1e-5), self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
 
 
 class Standardised(nn.Module):
@@ -156,7 +158,10 @@ class MobileOne(nn.Module):
         super().__init__()
         self.out, self.skip = 24, nn.BatchNorm2d(WIDTH)
         self.dw = nn.ModuleList(ConvBN(WIDTH, WIDTH, 3, g=WIDTH, act=False) for _ in range(2))
-        self.dw_scale, self.pw = ConvBN(WIDTH, WIDTH, 1, g=WIDTH, act=False), nn.ModuleList(ConvBN(WIDTH, 24) for _ in range(2))
+        self.dw_scale, self.pw = (
+            ConvBN(WIDTH, WIDTH, 1, g=WIDTH, act=False),
+            nn.ModuleList(ConvBN(WIDTH, 24) for _ in range(2)),
+        )
 
     def forward(self, x):
         y = self.skip(x) + self.dw_scale(x)
@@ -250,7 +255,7 @@ class Transformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.rand(1, 64, WIDTH))
 
     def forward(self, x):
-        b, c, h, w = x.shape
+        b, _, h, w = x.shape
         x = x.flatten(2).transpose(1, 2) + self.pos_embed
         x = x + self.attn(self.norm1(x))
         x = x + self.mlp(self.norm2(x))

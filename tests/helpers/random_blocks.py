@@ -153,10 +153,10 @@ class Norm(nn.Module):
         gamma, beta = (per_channel(p, self.dims) for p in (self.gamma, self.beta)) if self.form > 7 else (None, None)
         if self.form == 7:
             return self.norm(x.movedim(1, -1)).movedim(-1, 1)
-        if self.form == 8:  # over channels, as ConvNeXt has it for maps
+        if self.form == 8:  # over channels, written out; beside it x, for one channel alone is its mean
             mean = x.mean(1, keepdim=True)
             var = (x - mean).pow(2).mean(1, keepdim=True)
-            return gamma * ((x - mean) / torch.sqrt(var + 1e-6)) + beta
+            return x + gamma * ((x - mean) / torch.sqrt(var + 1e-6)) + beta
         if self.form == 9:  # responses of channels, relative to their mean
             size = x.flatten(2).norm(dim=2)
             relative = size / (size.mean(dim=1, keepdim=True) + 1e-6)

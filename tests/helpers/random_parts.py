@@ -71,10 +71,9 @@ class Res2Net(nn.Module):
     def forward(self, x):
         y = F.relu(self.conv1(x))
         parts = torch.split(y, self.width, 1) if self.form else torch.chunk(y, 4, dim=1)
-        outs = []
+        outs, part = [], 0
         for i, (layer, norm) in enumerate(zip(self.convs, self.bns, strict=True)):
-            part = parts[i] if i == 0 else part + parts[i]
-            part = F.relu(norm(layer(part)))
+            part = F.relu(norm(layer(parts[i] if i == 0 else part + parts[i])))
             outs.append(part)
         return self.conv3(torch.cat([*outs, parts[3]], 1)) + x
 
@@ -97,7 +96,12 @@ class Shuffle(nn.Module):
             y = self.shuffle(y)
         elif self.form == 1:
             n, c = y.shape[:2]
-            y = y.view(n, self.groups, c // self.groups, *y.shape[2:]).transpose(1, 2).contiguous().view(n, -1, *y.shape[2:])
+            y = (
+                y.view(n, self.groups, c // self.groups, *y.shape[2:])
+                .transpose(1, 2)
+                .contiguous()
+                .view(n, -1, *y.shape[2:])
+            )
         elif self.form == 2:
             y = y.reshape(y.size(0), 4, 2, *y.shape[2:]).transpose(2, 1).reshape(y.shape)
         else:
@@ -246,10 +250,7 @@ class SplitAttention(nn.Module):
     def forward(self, x):
         y = F.relu(self.conv(x))
         n, c, *size = y.shape
-        if self.form:
-            parts = torch.split(y, c // 2, dim=1)
-        else:
-            parts = y.view(n, 2, c // 2, *size).unbind(1)
+        parts = torch.split(y, c // 2, dim=1) if self.form else y.view(n, 2, c // 2, *size).unbind(1)
         gap = (parts[0] + parts[1]).mean(tuple(range(2, y.dim())), keepdim=True)
         weights = self.fc2(F.relu(self.fc1(gap))).view(n, 2, c // 2, *[1] * self.dims).softmax(1)
         return weights[:, 0] * parts[0] + weights[:, 1] * parts[1]

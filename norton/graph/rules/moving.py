@@ -20,6 +20,7 @@ from norton.graph.rules.table import rule
 
 _PARTS = ("chunk", "split", "tensor_split", "unsafe_chunk", "unsafe_split", "split_with_sizes")
 _SIZED = ("view", "reshape", "expand", "unflatten")
+_SHUFFLES = ("channelshuffle", "channel_shuffle", "native_channel_shuffle")
 _JOINS = ("cat", "concat", "concatenate", "stack", "hstack", "vstack")
 
 
@@ -42,6 +43,8 @@ def move(tracer: ChannelTracer, node: fx.Node) -> Located:
     found = as_located(moved(node, lambda arg: _ids(tracer, node, arg), layer))
     if name in _PARTS:
         _tie_parts(tracer, node, found)
+    if name in _SHUFFLES:
+        _tie_groups(tracer, node, given[0])
     return _settled(tracer, node, found)
 
 
@@ -124,6 +127,13 @@ def _tie_parts(tracer: ChannelTracer, node: fx.Node, parts: Located) -> None:
     for part in known[1:]:
         if part.ids.shape == known[0].ids.shape and not isinstance(sizes, OwnNumber):
             tracer.wiring.add(known[0].ids.flatten().numpy(), part.ids.flatten().numpy())
+
+
+def _tie_groups(tracer: ChannelTracer, node: fx.Node, x: LocatedChannels) -> None:
+    """A shuffle has a number of groups of its own, of which each loses the same channels."""
+    groups = tracer.layer(node).groups if node.op == "call_module" else argument(node, 1, "groups")
+    channels = x.ids.flatten().numpy()
+    tracer.wiring.add(*_blocks(channels, len(channels) // int(groups)))
 
 
 def _index_follows(tracer: ChannelTracer, node: fx.Node, x: LocatedChannels) -> bool:
