@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from norton.common.errors import InputError, first_line
 from norton.deployment.exact_forms import form_names
+from norton.deployment.exported import tensors_in
 from norton.deployment.folding import Folded
 from norton.deployment.record import Deployment
 from norton.graph.copies import copied
@@ -44,7 +45,7 @@ def outputs_of(net: nn.Module, example: Tensor) -> Any:
 def check_outputs(found: Any, wanted: Any, dtype: torch.dtype) -> None:
     """Raise InputError where outputs differ by more than rounding."""
     tolerance = TOLERANCE.get(dtype, 0.05)
-    for own, other in zip(tensors(found), tensors(wanted), strict=True):
+    for own, other in zip(tensors_in(found), tensors_in(wanted), strict=True):
         finite = other.isfinite()
         if not torch.equal(own[~finite].nan_to_num(), other[~finite].nan_to_num()):
             raise InputError("the deployed network's outputs differ where the network's are not finite")
@@ -57,14 +58,6 @@ def check_outputs(found: Any, wanted: Any, dtype: torch.dtype) -> None:
                 f"{tolerance:g}: its weights have values out of proportion (deploy in float64 to see whether), or its "
                 "forward pass computes otherwise each time"
             )
-
-
-def tensors(outputs: Any) -> list[Tensor]:
-    """The tensors of what a network returns, in order."""
-    if isinstance(outputs, Tensor):
-        return [outputs]
-    values = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, list | tuple) else []
-    return [tensor for value in values for tensor in tensors(value)]
 
 
 def check_choice(choice: Deployment, known: Mapping[str, str], folded: Folded) -> None:

@@ -10,17 +10,18 @@ import io
 import re
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_flatten_with_path
 
 from norton.common.errors import InputError, warn
 from norton.common.extras import optional
 from norton.common.files import write_whole
 from norton.deployment.entrance import without_layout_
-from norton.deployment.exported import Exported, compared, described, quiet, told_first
+from norton.deployment.exported import Exported, compared, described, quiet, tensors_in, told_first
 from norton.deployment.onnx_networks import OnnxNet
 from norton.graph.copies import copied
 from norton.graph.layers import network_in
@@ -34,8 +35,8 @@ _DOES_NOT_TAKE = (RuntimeError, ValueError, TypeError, IndexError, AssertionErro
 def to_program(net: nn.Module, example: Tensor, path: str | Path) -> Exported:
     """Write a network as a program of `torch.export` (.pt2), which needs torch alone: `torch.export.load`.
 
-    example: a batch (N, C, H, W) in float32 that the network takes.  Raises InputError, with the layer where it can be
-    told, for a network that torch.export cannot follow, and for an example that does not fit.
+    example: a batch in float32 that the network takes, images (N, C, H, W) or others.  Raises InputError, with the
+    layer where it can be told, for a network that torch.export cannot follow, and for an example that does not fit.
     """
     net = prepared(net, example)
     program, buffer = program_of(net, example), io.BytesIO()
@@ -49,9 +50,11 @@ def to_program(net: nn.Module, example: Tensor, path: str | Path) -> Exported:
 def to_onnx(net: nn.Module, example: Tensor, path: str | Path) -> Exported:
     """Write a network as ONNX, input `images` and output `outputs`, whose nodes are named by their layers.
 
-    example: a batch (N, C, H, W) in float32 that the network takes.  The file passes ONNX's own checker, and
-    onnxruntime gives the network's outputs.  Raises InputError for an example that does not fit, and, with the layer,
-    for operators that ONNX or onnxruntime lack.
+    Several outputs have the names that a dictionary gives them, else `outputs_0` and so on.
+
+    example: a batch in float32 that the network takes, images (N, C, H, W) or others.  The file passes ONNX's own
+    checker, and onnxruntime gives the network's outputs.  Raises InputError for an example that does not fit, and, with
+    the layer, for operators that ONNX or onnxruntime lack.
     """
     with optional():
         import onnx  # this and onnxruntime take a second
@@ -59,7 +62,7 @@ def to_onnx(net: nn.Module, example: Tensor, path: str | Path) -> Exported:
         import onnxscript  # noqa: F401
 
     net = contiguous_(prepared(net, example))
-    model = onnx_model(program_of(net, example))
+    model = onnx_model(program_of(net, example), output_names(net(example[:1].cpu())))
     name_nodes_(model)
     onnx.checker.check_model(model, full_check=True)
     content = model.SerializeToString()
@@ -69,7 +72,7 @@ def to_onnx(net: nn.Module, example: Tensor, path: str | Path) -> Exported:
 
 def prepared(net: nn.Module, example: Tensor) -> nn.Module:
     """A copy on the CPU for evaluation.  Raises InputError for an example that it does not take."""
-    if not (isinstance(example, Tensor) and example.ndim == 4 and len(example) and example.dtype == torch.float32):
+    if not (isinstance(example, Tensor) and example.ndim > 1 and example.numel() and example.dtype == torch.float32):
         raise InputError(f"the example is {described(example)}; give a batch of images (N, C, H, W) in float32")
     if net.training:
         warn("the network is in training mode; it is exported as it evaluates")
@@ -81,16 +84,16 @@ def prepared(net: nn.Module, example: Tensor) -> nn.Module:
             f"the network does not take the example, {described(example)}: {told_first(error)}; give a batch of "
             "images like those it was made for"
         ) from error
-    if not isinstance(outputs, Tensor):
-        raise InputError(
-            f"the network gives a {type(outputs).__name__}; only networks that give one tensor are exported"
-        )
+    if not tensors_in(outputs):
+        raise InputError(f"the network gives a {type(outputs).__name__} without tensors; there is nothing to export")
     return net
 
 
 def program_of(net: nn.Module, example: Tensor) -> ExportedProgram:
     """The network as a program for batches of any size."""
-    two = example[:1].cpu().repeat(2, 1, 1, 1)  # at one image torch.export would take the batch size for a constant
+    two = (
+        example[:1].cpu().repeat(2, *[1] * (example.ndim - 1))
+    )  # at one image torch.export would take the batch size for a constant
     try:
         with quiet():
             return torch.export.export(net, (two,), dynamic_shapes=({0: Dim("batch")},))
@@ -110,9 +113,20 @@ def contiguous_(net: nn.Module) -> nn.Module:
     return without_layout_(net).to(memory_format=torch.contiguous_format)
 
 
-def onnx_model(program: ExportedProgram) -> "ModelProto":
-    """The program as an ONNX model."""
-    names = {"input_names": ["images"], "output_names": ["outputs"], "dynamic_shapes": ({0: "batch"},)}
+def output_names(outputs: Any) -> list[str]:
+    """A name for each tensor that a network returns: `outputs`, or of where it is in what is returned."""
+    leaves, _ = tree_flatten_with_path(outputs)
+    paths = [path for path, value in leaves if isinstance(value, Tensor)]
+    names = ["_".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) for path in paths]
+    if any(not name.isidentifier() for name in names):
+        names = [f"outputs_{name}".rstrip("_") for name in names]
+    distinct = len(set(names)) == len(names) and "images" not in names
+    return names if distinct else [f"outputs_{place}" for place in range(len(names))]
+
+
+def onnx_model(program: ExportedProgram, outputs: list[str]) -> "ModelProto":
+    """The program as an ONNX model, whose outputs have these names."""
+    names = {"input_names": ["images"], "output_names": outputs, "dynamic_shapes": ({0: "batch"},)}
     try:
         with quiet():
             return torch.onnx.export(program, dynamo=True, verbose=False, **names).model_proto

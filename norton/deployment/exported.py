@@ -7,9 +7,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from norton.common.errors import InputError, first_line
 
@@ -30,7 +32,12 @@ class Exported:
     in_float: Mapping[str, str] = field(default_factory=dict)
 
 
-def compared(what: str, run: Callable[[Tensor], Tensor], net: nn.Module, example: Tensor) -> float:
+def tensors_in(outputs: Any) -> list[Tensor]:
+    """The tensors of what a network returns, in order."""
+    return [value for value in tree_leaves(outputs) if isinstance(value, Tensor)]
+
+
+def compared(what: str, run: Callable[[Tensor], Any], net: nn.Module, example: Tensor) -> float:
     """The largest relative difference over batch sizes.  Raises InputError above `TOLERANCE`."""
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
@@ -45,8 +52,15 @@ def compared(what: str, run: Callable[[Tensor], Tensor], net: nn.Module, example
     return worst
 
 
-def relative_difference(found: Tensor, expected: Tensor) -> float:
-    """‖y - y'‖ / ‖y‖, infinite where shapes differ or a value is not finite."""
+def relative_difference(found: Any, expected: Any) -> float:
+    """‖y - y'‖ / ‖y‖, infinite where shapes differ or a value is not finite; the largest of several outputs."""
+    pairs = zip(tensors_in(found), tensors_in(expected), strict=True)
+    return max((_relative_difference(own, other) for own, other in pairs), default=0.0)
+
+
+def _relative_difference(found: Tensor, expected: Tensor) -> float:
+    if not expected.is_floating_point():
+        return 0.0 if torch.equal(found, expected) else float("inf")
     if found.shape != expected.shape or not found.isfinite().all():
         return float("inf")
     size = torch.linalg.vector_norm(expected)

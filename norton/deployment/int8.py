@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from norton.common.checks import check_whole_number
-from norton.common.errors import InputError
+from norton.common.errors import InputError, first_line
 from norton.common.extras import optional
 from norton.common.files import write_whole
 from norton.deployment.exported import Exported, described, quiet, relative_difference
 from norton.deployment.onnx_networks import OnnxNet
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto
     from onnxruntime.quantization import CalibrationDataReader
 
 
@@ -24,10 +24,11 @@ def to_int8(
 ) -> Exported:
     """Write an ONNX file of `to_onnx` in 8-bit integers: weights per channel, activations by their range on images.
 
-    images: (N, C, H, W) for calibration, transformed as for evaluation; a few hundred.  batch_size: so many at once.
-    reduce_range: weights of 7 bits, for an x86 CPU without VNNI instructions, whose sums of products would saturate.
-    Operators that the quantiser lacks stay in float32, see `Exported`.  Raises InputError where nothing is left to
-    quantise, for a file that is INT8 already, and for images that do not fit or are not finite.
+    images: for calibration, (N, C, H, W) or as the file takes them, transformed as for evaluation; a few hundred.
+    batch_size: so many at once.  reduce_range: weights of 7 bits, for an x86 CPU without VNNI instructions, whose sums
+    of products would saturate.  Operators that the quantiser lacks stay in float32, see `Exported`.  Raises InputError
+    where nothing is left to quantise, for a file that is INT8 already or that the quantiser fails on, and for images
+    that do not fit or are not finite.
 
     Source: onnxruntime's static quantisation with its preprocessing, QuantizeLinear and DequantizeLinear around each
     operator.
@@ -46,6 +47,7 @@ def to_int8(
         raise InputError(f"{file}: is in 8-bit integers already; give the file of to_onnx in float32")
     if not operators & {"Conv", "ConvTranspose", "Gemm", "MatMul"}:
         raise InputError(f"{file}: has no convolution or linear layer to quantise, only {', '.join(sorted(operators))}")
+    skipped = {node.name: node.op_type for node in model.graph.node if not _is_quantised(node)}
     overflow = InputError(f"{file}: what it computes on these images is too large for float32; scale them as for it")
     with tempfile.TemporaryDirectory() as folder, quiet():
         ready, done = Path(folder) / "ready.onnx", Path(folder) / "int8.onnx"
@@ -61,20 +63,25 @@ def to_int8(
                 reduce_range=reduce_range,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
+                nodes_to_exclude=list(skipped),
             )
         except AssertionError as error:  # of a range that is not finite
             raise overflow from error
+        except Exception as error:  # whatever the quantiser meets that it does not expect
+            raise InputError(f"{file}: onnxruntime's quantiser fails on it ({first_line(error)})") from error
         content = done.read_bytes()
     some = images[:batch_size]
     difference = relative_difference(OnnxNet(content)(some), expected(some))
     if not math.isfinite(difference):
         raise overflow
-    return Exported(write_whole(path, content), difference, in_float(model))
+    return Exported(
+        write_whole(path, content), difference, in_float(model) | {_layer(name): kind for name, kind in skipped.items()}
+    )
 
 
 def check_calibration(images: Tensor, batch_size: int) -> None:
     """Raise InputError for what no calibration can go by, whatever the network."""
-    if not (isinstance(images, Tensor) and images.ndim == 4 and images.numel()):
+    if not (isinstance(images, Tensor) and images.ndim > 1 and images.numel()):
         raise InputError(f"the images for calibration are {described(images)}; give a few hundred as (N, C, H, W)")
     if not images.isfinite().all():
         raise InputError("the images for calibration hold values that are not finite; leave those out")
@@ -105,7 +112,17 @@ def in_float(model: "ModelProto") -> dict[str, str]:
     values = (*model.graph.value_info, *model.graph.output)
     floats = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
     return {
-        node.name.rpartition("/")[0] or node.name: node.op_type
+        _layer(node.name): node.op_type
         for node in model.graph.node
         if node.op_type not in known and node.output[0] in floats
     }
+
+
+def _layer(node: str) -> str:
+    return node.rpartition("/")[0] or node
+
+
+def _is_quantised(node: "NodeProto") -> bool:
+    """Whether onnxruntime's quantiser takes a node: of grouped transposed convolutions it mistakes the channels."""
+    groups = next((given.i for given in node.attribute if given.name == "group"), 1)
+    return node.op_type != "ConvTranspose" or groups == 1

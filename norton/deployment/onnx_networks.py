@@ -7,6 +7,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +19,11 @@ from norton.deployment.exported import described, told_first
 
 
 class OnnxNet(nn.Module):
-    """An ONNX file that computes as a network does: images (N, C, H, W) in, a tensor out, by onnxruntime on the CPU.
+    """An ONNX file that computes as a network does: images in, a tensor out, by onnxruntime on the CPU.
 
-    file: its path or content.  threads: None, as many as torch uses.  Copies share the session.  Raises InputError for
-    a file that is none or has operators that onnxruntime lacks, with the layer, and for images that do not fit.
+    Of a network that gives several tensors, a tuple of them.  file: its path or content.  threads: None, as many as
+    torch uses.  Copies share the session.  Raises InputError for a file that is none or has operators that onnxruntime
+    lacks, with the layer, and for images that do not fit.
     """
 
     def __init__(self, file: str | Path | bytes, threads: int | None = None):
@@ -42,16 +44,17 @@ class OnnxNet(nn.Module):
             raise InputError(f"onnxruntime cannot open {told}: {_reason(error)}") from error
         self.input_name = self.session.get_inputs()[0].name
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Any:
         try:
-            (outputs,) = self.session.run(None, {self.input_name: np.ascontiguousarray(images.numpy(force=True))})
+            outputs = self.session.run(None, {self.input_name: np.ascontiguousarray(images.numpy(force=True))})
         except _refusals() as error:
             wanted = self.session.get_inputs()[0]
             raise InputError(
                 f"images are {described(images)}; the file takes {wanted.type} of {tuple(wanted.shape)}, "
                 f"as the example was that it was exported with; onnxruntime says: {_reason(error)}"
             ) from error
-        return torch.from_numpy(outputs).to(images.device)
+        found = tuple(torch.from_numpy(output).to(images.device) for output in outputs)
+        return found if len(found) > 1 else found[0]
 
     def __deepcopy__(self, memo: dict) -> "OnnxNet":
         return self  # nothing in it changes

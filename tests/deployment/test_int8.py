@@ -62,10 +62,29 @@ def test_what_the_quantiser_lacks_stays_in_float_and_is_named(tmp_path):
     assert to_int8(path, images, tmp_path / "b.onnx").in_float == {"1.0": "Softplus"}
 
 
+def test_grouped_transposed_convolutions_stay_in_float(tmp_path):
+    """onnxruntime's quantiser takes the channels of one group for those of all."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 8, 3, groups=2)).eval()
+    images = torch.randn(2, 3, 8, 8)
+    path = to_onnx(net, images, tmp_path / "a.onnx").path
+    done = to_int8(path, images, tmp_path / "b.onnx")
+    assert done.in_float == {"1": "ConvTranspose"} and done.difference < 0.05
+
+
+def test_what_the_quantiser_fails_on_is_said_in_a_line(files, images, monkeypatch, tmp_path):
+    def fail(*args, **kwargs):
+        raise KeyError("no such name")
+
+    monkeypatch.setattr("onnxruntime.quantization.quantize_static", fail)
+    with pytest.raises(norton.InputError, match=r"onnxruntime's quantiser fails on it \('no such name'\)$"):
+        to_int8(files["onnx"].path, images, tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("change, message", [
     (lambda images: images[:0], r"calibration are float32 of \(0, 3, 20, 20\); give a few hundred"),
     (lambda images: list(images), "calibration are a list"),
-    (lambda images: images[0], r"calibration are float32 of \(3, 20, 20\)"),
+    (lambda images: images[0], r"images are float32 of \(1, 20, 20\); the file takes"),
     (lambda images: images.where(images < 2, float("nan")), "values that are not finite"),
     (lambda images: 3e38 * images.sign(), "what it computes on these images is too large"),
 ])  # fmt: skip

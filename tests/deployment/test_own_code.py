@@ -14,6 +14,8 @@ from norton import InputError, deploy
 from norton.deployment.assembling import assemble
 from norton.deployment.export import to_onnx, to_program
 from norton.deployment.folding import fold
+from norton.deployment.int8 import to_int8
+from norton.deployment.onnx_networks import OnnxNet
 
 pytestmark = pytest.mark.quick
 
@@ -204,6 +206,22 @@ def test_from_end_to_end(make, tmp_path):
     assert torch.equal(again(x), deployed(x))
     assert to_program(deployed, x, tmp_path / "net.pt2").difference < 1e-5
     assert to_onnx(deployed, x, tmp_path / "net.onnx").difference < 1e-5
+
+
+@pytest.mark.parametrize("name", ["several", "1-D", "3-D", "transposed in groups"])
+def test_exported_whatever_goes_in_and_comes_out(name, tmp_path):
+    torch.manual_seed(0)
+    net, x = randomise_(NETWORKS[name][0]()).eval(), torch.randn(4, 3, 9, 10)
+    deployed = deploy(net, x, repeats=1)
+    file = to_onnx(deployed, x, tmp_path / "net.onnx").path
+    assert to_program(deployed, x, tmp_path / "net.pt2").difference < 1e-5
+    assert to_int8(file, x, tmp_path / "int8.onnx").difference < 0.1
+    wanted, program = tensors(net(x[:3])), torch.export.load(tmp_path / "net.pt2").module()
+    for found in (OnnxNet(file)(x[:3]), tensors(program(x[:3]))):
+        for own, other in zip([found] if torch.is_tensor(found) else found, wanted, strict=True):
+            torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4)
+    names = {"several": ["maps_0", "maps_1", "out"]}.get(name, ["outputs"])
+    assert [output.name for output in OnnxNet(file).session.get_outputs()] == names
 
 
 class OtherWay(nn.Module):
