@@ -256,6 +256,7 @@ class _Recorder(TorchFunctionMode):
         """What Python takes of the values of tensors."""
         self.took_values = True
         if not any(isinstance(value, Tensor) for value in tree_leaves(result)):
+            self.read(name, args, kwargs)
             result = next(self.decided, result)
         node = self.add("call_method", name, args, kwargs, result)
         node.meta[TOLD] = True
