@@ -38,10 +38,11 @@ class Calibration:
 
 def check_images(net: nn.Module, images: Tensor) -> None:
     """Raise InputError for calibration images that are none, or not of the network's size."""
-    if not isinstance(images, Tensor) or images.ndim != 4 or not len(images):
+    if not isinstance(images, Tensor) or images.ndim < 3 or not len(images):
         what = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise InputError(
-            f"calibration images of shape {what}; expected (N, C, H, W), at least one, a few hundred better"
+            f"calibration images of shape {what}; expected (N, C, H, W), at least one, a few hundred better; or (N, C, L) "
+            "or (N, C, D, H, W) where the network takes these"
         )
     size = stated_size(net)
     if size is not None and tuple(images.shape[1:]) != size:
