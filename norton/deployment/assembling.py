@@ -4,12 +4,13 @@ import copy
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from norton.deployment.entrance import Entrance, enter_by_
 from norton.deployment.exact_forms import DENSE, exact_form
 from norton.deployment.folding import Folded
 from norton.deployment.onednn import join_relus_, pack_
+from norton.graph.inputs import Inputs
 
 
 def assemble(folded: Folded, chosen: Mapping[str, str], channels_last: bool) -> nn.Module:
@@ -23,14 +24,14 @@ def assemble(folded: Folded, chosen: Mapping[str, str], channels_last: bool) -> 
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         joined = join_relus_(pack_(net), folded.relus)
-    sizes = {folded.size} if folded.decides and (folded.folded or joined) else None
+    sizes = {folded.sizes} if folded.decides and (folded.folded or joined) else None
     if channels_last or sizes or folded.views:
         layout = torch.channels_last if channels_last else torch.contiguous_format if folded.views else None
         enter_by_(net, Entrance(layout, folded.folded, joined, sizes), folded.views)
     return net
 
 
-def input_shapes(net: nn.Module, example: Tensor, layers: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:
+def input_shapes(net: nn.Module, inputs: Inputs, layers: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:
     """Layer → the shape of what it reads first; layers that are not called are left out."""
     found: dict[str, tuple[int, ...]] = {}
     hooks = [
@@ -40,7 +41,7 @@ def input_shapes(net: nn.Module, example: Tensor, layers: Mapping[str, nn.Module
         )
         for name, layer in layers.items()
     ]
-    net(example)
+    inputs.call(net)
     for hook in hooks:
         hook.remove()
     return found

@@ -12,33 +12,38 @@ from norton.deployment.exported import tensors_in
 from norton.deployment.folding import Folded
 from norton.deployment.record import Deployment
 from norton.graph.copies import copied
+from norton.graph.inputs import Inputs
 from norton.graph.meta import on_meta
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # of outputs, relative; 5% in half precision
 
 
-def check_example(net: nn.Module, example: Tensor) -> Any:
+def check_example(net: nn.Module, inputs: Inputs) -> Any:
     """What a network gives for an example in evaluation mode; raises InputError for one that it does not take."""
-    if not isinstance(example, Tensor) or not example.is_floating_point() or not example.numel():
-        what = f"{example.dtype} {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
+    numbers = [x for x in inputs.tensors if x.is_floating_point() and x.numel()]
+    if not numbers:
+        what = " and ".join(f"{x.dtype} {tuple(x.shape)}" for x in inputs.tensors)
         raise InputError(f"example is {what}; give a batch of images (N, C, H, W) as a floating-point tensor")
-    if (one := next(net.parameters(), None)) is not None and (one.dtype, one.device) != (example.dtype, example.device):
-        raise InputError(
-            f"the example is {example.dtype} on {example.device}, the network {one.dtype} on {one.device}; "
-            "give both the same with .to()"
-        )
+    one = next(net.parameters(), None)
+    for x in numbers:
+        if one is not None and (one.dtype, one.device) != (x.dtype, x.device):
+            raise InputError(
+                f"the example is {x.dtype} on {x.device}, the network {one.dtype} on {one.device}; "
+                "give both the same with .to()"
+            )
     on_meta(net)  # which says why, if it cannot be copied
-    return outputs_of(net, example)
+    return outputs_of(net, inputs)
 
 
-def outputs_of(net: nn.Module, example: Tensor) -> Any:
+def outputs_of(net: nn.Module, inputs: Inputs) -> Any:
     """What a copy of a network gives in evaluation mode; raises InputError for an example that it does not take."""
     net = copied(net).eval()
     try:
-        return net(example)
+        return inputs.map(Tensor.clone).call(net)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        shapes = " and ".join(str(tuple(x.shape)) for x in inputs.tensors)
         raise InputError(
-            f"{type(net).__name__} does not take an example of shape {tuple(example.shape)}: {first_line(error)}"
+            f"{type(net).__name__} does not take an example of shape {shapes}: {first_line(error)}"
         ) from None
 
 

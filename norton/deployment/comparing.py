@@ -10,7 +10,7 @@ from norton.common.errors import InputError, warn
 from norton.deployment.deploying import deploy_by
 from norton.deployment.record import Deployment
 from norton.graph.copies import copied
-from norton.measure.latency import ImageBatch
+from norton.measure.latency import ImageBatch, device_of
 
 LATENCY_MODES = ("deployed", "eager")
 shared_choices: dict[tuple[str, ...], Deployment] = {}  # what networks of equal shapes share while the process runs
@@ -37,7 +37,7 @@ def deploy_alike(
     one, found = deploy or _deploy_once, {}
     for name, net in track(nets.items(), "choose forms", transient=True, disable=not progress):
         try:
-            found[name] = one(copied(net).to(batch[0].device).eval(), batch, repeats=repeats)
+            found[name] = one(copied(net).to(device_of(batch)).eval(), batch, repeats=repeats)
         except InputError as error:
             warn(f"networks are timed as they are, not deployed; {name}: {error}")
             return dict(nets)

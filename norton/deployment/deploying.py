@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import nn
 
 from norton.common.errors import InputError, first_line, warn
 from norton.deployment.assembling import assemble
@@ -20,6 +20,7 @@ from norton.deployment.checks import check_choice, check_example, check_outputs,
 from norton.deployment.folding import fold
 from norton.deployment.record import Deployment, conditions
 from norton.deployment.search import FormSearch, SearchBudget
+from norton.graph.inputs import Example, inputs_of
 from norton.graph.layers import network_in
 from norton.measure.latency import keep_freed_memory
 
@@ -29,7 +30,7 @@ _KEPT = ("arch", "num_classes", "input_size")  # what networks say of themselves
 @torch.no_grad()  # not inference_mode, whose tensors can neither be converted nor loaded into
 def deploy(
     net: nn.Module,
-    example: Tensor,
+    example: Example,
     *,
     choice: Deployment | str | Path | None = None,
     compile: bool = False,
@@ -37,14 +38,15 @@ def deploy(
     search: SearchBudget | None = None,
     progress: bool = False,
 ) -> nn.Module:
-    """A network for inference on batches like `example` (N, C, H, W), with the same outputs as `net.eval()`.
+    """A network for inference on inputs like `example`, with the same outputs as `net.eval()`.
 
-    choice: of a network deployed before (its `.deployment`, or the file that was saved to), taken as it is; by default
-    it is measured here, `repeats` times in the whole network, for as long as `search` says.  compile: by
-    `torch.compile`, which takes minutes for large networks, for use under torch.inference_mode.  The result has its
-    `Deployment` as `.deployment`; batches may have other sizes, for which it need not be the fastest choice.  On a CPU
-    the process keeps memory that it frees from then on (`keep_freed_memory`), and the weights are held twice
-    (`norton.deployment.onednn`, also for what is not a number).
+    example: a batch (N, C, H, W), a tuple of several inputs, or a dict of arguments by name.  choice: of a network
+    deployed before (its `.deployment`, or the file that was saved to), taken as it is; by default it is measured here,
+    `repeats` times in the whole network, for as long as `search` says.  compile: by `torch.compile`, which takes
+    minutes for large networks, for use under torch.inference_mode.  The result has its `Deployment` as `.deployment`;
+    batches may have other sizes, for which it need not be the fastest choice.  On a CPU the process keeps memory that
+    it frees from then on (`keep_freed_memory`), and the weights are held twice (`norton.deployment.onednn`, also for
+    what is not a number).
 
     A network in training mode is deployed as for evaluation, with a warning.  Raises InputError for an example that the
     network does not take, outputs that differ by more than rounding, and a choice of another network, input or machine.
@@ -63,7 +65,7 @@ def loaded(choice: Deployment | str | Path | None) -> Deployment | None:
 @torch.no_grad()
 def deploy_by(
     net: nn.Module,
-    example: Tensor,
+    example: Example,
     find: Callable[[Mapping[str, str]], Deployment | None],
     repeats: int,
     search: SearchBudget | None = None,
@@ -73,21 +75,24 @@ def deploy_by(
     net = network_in(net)
     if net.training:
         warn("the network is in training mode; deployed as for evaluation")
-    wanted = [(example, check_example(net, example))]
-    noise = torch.randn_like(example)  # for what is wrong in a folded layer may not show in an example of zeros
+    inputs = inputs_of(example)
+    wanted = [(inputs, check_example(net, inputs))]
+    # What is wrong in a folded layer may not show in an example of zeros.
+    noise = inputs.map(lambda x: torch.randn_like(x) if x.is_floating_point() else x)
     wanted.append((noise, outputs_of(net, noise)))
-    if example.device.type == "cpu":
+    if inputs.tensors[0].device.type == "cpu":
         keep_freed_memory()
-    folded = fold(net, example)
-    known = conditions(folded, example)
+    folded = fold(net, inputs)
+    known = conditions(folded, inputs)
     if (choice := find(known)) is None:
         with Progress(transient=True, disable=not progress) as bar, torch.inference_mode():
-            choice = FormSearch(folded, example, repeats, search, bar).choose(known)
+            choice = FormSearch(folded, inputs, repeats, search, bar).choose(known)
     else:
         check_choice(choice, known, folded)
     deployed = assemble(folded, choice.forms, choice.channels_last)
-    for images, outputs in wanted:
-        check_outputs(deployed(images), outputs, example.dtype)
+    dtype = next(x.dtype for x in inputs.tensors if x.is_floating_point())
+    for given, outputs in wanted:
+        check_outputs(given.call(deployed), outputs, dtype)
     for name in _KEPT:
         if hasattr(net, name):
             setattr(deployed, name, getattr(net, name))
@@ -95,7 +100,7 @@ def deploy_by(
     return deployed
 
 
-def compiled(net: nn.Module, example: Tensor) -> nn.Module:
+def compiled(net: nn.Module, example: Example) -> nn.Module:
     """By torch.compile, once run under torch.inference_mode, for which it is: elsewhere torch compiles it anew.
 
     Raises InputError where that does not work on this machine.
@@ -103,7 +108,7 @@ def compiled(net: nn.Module, example: Tensor) -> nn.Module:
     fast = torch.compile(net)
     try:
         with torch.inference_mode():
-            fast(example)
+            inputs_of(example).call(fast)
     except Exception as error:  # whatever its back end and the compiler below it raise
         raise InputError(f"torch.compile does not work here ({first_line(error)}); deploy without compile") from error
     return fast

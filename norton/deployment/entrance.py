@@ -10,12 +10,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from norton.deployment.following import check_follow
+from norton.graph.inputs import Inputs
 
 
 class Entrance:
     """A hook before the forward pass.
 
-    layout: the memory format that images get, if any.  folded, joined: as for `check_follow`.  sizes: of the images
+    layout: the memory format that images get, if any.  folded, joined: as for `check_follow`.  sizes: of the inputs
     for which that was checked; None where the network does not decide by sizes.
     """
 
@@ -24,22 +25,28 @@ class Entrance:
         layout: torch.memory_format | None,
         folded: Mapping[str, str],
         joined: Mapping[str, str],
-        sizes: set[torch.Size] | None,
+        sizes: set[tuple[torch.Size, ...]] | None,
     ):
         self.layout, self.folded, self.joined, self.sizes = layout, folded, joined, sizes
 
     def __call__(self, net: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         if self.sizes is not None and not torch.compiler.is_compiling():
-            self._check(net, next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None))
+            self._check(net, Inputs(args, kwargs))
         if self.layout is None:
             return args, kwargs
         return tree_map(partial(laid_out, layout=self.layout), (args, kwargs))
 
-    def _check(self, net: nn.Module, images: Tensor | None) -> None:
+    def _check(self, net: nn.Module, inputs: Inputs) -> None:
         assert self.sizes is not None
-        if images is not None and not images.is_meta and images.shape not in self.sizes:
-            check_follow(net, images, self.folded, self.joined)
-            self.sizes.add(images.shape)
+        sizes = sizes_of(inputs)
+        if sizes not in self.sizes and not any(x.is_meta for x in inputs.tensors):
+            check_follow(net, inputs, self.folded, self.joined)
+            self.sizes.add(sizes)
+
+
+def sizes_of(inputs: Inputs) -> tuple[torch.Size, ...]:
+    """The sizes of all tensors."""
+    return tuple(x.shape for x in inputs.tensors)
 
 
 def laid_out(value: Any, layout: torch.memory_format = torch.channels_last) -> Any:

@@ -9,13 +9,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from norton.deployment.entrance import Reshaping, laid_out, without_entrance_
+from norton.deployment.entrance import Reshaping, laid_out, sizes_of, without_entrance_
 from norton.deployment.exact_forms import scale_outputs_
 from norton.deployment.following import FoldedNorm, decides_by_sizes, followers, pairs_in, recorded
 from norton.deployment.norms import Foldable, foldable_norms
 from norton.graph.copies import copied, replace_
+from norton.graph.inputs import Example, Inputs, inputs_of
 from norton.graph.layers import is_decomposed, torch_kind
 from norton.graph.nodes import name_of, value_of
 
@@ -24,14 +25,14 @@ from norton.graph.nodes import name_of, value_of
 class Folded:
     """A network for evaluation, and what is known of its forward pass on an example.
 
-    size: of the example.  decomposed: the layers that may take another form, by name.  folded: layer → what is left of
+    sizes: of the example.  decomposed: the layers that may take another form, by name.  folded: layer → what is left of
     the norm it took up.  relus: layer → the ReLU module that alone takes what it gives.  decides: the network's code
     asks for sizes, by which it may decide.  code: the record, as text.  channels_last: whether it computes in that
     format.  views: it has views of what layers give, which may have to be copies.
     """
 
     net: nn.Module
-    size: torch.Size
+    sizes: tuple[torch.Size, ...]
     decomposed: dict[str, nn.Module]
     folded: dict[str, str] = field(default_factory=dict)
     relus: dict[str, str] = field(default_factory=dict)
@@ -42,21 +43,22 @@ class Folded:
 
 
 @torch.no_grad()
-def fold(net: nn.Module, example: Tensor) -> Folded:
+def fold(net: nn.Module, example: Example | Inputs) -> Folded:
     """A network for evaluation with each BatchNorm folded into the layer that it alone follows.
 
-    example: a batch that the network takes.  Decomposed layers stay what they are; parameters have no gradients.  In a
+    example: what the network takes.  Decomposed layers stay what they are; parameters have no gradients.  In a
     network that reads values in its forward pass, by which it may decide, every BatchNorm stays.
     """
+    inputs = example if isinstance(example, Inputs) else inputs_of(example)
     single = isinstance(net, nn.Conv2d | nn.Linear) or is_decomposed(net)
     plain = without_entrance_(copied(nn.Sequential(net) if single else net)).eval().requires_grad_(False)
     _thaw_(plain)
-    found, before = plain, recorded(plain, example)
+    found, before = plain, recorded(plain, inputs)
     if before is None:
-        return Folded(plain, example.shape, {}, channels_last=_computes_laid_out(plain, example, True), views=True)
+        return Folded(plain, sizes_of(inputs), {}, channels_last=_computes_laid_out(plain, inputs, True), views=True)
     made = copied(plain)
     _fold_(made, list(foldable_norms(made, before)))
-    after = recorded(made.requires_grad_(False), example)
+    after = recorded(made.requires_grad_(False), inputs)
     if after is None:  # its code takes something of a norm that is gone
         after = before
     else:
@@ -65,13 +67,13 @@ def fold(net: nn.Module, example: Tensor) -> Folded:
     folded = {layer: then for layer, then in pairs_in(after).items() if isinstance(layers[then], FoldedNorm)}
     return Folded(
         found,
-        example.shape,
+        sizes_of(inputs),
         _decomposed_layers(found, after),
         folded,
         _relus(layers, followers(after), folded),
         decides_by_sizes(after),
         str(after),
-        _computes_laid_out(found, example, _views(after)),
+        _computes_laid_out(found, inputs, _views(after)),
         _views(after),
     )
 
@@ -134,13 +136,13 @@ def _may_fail(node: fx.Node) -> bool:
     return False
 
 
-def _computes_laid_out(net: nn.Module, example: Tensor, views: bool) -> bool:
+def _computes_laid_out(net: nn.Module, inputs: Inputs, views: bool) -> bool:
     """Whether a network computes in channels-last."""
-    if example.ndim != 4:
+    if not any(x.ndim == 4 for x in inputs.tensors):
         return False
     try:
         with Reshaping() if views else nullcontext():
-            net(laid_out(example))
+            inputs.map(laid_out).call(net)
     except (RuntimeError, ValueError):  # the latter without values
         return False
     return True

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 from norton.common.errors import InputError
 from norton.graph.copies import copied
 from norton.graph.execution import record
+from norton.graph.inputs import Inputs
 from norton.graph.meta import on_meta
 from norton.graph.nodes import DECIDED, READ
 
@@ -23,18 +24,20 @@ class FoldedNorm(nn.Identity):
         return input.view_as(input) if self.apart else input
 
 
-def recorded(net: nn.Module, images: Tensor, whole: Iterable[str] = ()) -> fx.Graph | None:
+def recorded(net: nn.Module, inputs: Inputs, whole: Iterable[str] = ()) -> fx.Graph | None:
     """A forward pass as it is recorded, without values where that suffices.
 
     whole: modules that count as one operation, whatever they consist of.  None for a network that cannot be recorded,
     or whose code reads values, by which it may decide what to compute.
     """
     try:
-        return record(_to_record_(on_meta(net), whole), (images.to("meta"),))
+        given = inputs.to("meta")
+        return record(_to_record_(on_meta(net), whole), given.args, given.kwargs)
     except Exception:  # whatever the network's own code raises without values
         pass
     try:
-        graph = record(_to_record_(copied(net), whole), (images.clone(),))
+        given = inputs.map(Tensor.clone)
+        graph = record(_to_record_(copied(net), whole), given.args, given.kwargs)
     except Exception:  # or with sizes that remember where they are from
         return None
     return None if any(node.meta.get(READ, set()) - _OF_SIZES for node in graph.nodes) else graph
@@ -86,14 +89,14 @@ def pairs_in(graph: fx.Graph) -> dict[str, str]:
     return {layer: then for layer, then in followers(graph).items() if taken[then] == {layer}}
 
 
-def check_follow(net: nn.Module, images: Tensor, folded: Mapping[str, str], joined: Mapping[str, str]) -> None:
-    """Raise InputError where layers do not follow each other on images of this size.
+def check_follow(net: nn.Module, inputs: Inputs, folded: Mapping[str, str], joined: Mapping[str, str]) -> None:
+    """Raise InputError where layers do not follow each other on inputs of these sizes.
 
     folded: layer → what is left of the norm that must take its output, and nothing else.  joined: layer → the layer
     that alone must take its output.
     """
-    if (graph := recorded(net, images, {*folded, *joined, *joined.values()})) is None:
-        raise InputError(f"{type(net).__name__} cannot be recorded on images of {tuple(images.shape)}")
+    if (graph := recorded(net, inputs, {*folded, *joined, *joined.values()})) is None:
+        raise InputError(f"{type(net).__name__} cannot be recorded on inputs of {inputs.shown()}")
     called = {str(node.target) for node in calls(graph)}
     pairs, then = pairs_in(graph), followers(graph)
     wrong = [layer for layer, norm in folded.items() if {layer, norm} & called and pairs.get(layer) != norm]
@@ -102,6 +105,6 @@ def check_follow(net: nn.Module, images: Tensor, folded: Mapping[str, str], join
         wrong += [layer] if last in called and then.get(last) != relu else []
     if wrong:
         raise InputError(
-            f"{type(net).__name__} takes another way for images of {tuple(images.shape)} ({wrong[0]} "
+            f"{type(net).__name__} takes another way for inputs of {inputs.shown()} ({wrong[0]} "
             "is used otherwise) than for those it was deployed with; deploy it again with an example of that size"
         )

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 import torch
-from torch import Tensor
 
 from norton.common.errors import InputError
 from norton.common.files import write_json
@@ -15,6 +14,7 @@ from norton.common.tables import ShownAsTable
 from norton.common.version import __version__
 from norton.deployment.exact_forms import DENSE
 from norton.deployment.folding import Folded
+from norton.graph.inputs import Example, Inputs, inputs_of
 from norton.measure.machine import describe_machine
 
 
@@ -95,12 +95,14 @@ class Deployment(ShownAsTable):
         return text + ("; no form of the decomposed layers beats their dense one here" if counts else "")
 
 
-def conditions(folded: Folded, example: Tensor) -> dict[str, str]:
+def conditions(folded: Folded, example: Example | Inputs) -> dict[str, str]:
     """What a choice is true of."""
+    inputs = example if isinstance(example, Inputs) else inputs_of(example)
+    shown = [f"{'×'.join(map(str, x.shape))} {str(x.dtype).removeprefix('torch.')}" for x in inputs.tensors]
     return {
         "network": fingerprint(folded),
-        "example": f"{'×'.join(map(str, example.shape))} {str(example.dtype).removeprefix('torch.')}",
-        "machine": describe_machine(example.device),
+        "example": " and ".join(shown),
+        "machine": describe_machine(inputs.tensors[0].device),
         "torch": torch.__version__,
         "norton": __version__,
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import nn
 
 from norton.common.errors import first_line, warn
 from norton.deployment.assembling import assemble, input_shapes
@@ -16,6 +16,7 @@ from norton.deployment.exact_forms import DENSE, FUSED, exact_forms
 from norton.deployment.folding import Folded
 from norton.deployment.onednn import pack_
 from norton.deployment.record import Deployment, format_name
+from norton.graph.inputs import Example, Inputs, inputs_of
 from norton.measure.latency import forward_seconds, latencies
 
 HOPELESS = 2  # forms that take so many times the best one are not timed further
@@ -46,15 +47,18 @@ DEFAULT_BUDGET = SearchBudget()
 class FormSearch:
     """Times of forms and of whole networks on one example."""
 
-    def __init__(self, folded: Folded, example: Tensor, repeats: int, budget: SearchBudget | None, bar: Progress):
-        self.folded, self.example, self.repeats, self.bar = folded, example, repeats, bar
+    def __init__(
+        self, folded: Folded, example: Example | Inputs, repeats: int, budget: SearchBudget | None, bar: Progress
+    ):
+        self.folded, self.repeats, self.bar = folded, repeats, bar
+        self.inputs = example if isinstance(example, Inputs) else inputs_of(example)
         self.budget = budget or DEFAULT_BUDGET
         self.formats = (True, False) if folded.channels_last else (False,)
         self.layers = folded.decomposed
-        self.inputs = input_shapes(folded.net, example, self.layers)
+        self.shapes = input_shapes(folded.net, self.inputs, self.layers)
         self.groups: dict[tuple, list[str]] = {}  # layers of the same geometry and input are one choice
         for name in self.layers:
-            if name in self.inputs:
+            if name in self.shapes:
                 self.groups.setdefault(self._key(name), []).append(name)
         self.alone: dict[tuple, dict[tuple[str, bool], float]] = {}
         self.networks: dict[str, float] = {}
@@ -62,7 +66,7 @@ class FormSearch:
     def _key(self, name: str) -> tuple:
         layer = self.layers[name]
         parts = tuple(map(str, layer.feature))  # stride, padding and dilation too
-        return type(layer), layer.rank, parts, layer.bias is not None, self.inputs[name]
+        return type(layer), layer.rank, parts, layer.bias is not None, self.shapes[name]
 
     def choose(self, known: Mapping[str, str]) -> Deployment:
         start = time.perf_counter()
@@ -107,7 +111,8 @@ class FormSearch:
         """(form, channels-last) → milliseconds, the least of several turns, for what disturbs only adds; hopeless forms
         have few turns.
         """
-        x = torch.randn(shape, device=self.example.device).to(self.example.dtype)
+        like = next(x for x in self.inputs.tensors if x.is_floating_point())
+        x = torch.randn(shape, device=like.device).to(like.dtype)
         calls = {}
         for channels_last in self.formats:
             layout = torch.channels_last if channels_last and x.ndim == 4 else torch.contiguous_format
@@ -182,5 +187,5 @@ class FormSearch:
     def _compare(self, tried: Mapping[str, Trial], repeats: int | None = None) -> dict[str, float]:
         """Name → milliseconds of the whole network, the lower quartile: what disturbs only adds."""
         nets = {name: assemble(self.folded, self._by_layer(of), last) for name, (of, last) in tried.items()}
-        times = latencies(nets, self.example, repeats=repeats or self.repeats)
+        times = latencies(nets, self.inputs, repeats=repeats or self.repeats)
         return {name: time.quartiles[0] for name, time in times.items()}

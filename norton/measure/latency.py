@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from norton.graph.copies import copied
+from norton.graph.inputs import Inputs
 from norton.graph.layers import Form, has_forms, set_form_
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # what mallopt calls them, from malloc.h
 GIVE_UP_AT = 3  # times the fastest form; more than the noise of a busy machine
-ImageBatch: TypeAlias = Tensor | Sequence[Tensor]  # images of one size, or of several, as detectors take them
+# Images of one size, or of several, as detectors take them; or all that a network is called with.
+ImageBatch: TypeAlias = Tensor | Sequence[Tensor] | Inputs
 
 
 class Latency(NamedTuple):
@@ -45,7 +47,7 @@ def latencies(nets: Mapping[str, nn.Module], *batches: ImageBatch, repeats: int 
     than another at the first repeat is not timed further.
     """
     keep_freed_memory()
-    device = batches[0][0].device
+    device = device_of(batches[0])
     candidates: dict[tuple[str, str], nn.Module] = {}
     for name, net in nets.items():
         for form in inference_forms(net):
@@ -54,7 +56,7 @@ def latencies(nets: Mapping[str, nn.Module], *batches: ImageBatch, repeats: int 
     for turn in range(-len(batches), repeats):
         for key, net in candidates.items():
             batch = batches[turn % len(batches)]
-            net(batch)  # so that the caches hold this network, not the one before
+            _call(net, batch)  # so that the caches hold this network, not the one before
             if turn >= 0:
                 times[key].append(1000 * forward_seconds(net, batch))
         if turn == 0:
@@ -92,17 +94,17 @@ def peak_memory(net: nn.Module, batch: ImageBatch, form: str = "dense") -> int:
 
     On a CPU these are the tensors that torch allocates, without the scratch space of the libraries below it.
     """
-    device = batch[0].device
+    device = device_of(batch)
     net = _copy(net, form, device)
-    net(batch)  # what only the first pass makes does not count
+    _call(net, batch)  # what only the first pass makes does not count
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        net(batch)
+        _call(net, batch)
         return torch.cuda.max_memory_allocated(device) - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports about GPUs that are not there
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        net(batch)
+        _call(net, batch)
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(trace))
@@ -115,6 +117,18 @@ def _copy(net: nn.Module, form: str, device: torch.device) -> nn.Module:
     return set_form_(net, cast(Form, form)) if form in get_args(Form) else net
 
 
+def _call(net: nn.Module, batch: ImageBatch) -> None:
+    if isinstance(batch, Inputs):
+        batch.call(net)
+    else:
+        net(batch)
+
+
+def device_of(batch: ImageBatch) -> torch.device:
+    """Where a batch is."""
+    return (batch.tensors if isinstance(batch, Inputs) else batch)[0].device
+
+
 def _quartiles(values: Sequence[float]) -> tuple[float, float]:
     if len(values) < 2:
         return values[0], values[0]
@@ -124,10 +138,10 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float]:
 
 def forward_seconds(net: nn.Module, batch: ImageBatch) -> float:
     """Seconds that one forward pass takes, to its end on the batch's device."""
-    device = batch[0].device
+    device = device_of(batch)
     _synchronise(device)
     start = time.perf_counter()
-    net(batch)
+    _call(net, batch)
     _synchronise(device)
     return time.perf_counter() - start
 

@@ -1,7 +1,7 @@
 """ResNet-56 and ResNet-110 for 32×32 images, with parameter-free shortcuts and the published names."""
 
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.overrides import wrap_torch_function
 
 from norton.graph.wiring import Wiring
@@ -17,7 +17,6 @@ def match_channels(x: Tensor, channels: int, stride: int) -> Tensor:
     return F.pad(x, (0, 0, 0, 0, front, missing - front)) if missing else x
 
 
-fx.wrap("match_channels")  # tracing takes it as it is, and knows what it does
 match_channels.crops_or_pads = True  # type: ignore[attr-defined]
 
 

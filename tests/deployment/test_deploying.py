@@ -133,7 +133,7 @@ def test_a_single_layer(small):
         (torch.zeros(2, 3, 8, 8).double(), "the example is torch.float64 on cpu, the network torch.float32 on cpu"),
         (torch.zeros(2, 3, 8, 8).long(), "example is torch.int64"),
         (torch.zeros(0, 3, 8, 8), "give a batch of images"),
-        ([1, 2], "example is list"),
+        ([1, 2], r"example is \[1, 2\]; give an input"),
     ],
 )
 def test_bad_examples(small, example, message):

@@ -224,6 +224,36 @@ def test_exported_whatever_goes_in_and_comes_out(name, tmp_path):
     assert [output.name for output in OnnxNet(file).session.get_outputs()] == names
 
 
+class TwoInputs(nn.Module):
+    """Two images, a number of its own type, and an option."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.head = Block(3, 8), Block(3, 8), conv(16, 4)
+
+    def forward(self, x, other, place=None, *, twice=False):
+        y = self.head(torch.cat([self.one(x), self.two(other["image"])], 1))
+        y = 2 * y if twice else y
+        return y if place is None else y[:, place]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_several_inputs(named):
+    torch.manual_seed(0)
+    net = randomise_(TwoInputs()).eval()
+    x, other, place = torch.randn(2, 3, 9, 10), {"image": torch.randn(2, 3, 9, 10)}, torch.tensor([2, 0])
+    example = {"x": x, "other": other, "place": place, "twice": True} if named else (x, other)
+    small = norton.decompose(net, 2, starts=1, iterations=2)
+    deployed = deploy(small, example, repeats=1)
+    assert not norms(deployed) and len(deployed.deployment.forms) == 3
+    assert deployed.deployment.example == "2×3×9×10 float32 and 2×3×9×10 float32" + " and 2 int64" * named
+    for batch in (2, 1):
+        given = x[:batch], {"image": other["image"][:batch]}, place
+        close(deployed(*given, twice=True), small(*given, twice=True))
+        close(deployed(x=given[0], other=given[1]), small(*given[:2]))
+    assert torch.equal(deploy(small, example, choice=deployed.deployment)(x, other), deployed(x, other))
+
+
 class OtherWay(nn.Module):
     """The norm is left out for large images; `joined`: so is the ReLU."""
 
@@ -247,7 +277,7 @@ def test_another_way_at_another_size_is_refused(joined, channels_last):
     close(copy.deepcopy(deployed)(x[..., :6]), net(x[..., :6]))
     large = torch.randn(2, 3, 16, 16)
     for _ in range(2):
-        with pytest.raises(InputError, match=r"another way .* of \(2, 3, 16, 16\) \(block.conv is used otherwise"):
+        with pytest.raises(InputError, match=r"another way .* of 3×16×16 \(block.conv is used otherwise"):
             deployed(large)
     close(assemble(fold(net, large), {}, channels_last)(large), net(large))
 
