@@ -198,7 +198,7 @@ def _(layer: nn.BatchNorm2d, kept: Tensor) -> None:
 
 @cut_inputs_.register
 def _(layer: nn.GroupNorm, kept: Tensor) -> None:
-    layer.num_groups = layer.num_groups * len(kept) // layer.num_channels
+    layer.num_groups = max(1, layer.num_groups * len(kept) // layer.num_channels)  # one of all channels stays one
     layer.num_channels = len(kept)
     if layer.affine:
         layer.weight, layer.bias = select(layer.weight, kept, 0), select(layer.bias, kept, 0)

@@ -38,11 +38,14 @@ BLOCKS = {
     "ConvNeXt V2": (lambda: n.ConvNeXt(True), {"stem", "dwconv", "pwconv1", "pwconv2"}),
     "RepVGG": (n.RepVGG, {"stem", "rbr_dense.0", "rbr_1x1.0"}),
     "MobileOne": (n.MobileOne, {"stem", "dw.0.conv", "dw.1.conv", "dw_scale.conv", "pw.0.conv", "pw.1.conv"}),
+    "LSTM": (n.Recurrent, {"stem", "cnn.0"}),
+    "GRU": (lambda: n.Recurrent(nn.GRU), {"stem", "cnn.0"}),
     "ViT": (lambda: n.Transformer(n.SelfAttention()), {"stem", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"}),
     "ViT, fused": (lambda: n.Transformer(n.SelfAttention(fused=True)), {"stem", "attn.qkv", "attn.proj", "mlp.fc1"}),
     "ViT, gated": (lambda: n.Transformer(n.SelfAttention(), gated=True), {"stem", "attn.qkv", "mlp.fc1", "mlp.fc2"}),
     "attention by hand": (lambda: n.Transformer(n.ByHand()), {"stem", "attn.to_q", "attn.to_kv", "mlp.fc1"}),
     "MultiheadAttention": (lambda: n.Transformer(n.OfTorch()), {"mlp.fc1"}),
+    "Swin": (n.Window, {"stem", "attn.qkv", "attn.proj", "mlp.fc1"}),
 }
 
 
@@ -78,6 +81,20 @@ class Generator(nn.Module):
 
     def forward(self, z):
         return self.main(self.l1(z).view(z.shape[0], self.width, 2, 2))
+
+
+class TwoStreams(nn.Module):
+    """An image and its flow, joined late."""
+
+    def __init__(self):
+        super().__init__()
+        self.rgb = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 20, 3))
+        self.flow = nn.Sequential(nn.Conv2d(2, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 20, 3))
+        self.fuse, self.fc = nn.Conv2d(40, 16, 1), nn.Linear(16, 5)
+
+    def forward(self, image, flow=None):
+        a, b = self.rgb(image), self.flow(flow)
+        return self.fc(torch.relu(self.fuse(torch.cat([a * b.sigmoid(), b], 1))).mean((2, 3)))
 
 
 @torch.no_grad()
@@ -123,3 +140,7 @@ def test_known_blocks(name):
 
 def test_generator():
     check(at_random(Generator()), (images(3, 12),), {"l1.0", "main.0", "main.3"})
+
+
+def test_two_streams():
+    check(at_random(TwoStreams()), (images(3, 3, 8, 8), images(3, 2, 8, 8)), {"rgb.0", "rgb.3", "flow.0", "flow.3"})

@@ -9,7 +9,7 @@ from norton.graph.rules import table
 from norton.graph.rules.table import LAYER_RULES, RULES, Rule, rule, rule_of_layer
 
 
-class Rolled(nn.Module):
+class Cumulated(nn.Module):
     """An operation between two convolutions that no rule knows."""
 
     input_size = (3, 8, 8)
@@ -19,13 +19,13 @@ class Rolled(nn.Module):
         self.a, self.b, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 5)
 
     def forward(self, x):
-        return self.fc(self.b(torch.roll(self.a(x), 1, 3)).mean((2, 3)))
+        return self.fc(self.b(torch.cumsum(self.a(x), 3)).mean((2, 3)))
 
 
 def test_a_rule_of_ones_own_is_followed(monkeypatch):
-    assert norton.wiring_of(Rolled()).left_whole["a"] == "roll in the forward pass: tracing does not follow it"
-    monkeypatch.setitem(RULES, "roll", Rule(lambda tracer, node: tracer.input(node)))
-    assert set(norton.wiring_of(Rolled()).left_whole) == {"fc"}
+    assert norton.wiring_of(Cumulated()).left_whole["a"] == "cumsum in the forward pass: tracing does not follow it"
+    monkeypatch.setitem(RULES, "cumsum", Rule(lambda tracer, node: tracer.input(node)))
+    assert set(norton.wiring_of(Cumulated()).left_whole) == {"fc"}
 
 
 def test_the_decorator_registers_names_and_types(monkeypatch):

@@ -1,7 +1,7 @@
 """Sums, products and the like, element by element, with broadcasting."""
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from norton.graph.channels import ChannelTracer, LocatedChannels, compressed
 from norton.graph.nodes import argument, first_argument, name_of, value_of
@@ -105,6 +105,19 @@ def _combine_with_other(
         return tracer.unknown(node, "its other side has channels that cannot be followed")
     channels = x.ids.flatten().numpy()
     return tracer.declare_entries(node, x, channels, other, own.dim() - (x.ids.dim() - dim))
+
+
+@rule("glu", layers=[nn.GLU])
+def gate(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+    """One half of a tensor times a gate made of the other half, whose channels then meet."""
+    x, value = tracer.input(node), value_of(first_argument(node))
+    dim = tracer.layer(node).dim if node.op == "call_module" else argument(node, 1, "dim", -1)
+    if x is None or x.shifted or dim % value.dim() not in x.dims:
+        return x if x and not x.shifted else tracer.unknown(node)
+    first, second = x.ids.chunk(2, dim)
+    return tracer.declare(
+        node, LocatedChannels(first), tracer.wiring.add, first.flatten().numpy(), second.flatten().numpy()
+    )
 
 
 @rule("expand_as", joins=True)

@@ -32,7 +32,7 @@ def read_and_write(tracer: ChannelTracer, node: fx.Node, name: str) -> LocatedCh
     return located(tracer.wiring.written(name), dim, value_of(node).dim())
 
 
-@rule(layers=[nn.LSTM, nn.GRU, nn.RNN], joins=True)
+@rule(layers=[nn.LSTM, nn.GRU, nn.RNN], joins=True, gives_parts=True)
 def read_sequence(tracer: ChannelTracer, node: fx.Node) -> None:
     """A recurrent layer reads the features of each step; what it gives stays whole."""
     x, value = tracer.input(node), value_of(first_argument(node))

@@ -30,6 +30,14 @@ def keep_outer(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     return tracer.unknown(node)
 
 
+@rule("roll")
+def roll(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+    """The same for a tensor that is turned round along other dimensions than its channels."""
+    x, value, dims = tracer.input(node), value_of(first_argument(node)), argument(node, 2, "dims", ())
+    turned = {dim % value.dim() for dim in ([dims] if isinstance(dims, int) else dims)}
+    return x if x and turned and turned.isdisjoint(x.dims) else tracer.unknown(node)
+
+
 @rule("pad")
 def pad(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """The same; constant channels in front and behind of others stay, as an input would."""
