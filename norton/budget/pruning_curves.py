@@ -18,7 +18,7 @@ from norton.calibration import Metric
 from norton.common.errors import InputError
 from norton.graph import wiring_of
 from norton.graph.copies import copied
-from norton.graph.layers import as_dense
+from norton.graph.layers import WRITING_LAYERS, as_dense
 from norton.graph.plan import plan_of
 from norton.graph.slicing import cut_
 from norton.graph.wiring import Wiring, positions
@@ -204,7 +204,7 @@ def _readers(wiring: Wiring, axis: int) -> list[str]:
 
 
 def _measurable(net: nn.Module, name: str) -> bool:
-    return isinstance(as_dense(net.get_submodule(name)), nn.Conv2d | nn.Linear)
+    return isinstance(as_dense(net.get_submodule(name)), WRITING_LAYERS)
 
 
 def lost_rows(rows: Tensor, lost: Tensor, metric: Metric | None, refit: bool) -> Tensor:

@@ -11,6 +11,7 @@ from norton.calibration import Metric
 from norton.decomposition import DECOMPOSITIONS
 from norton.decomposition.options import DecomposeOptions, method_options
 from norton.decomposition.ranks import Rank, possible_ranks, resolve_rank
+from norton.graph.layers import groups_of, weight_of, width
 from norton.graph.slicing import cut_outputs_
 
 MOST_RANKS = 16  # of a layer that are tried, where it has more
@@ -54,20 +55,20 @@ class RankCurve:
             defaults = method_options(how.method)
             changed = {option: value for option, value in how.options.items() if value != defaults[option]}
             self.options |= {**self.decomposition.comparison_options, **changed}
-        self.filters = filters if self.decomposition.by_filter else None
+        self.filters = filters if self.decomposition.by_filter and groups_of(layer) == 1 else None
         self.errors = np.zeros(1)  # left dense, then at each rank
 
     def probe(self, weight: Tensor, metric: Metric | None) -> None:
         chosen = sampled_filters(len(weight), self.filters, self.seed).to(weight.device)
         dense, weight = copy.deepcopy(self.layer), weight[chosen]
-        if len(chosen) < len(dense.weight):
+        if len(chosen) < width(dense):
             cut_outputs_(dense, chosen)
         found: list[float] = []
         for rank in self.ranks:
             small = self.decomposition.from_conv(dense, rank, name=self.name, seed=self.seed, **self.options)
             if self.sweeps is not None and metric is not None:
                 small.fit_outputs_(weight, metric, self.sweeps)
-            lost = (weight - small.composed_weight().detach()).flatten(1)
+            lost = (weight - weight_of(small)).flatten(1)
             # A higher rank can do whatever a lower one does.
             before = zip(found, self.ranks, strict=False)
             below = [error for error, other in before if np.all(np.less_equal(other, rank))]

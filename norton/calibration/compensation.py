@@ -22,7 +22,7 @@ from norton.calibration.metric import Metric
 from norton.calibration.outputs import LayerFit, fit_to_outputs
 from norton.calibration.settings import Calibration
 from norton.graph.copies import copied
-from norton.graph.layers import is_decomposed, is_norm
+from norton.graph.layers import WRITING_LAYERS, groups_of, in_layout_of, is_decomposed, is_norm, torch_kind
 from norton.graph.parameters import sharing_layers
 from norton.graph.slicing import kept_channels
 from norton.graph.wiring import Wiring
@@ -45,8 +45,8 @@ def compensated(
     images: (N, C, H, W), transformed as for evaluation.
 
     Where `how` is sequential, layers are fitted in the order in which they are computed, from the first that reads less
-    than before; else those that read less, to what the network before gives them.  Layers that are grouped, called more
-    than once or share a parameter with others stay as they are cut.
+    than before; else those that read less, to what the network before gives them.  Layers that are grouped and not
+    decomposed, called more than once or share a parameter with others stay as they are cut.
     """
     inputs, outputs = kept_channels(wiring, keep)
     fits = {name: _fit_of(small.get_submodule(name), how.sweeps) for name in layers_to_fit(small, inputs, images, how)}
@@ -85,8 +85,8 @@ def layers_to_fit(small: nn.Module, inputs: Mapping[str, Sequence[int]], images:
 def _can_be_fitted(layer: nn.Module) -> bool:
     if is_decomposed(layer):
         return True
-    plain = isinstance(layer, nn.Conv2d | nn.Linear) and "weight" in layer._parameters  # no parametrisation
-    return plain and getattr(layer, "groups", 1) == 1
+    plain = torch_kind(layer) in WRITING_LAYERS and "weight" in layer._parameters  # no parametrisation
+    return plain and groups_of(layer) == 1
 
 
 def _fit_of(layer: nn.Module, sweeps: int) -> LayerFit:
@@ -99,7 +99,7 @@ def _fit_of(layer: nn.Module, sweeps: int) -> LayerFit:
         if is_decomposed(new):
             new.fit_outputs_(target, metric, sweeps)
         else:
-            new.weight.data.copy_(target)
+            new.weight.data.copy_(in_layout_of(new, target))
         return new
 
     return fit

@@ -2,11 +2,15 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import chain, repeat
+from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from norton.graph.layers import groups_of, is_transposed, weight_of
 
 _PATCH_BYTES = 2**28  # that are held at once
 
@@ -14,6 +18,9 @@ _PATCH_BYTES = 2**28  # that are held at once
 @dataclass
 class InputMoments:
     """Moments of the patches x that a layer reads, D = C·kh·kw numbers each as a flattened filter has them.
+
+    groups: of the layer; where there are several, the same of each, with the C inputs that it reads: (O, D) are then
+    the filters of all, mean (groups·D,), and second has blocks for each.
 
     second: E[x xᵀ], (D, D); or its diagonal blocks, that many consecutive channels each, where memory would not
     suffice for all.  mean: E[x], (D,).  cross: E[y xᵀ], (O, D), of the outputs y that it should give, without its bias;
@@ -25,6 +32,32 @@ class InputMoments:
     cross: Tensor | None
     output_mean: Tensor | None
     rows: int
+    groups: int = 1
+
+    def by_group(self) -> list["InputMoments"]:
+        """Those of each group of the layer."""
+        if self.groups == 1:
+            return [self]
+        each = len(self.second) // self.groups
+
+        def part(values: Any, group: int) -> Any:
+            return None if values is None else values.chunk(self.groups)[group]
+
+        return [
+            InputMoments(
+                self.second[group * each : (group + 1) * each],
+                part(self.mean, group),
+                part(self.cross, group),
+                part(self.output_mean, group),
+                self.rows,
+            )
+            for group in range(self.groups)
+        ]
+
+    def mean_outputs(self, weight: Tensor) -> Tensor:
+        """(O,): what filters (O, C, ...) give of the mean patch."""
+        filters = weight.double().flatten(1).unflatten(0, (self.groups, -1))
+        return (filters @ self.mean.view(self.groups, -1, 1)).flatten()
 
     def centred(self) -> "InputMoments":
         """The same of x - E[x] and y - E[y]: what matters where a bias or BatchNorm takes up any constant."""
@@ -35,13 +68,14 @@ class InputMoments:
             start += len(block)
         cross = self.cross
         if cross is not None and self.output_mean is not None:
-            cross = cross - self.output_mean[:, None] * self.mean
-        return InputMoments(second, self.mean, cross, self.output_mean, self.rows)
+            means = self.mean.view(self.groups, -1).repeat_interleave(len(cross) // self.groups, 0)
+            cross = cross - self.output_mean[:, None] * means
+        return InputMoments(second, self.mean, cross, self.output_mean, self.rows, self.groups)
 
 
 @torch.no_grad()
 def gather_moments(
-    layer: nn.Conv2d | nn.Linear,
+    layer: nn.Module,
     inputs: Iterable[Tensor],
     targets: Iterable[Tensor] | None = None,
     *,
@@ -51,12 +85,13 @@ def gather_moments(
 ) -> InputMoments:
     """The moments of a layer's patches over batches of its inputs, one batch in memory at a time.
 
-    inputs: batches (N, C, H, W) or (N, ..., C).  targets: what the layer's output should be, without its bias.
-    blocks: into how many groups of channels the second moments fall apart.  positions: of an output map, as many of
-    which are drawn by the seed for each batch; None for all.  Sums are float64.
+    layer: a convolution or linear layer.  inputs: batches (N, C, H, W) or (N, ..., C).  targets: what the layer's
+    output should be, without its bias.  blocks: into how many groups of channels the second moments fall apart.
+    positions: of an output map, as many of which are drawn by the seed for each batch; None for all.  Sums are float64.
     """
     generator = torch.Generator().manual_seed(seed)
-    sizes = block_sizes(layer, blocks)
+    groups = groups_of(layer)
+    sizes = block_sizes(layer, blocks) * groups
     sums: list[Tensor] = []
     rows = 0
     for x, y in zip(inputs, repeat(None) if targets is None else targets, strict=False):
@@ -66,7 +101,8 @@ def gather_moments(
             found = [piece.mT @ piece for piece in patch.split(sizes, dim=1)] + [patch.sum(0)]
             if target is not None:
                 wanted = output_rows(layer, target, chosen)
-                found += [wanted.mT @ patch, wanted.sum(0)]
+                pairs = zip(wanted.chunk(groups, 1), patch.chunk(groups, 1), strict=True)
+                found += [torch.cat([one.mT @ read for one, read in pairs]), wanted.sum(0)]
             if not sums:
                 sums = [torch.zeros_like(value, dtype=torch.float64) for value in found]
             for total, value in zip(sums, found, strict=True):
@@ -76,33 +112,36 @@ def gather_moments(
         total /= rows
     second, (mean, *of_targets) = sums[: len(sizes)], sums[len(sizes) :]
     cross, output_mean = of_targets or (None, None)
-    return InputMoments(second, mean, cross, output_mean, rows)
+    return InputMoments(second, mean, cross, output_mean, rows, groups)
 
 
-def block_sizes(layer: nn.Conv2d | nn.Linear, blocks: int) -> list[int]:
-    """The sizes of so many groups of consecutive channels, in numbers of a flattened filter."""
-    channels, positions = layer.weight.shape[1], layer.weight[0, 0].numel()
+def block_sizes(layer: nn.Module, blocks: int) -> list[int]:
+    """The sizes of so many blocks of consecutive channels, in numbers of a flattened filter."""
+    _, channels, *kernel = weight_of(layer).shape
+    positions = prod(kernel)
     return [len(group) * positions for group in torch.empty(channels).tensor_split(min(blocks, channels))]
 
 
-def patches(layer: nn.Conv2d | nn.Linear, x: Tensor, chosen: Tensor | None = None) -> Tensor:
+def patches(layer: Any, x: Tensor, chosen: Tensor | None = None) -> Tensor:
     """(rows, D): for each position of the output what the layer multiplies its filters with; a linear layer: x itself.
 
-    chosen: positions of the output map, counted row by row; None for all.
+    Of a grouped layer D numbers for each group.  chosen: positions of the output map, counted row by row; None for all.
     """
     if isinstance(layer, nn.Linear):
         return x.flatten(0, -2)
-    x = _padded(layer, x)
-    (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
-    height, width = ((x.shape[i + 2] - d * (k - 1) - 1) // s + 1 for i, (k, d, s) in enumerate(_geometry(layer)))
-    n, c, down, right = x.stride()
-    windows = x.as_strided(
-        (len(x), x.shape[1], height, width, kh, kw), (n, c, down * sh, right * sw, down * dh, right * dw)
-    )
+    x, kernel, dims = _padded(layer, x), layer.kernel_size, len(layer.kernel_size)
+    sizes, (n, c, *along) = _map_size(layer, x), x.stride()
+    steps = [stride * size for stride, (_, _, size) in zip(along, _geometry(layer), strict=True)]
+    taps = [stride * size for stride, size in zip(along, layer.dilation, strict=True)]
+    windows = x.as_strided((len(x), x.shape[1], *sizes, *kernel), (n, c, *steps, *taps))
     if chosen is None:
-        return windows.permute(0, 2, 3, 1, 4, 5).reshape(-1, x.shape[1] * kh * kw)
-    windows = windows[:, :, chosen // width, chosen % width]
-    return windows.permute(0, 2, 1, 3, 4).reshape(-1, x.shape[1] * kh * kw)
+        rows = windows.movedim(1, 1 + dims).flatten(0, dims)
+    else:
+        places = torch.unravel_index(chosen, sizes)
+        rows = windows[(slice(None), slice(None), *places)].transpose(1, 2).flatten(0, 1)
+    if is_transposed(layer):  # the filter lies the other way round over what it adds up
+        rows = rows.flip(tuple(range(2, 2 + dims)))
+    return rows.flatten(1)
 
 
 def output_rows(layer: nn.Module, y: Tensor, chosen: Tensor | None = None) -> Tensor:
@@ -113,33 +152,55 @@ def output_rows(layer: nn.Module, y: Tensor, chosen: Tensor | None = None) -> Te
     return y.mT.flatten(0, 1)
 
 
-def _geometry(layer: nn.Conv2d) -> list[tuple[int, int, int]]:
-    return list(zip(layer.kernel_size, layer.dilation, layer.stride, strict=True))
+def _geometry(layer: Any) -> list[tuple[int, int, int]]:
+    """Size, dilation and stride for each dimension; the stride of a transposed convolution is in what it reads."""
+    strides = [1] * len(layer.kernel_size) if is_transposed(layer) else layer.stride
+    return list(zip(layer.kernel_size, layer.dilation, strides, strict=True))
 
 
-def _padded(layer: nn.Conv2d, x: Tensor) -> Tensor:
+def _padded(layer: Any, x: Tensor) -> Tensor:
+    """What the filters of a layer run over: what it reads, with what is around it.
+
+    A transposed convolution runs over its inputs with zeros between them.
+    """
+    if is_transposed(layer):
+        return _spread(layer, x)
     if layer.padding == "valid":
         return x.contiguous()
-    sizes = []  # F.pad wants the last dimension first
-    for axis in (1, 0):
+    sides = []
+    for axis, (size, dilation, _) in enumerate(_geometry(layer)):
         if layer.padding == "same":
-            total = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
-            sizes += [total // 2, total - total // 2]
+            total = dilation * (size - 1)
+            sides.append((total // 2, total - total // 2))
         else:
-            sizes += [layer.padding[axis]] * 2
+            sides.append((layer.padding[axis],) * 2)
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    return F.pad(x, sizes, mode=mode).contiguous()
+    return F.pad(x, list(chain(*reversed(sides))), mode=mode).contiguous()  # the last dimension first
 
 
-def count_positions(layer: nn.Conv2d | nn.Linear, x: Tensor) -> int:
+def _spread(layer: Any, x: Tensor) -> Tensor:
+    sides = []
+    for axis, (size, dilation, _) in enumerate(_geometry(layer)):
+        around = dilation * (size - 1) - layer.padding[axis]
+        sides.append((around, around + layer.output_padding[axis]))
+    spread = x.new_zeros(*x.shape[:2], *((n - 1) * s + 1 for n, s in zip(x.shape[2:], layer.stride, strict=True)))
+    spread[(..., *(slice(None, None, stride) for stride in layer.stride))] = x
+    return F.pad(spread, list(chain(*reversed(sides)))).contiguous()
+
+
+def _map_size(layer: Any, padded: Tensor) -> list[int]:
+    """The size of a layer's output map."""
+    return [
+        (length - dilation * (size - 1) - 1) // stride + 1
+        for length, (size, dilation, stride) in zip(padded.shape[2:], _geometry(layer), strict=True)
+    ]
+
+
+def count_positions(layer: Any, x: Tensor) -> int:
     """How many patches a layer reads of one image in a batch of its inputs."""
     if isinstance(layer, nn.Linear):
         return x[0].numel() // x.shape[-1]
-    padded = _padded(layer, x[:1, :1])
-    count = 1
-    for i, (k, d, s) in enumerate(_geometry(layer)):
-        count *= (padded.shape[i + 2] - d * (k - 1) - 1) // s + 1
-    return count
+    return prod(_map_size(layer, _padded(layer, x[:1, :1])))
 
 
 def _drawn_positions(layer: nn.Module, x: Tensor, positions: int | None, generator: torch.Generator) -> Tensor | None:
@@ -151,11 +212,11 @@ def _drawn_positions(layer: nn.Module, x: Tensor, positions: int | None, generat
     return torch.randperm(count, generator=generator)[:positions].sort().values.to(x.device)
 
 
-def _parts_in_memory(layer: nn.Module, x: Tensor, y: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _parts_in_memory(layer: Any, x: Tensor, y: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
     """A batch and its targets in parts whose patches fit the memory meant for them."""
     if isinstance(layer, nn.Linear):
         size = len(x)
     else:
-        row = x.shape[1] * layer.kernel_size[0] * layer.kernel_size[1] * x.element_size()
+        row = x.shape[1] * prod(layer.kernel_size) * x.element_size()
         size = max(1, _PATCH_BYTES // (row * count_positions(layer, x)))
     return zip(x.split(size), [None] * -(-len(x) // size) if y is None else y.split(size), strict=True)

@@ -16,6 +16,10 @@ class Metric:
         self.blocks, self.level = list(blocks), level
         self.sizes = [len(block) for block in self.blocks]
 
+    def by_group(self) -> list["Metric"]:
+        """The metric of each group of filters: this one."""
+        return [self]
+
     @property
     def trace(self) -> float:
         return sum(block.diagonal().sum().item() for block in self.blocks)
@@ -54,3 +58,35 @@ class Metric:
     def squares_without_ridge(self, rows: Tensor) -> Tensor:
         """(n,): the same of S before a ridge was added, so the expected squared error of each output."""
         return (self.squares(rows) - self.level * rows.square().sum(-1)).clamp_min(0)
+
+
+class GroupedMetric(Metric):
+    """A metric for each group of the filters of a grouped convolution, which read channels of their own.
+
+    rows: as many for each group, those of the first group first, of D numbers each.
+    """
+
+    def __init__(self, metrics: Sequence[Metric]):
+        super().__init__([block for metric in metrics for block in metric.blocks], metrics[0].level)
+        self.metrics = list(metrics)
+
+    def by_group(self) -> list[Metric]:
+        return self.metrics
+
+    def ridged(self, ridge: float, least: float = 0.0) -> Metric:
+        return GroupedMetric([metric.ridged(ridge, least) for metric in self.metrics])
+
+    def to(self, dtype: torch.dtype) -> Metric:
+        return GroupedMetric([metric.to(dtype) for metric in self.metrics])
+
+    def times(self, rows: Tensor) -> Tensor:
+        return torch.cat([metric.times(part) for metric, part in self._parts(rows)])
+
+    def solve(self, rows: Tensor) -> Tensor:
+        return torch.cat([metric.solve(part) for metric, part in self._parts(rows)])
+
+    def squares_without_ridge(self, rows: Tensor) -> Tensor:
+        return torch.cat([metric.squares_without_ridge(part) for metric, part in self._parts(rows)])
+
+    def _parts(self, rows: Tensor) -> list[tuple[Metric, Tensor]]:
+        return list(zip(self.metrics, rows.chunk(len(self.metrics)), strict=True))

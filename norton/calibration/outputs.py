@@ -24,18 +24,18 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from norton.calibration.input_moments import InputMoments, count_positions, gather_moments
-from norton.calibration.metric import Metric
+from norton.calibration.metric import GroupedMetric, Metric
 from norton.calibration.replay import Replay
 from norton.calibration.settings import Calibration, check_images
 from norton.common.errors import InputError, first_line, warn
 from norton.graph.copies import copied, is_hooked, replace_
-from norton.graph.layers import as_dense, in_form, is_norm, set_form_, weight_of
+from norton.graph.layers import as_dense, groups_of, in_form, is_norm, set_form_, weight_of
 
 # So many of a layer's patches are looked at per number of a filter, drawn evenly from all images, but not less than:
 _PATCHES_PER_NUMBER, _PATCHES_AT_LEAST = 64, 50_000
 _COPIES = 6  # of the second moments in float64 that are held at once
 
-# (target (O, C, kh, kw) or (O, C), metric) → the layer; metric None: nothing is known but the weight
+# (target, the filters (O, C, kh, kw) or (O, C); metric) → the layer; metric None: nothing is known but the weight
 LayerFit = Callable[[Tensor, Metric | None], nn.Module]
 
 
@@ -158,10 +158,10 @@ class _Fitting:
             self.hooked.append(name)
             return fit(weight_of(layer), None)
         moments, norm = self.moments(name, layer), self.norm_of(name)
-        ridge = self.how.ridge * max(1.0, len(moments.mean) / moments.rows)
+        ridge = self.how.ridge * max(1.0, len(moments.mean) / moments.groups / moments.rows)
         centred = layer.bias is not None or norm is not None
         new = fit(*least_squares_target(weight_of(layer), moments, ridge, centred=centred))
-        change = weight_of(new).double().flatten(1) @ moments.mean - moments.output_mean
+        change = moments.mean_outputs(weight_of(new)) - moments.output_mean
         if layer.bias is not None:
             new.bias.copy_(layer.bias - change)
         elif norm is not None and not self.how.sequential:  # else its turn comes
@@ -193,10 +193,10 @@ class _Fitting:
     def moments(self, name: str, layer: nn.Module) -> InputMoments:
         """Of what a layer reads, and of what it should give."""
         dense = as_dense(layer)
-        size, count = dense.weight[0].numel(), sum(map(len, self.after.batches))
+        size, count = weight_of(dense)[0].numel(), sum(map(len, self.after.batches))
         if count * count_positions(dense, next(self.inputs(name, dense))) < size:
             self.few_patches.append(name)
-        blocks = math.ceil(_COPIES * 8 * size**2 / (self.memory / 2))
+        blocks = math.ceil(_COPIES * 8 * groups_of(dense) * size**2 / (self.memory / 2))
         if blocks > 1:
             self.in_blocks.append(name)
         positions = math.ceil(max(_PATCHES_AT_LEAST, _PATCHES_PER_NUMBER * size) / count)
@@ -209,7 +209,7 @@ class _Fitting:
                 "weights and BatchNorm statistics of the layers before it"
             )
         if moments.output_mean is None:
-            moments.output_mean = weight_of(layer).double().flatten(1) @ moments.mean
+            moments.output_mean = moments.mean_outputs(weight_of(layer))
         return moments
 
     def inputs(self, name: str, layer: nn.Module) -> Iterator[Tensor]:
@@ -225,7 +225,7 @@ class _Fitting:
         channels = -1 if isinstance(as_dense(layer), nn.Linear) else 1
         for y in self.before.outputs(name):
             if layer.bias is not None:
-                y = y - (layer.bias if channels == -1 else layer.bias[:, None, None])
+                y = y - layer.bias.view(-1, *[1] * (y.ndim - 1 - channels % y.ndim))
             yield y if filters is None else y.index_select(channels, filters.to(y.device))
 
     def warn_of_exceptions(self, count: int) -> None:
@@ -257,6 +257,10 @@ def least_squares_target(
 
     centred: whether a bias or BatchNorm takes up any constant, so that only what varies counts.
     """
+    if moments.groups > 1:
+        groups = zip(weight.chunk(moments.groups), moments.by_group(), strict=True)
+        found = [least_squares_target(part, own, ridge, centred=centred) for part, own in groups]
+        return torch.cat([target for target, _ in found]), GroupedMetric([metric for _, metric in found])
     used = moments.centred() if centred else moments
     # Sums over a batch are in the network's precision: of inputs that hardly vary, centring leaves rounding errors.
     rounding = 2 * torch.finfo(weight.dtype).eps * Metric(moments.second).trace

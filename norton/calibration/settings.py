@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from norton.common.checks import check_boolean, check_number, check_whole_number
 from norton.common.errors import InputError
@@ -36,13 +37,21 @@ class Calibration:
         check_whole_number("batch_size", self.batch_size, 1)
 
 
+_SHAPES = ("(N, C, L)", "(N, C, H, W)", "(N, C, D, H, W)")
+
+
+def dimensions(net: nn.Module) -> int:
+    """The spatial dimensions of a network's first convolution; 2 where it has none."""
+    sizes = (layer.kernel_size for layer in nn.Module.modules(net) if isinstance(layer, _ConvNd))
+    return len(next(sizes, (1, 1)))
+
+
 def check_images(net: nn.Module, images: Tensor) -> None:
     """Raise InputError for calibration images that are none, or not of the network's size."""
-    if not isinstance(images, Tensor) or images.ndim != 4 or not len(images):
+    shape = _SHAPES[dimensions(net) - 1]
+    if not isinstance(images, Tensor) or images.ndim != 2 + dimensions(net) or not len(images):
         what = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise InputError(
-            f"calibration images of shape {what}; expected (N, C, H, W), at least one, a few hundred better"
-        )
+        raise InputError(f"calibration images of shape {what}; expected {shape}, at least one, a few hundred better")
     size = stated_size(net)
     if size is not None and tuple(images.shape[1:]) != size:
         has, takes = ("×".join(map(str, shape)) for shape in (images.shape[1:], size))

@@ -1,6 +1,9 @@
 """Filter-wise CP: each filter a sum of R rank-one terms, run as 1×1, depthwise k×1 and depthwise 1×k convolutions."""
 
-from typing import Any, ClassVar, Self
+import math
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -9,63 +12,74 @@ from torch import Tensor, nn
 from norton.calibration import Metric
 from norton.decomposition.cp_als import cp_filters
 from norton.decomposition.cp_outputs import refit
-from norton.decomposition.factors import Factors, reconstruct
+from norton.decomposition.factors import Factors, kernels, reconstruct
 from norton.decomposition.layers import FactoredLayer
-from norton.decomposition.methods import DECOMPOSITIONS
-from norton.graph.layers import Form
+from norton.decomposition.methods import DECOMPOSITIONS, has_kernel, is_convolution
+from norton.graph.layers import CONVOLUTIONS, Form
 from norton.graph.slicing import cut_inputs_, cut_outputs_, select
+
+_CONVOLVE = (F.conv1d, F.conv2d, F.conv3d)
 
 
 @DECOMPOSITIONS.register("cp")
-class CPConv2d(FactoredLayer):
-    """A convolution with CP-decomposed filters, in the published layout (NORTON, section III).
+class CPConv(FactoredLayer):
+    """A convolution with CP-decomposed filters: a head for the channels, and a factor for each dimension of the kernel.
 
-    `feature.pointwise` (R·O, C, 1, 1), `feature.vertical` (R·O, 1, kh, 1) and `feature.horizontal` (R·O, 1, 1, kw)
-    hold the head, body and tail factors; channel r·O + o belongs to term r of filter o.  The vertical layer carries
-    the vertical stride and padding, the horizontal one the horizontal.
+    `feature.pointwise` holds the heads (R·O, C, 1, 1), and one depthwise convolution along each dimension the others;
+    channel r·O + o belongs to term r of filter o.  Each has the stride and padding of its dimension.  Of a convolution
+    in G groups, the pointwise layer has G groups too, and the channels are those of the first group first: channel
+    (g·R + r)·O/G + o.
 
     form says how the same function of the same parameters is computed; it is not part of a checkpoint:
-    `factored` as published (three convolutions, then a sum over terms); `grouped`, a 1×1 convolution and one grouped
+    `factored` as published (the convolutions, then a sum over terms); `grouped`, a 1×1 convolution and one grouped
     kh×kw convolution that sums inside; `composed`, the terms multiplied out to a dense weight on the fly.
     """
 
     rank: int
     form: Form = "factored"
+    takes = "convolutions with a kernel, 1-D to 3-D, grouped too, but neither depthwise nor transposed ones"
     clips_ranks = False  # a rank above kh·kw is an error, as published
     by_filter = True
     # More starts take twice the time altogether, and a fit to outputs makes up for most of it.
     comparison_options: ClassVar[dict[str, Any]] = {"starts": 1}
+    along: ClassVar[tuple[str, ...]]  # the names of the depthwise convolutions
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: tuple[int, int],
+        kernel_size: tuple[int, ...],
         rank: int,
         *,
-        stride: tuple[int, int] = (1, 1),
-        padding: tuple[int, int] | str = (0, 0),
-        dilation: tuple[int, int] = (1, 1),
+        stride: Sequence[int] | None = None,
+        padding: Sequence[int] | str | None = None,
+        dilation: Sequence[int] | None = None,
+        groups: int = 1,
         padding_mode: str = "zeros",
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        (kh, kw), (sh, sw), (dh, dw) = kernel_size, stride, dilation
-        ph, pw = ((padding,) * 2) if isinstance(padding, str) else ((padding[0], 0), (0, padding[1]))
-        terms = rank * out_channels
-        depthwise = {"groups": terms, "padding_mode": padding_mode, "bias": False, "device": device, "dtype": dtype}
-        pointwise = nn.Conv2d(in_channels, terms, 1, bias=False, device=device, dtype=dtype)
-        vertical = nn.Conv2d(terms, terms, (kh, 1), (sh, 1), ph, (dh, 1), **depthwise)
-        horizontal = nn.Conv2d(terms, terms, (1, kw), (1, sw), pw, (1, dw), **depthwise)
-        super().__init__({"pointwise": pointwise, "vertical": vertical, "horizontal": horizontal}, rank, horizontal)
+        dims, terms, own = len(self.along), rank * out_channels, {"bias": False, "device": device, "dtype": dtype}
+        kind, ones = CONVOLUTIONS[dims - 1], (1,) * dims
+        stride, dilation, padding = stride or ones, dilation or ones, padding or (0,) * dims
+        parts: dict[str, nn.Module] = {"pointwise": kind(in_channels, terms, 1, groups=groups, **own)}
+        for axis, name in enumerate(self.along):
+
+            def only(values: Sequence[int], otherwise: int, axis: int = axis) -> Any:
+                return tuple(values[axis] if axis == other else otherwise for other in range(dims))
+
+            padded = padding if isinstance(padding, str) else only(padding, 0)
+            shape = only(kernel_size, 1), only(stride, 1), padded, only(dilation, 1)
+            parts[name] = kind(terms, terms, *shape, groups=terms, padding_mode=padding_mode, **own)
+        super().__init__(parts, rank, parts["pointwise"])
         self.bias = nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw factors such that the composed weight has the variance of He et al. 2015 (fan-in)."""
-        kh, kw = self.kernel_size
-        std = (2 / (self.in_channels * kh * kw * self.rank)) ** (1 / 6)
+        fan_in = self.in_channels // self.groups * math.prod(self.kernel_size)
+        std = (2 / (fan_in * self.rank)) ** (1 / (2 * len(self.feature)))
         for layer in self.feature:
             nn.init.normal_(layer.weight, std=std)
         if self.bias is not None:
@@ -85,12 +99,17 @@ class CPConv2d(FactoredLayer):
     # From a convolution and back
 
     @classmethod
-    def full_rank(cls, layer: nn.Conv2d) -> tuple[int]:
-        return (layer.kernel_size[0] * layer.kernel_size[1],)
+    def accepts(cls, layer: nn.Module) -> bool:
+        return is_convolution(layer, CONVOLUTIONS) and has_kernel(layer)
 
     @classmethod
-    def shaped_like(cls, conv: nn.Conv2d, rank: int) -> Self:
-        return cls(
+    def full_rank(cls, layer: Any) -> tuple[int]:
+        return (math.prod(layer.kernel_size),)
+
+    @classmethod
+    def shaped_like(cls, conv: Any, rank: int) -> Self:
+        kind = _OF_DIMENSIONS[len(conv.kernel_size) - 1]
+        layer = kind(
             conv.in_channels,
             conv.out_channels,
             conv.kernel_size,
@@ -98,11 +117,13 @@ class CPConv2d(FactoredLayer):
             stride=conv.stride,
             padding=conv.padding,
             dilation=conv.dilation,
+            groups=conv.groups,
             padding_mode=conv.padding_mode,
             bias=conv.bias is not None,
             device=conv.weight.device,
             dtype=conv.weight.dtype,
         )
+        return cast(Self, layer)
 
     @classmethod
     def from_conv(
@@ -125,79 +146,117 @@ class CPConv2d(FactoredLayer):
         return layer
 
     def factors(self) -> Factors:
-        """head (C, R, O), body (kh, R, O), tail (kw, R, O): views of the parameters."""
-        by_term = (self.rank, self.out_channels, -1)
-        return Factors(*(layer.weight.reshape(by_term).permute(2, 0, 1) for layer in self.feature))
+        """head (C / G, R, O), body (kh, R, O), tail (kw, R, O), ...: views of the parameters, if there is one group."""
+        by_term = (self.groups, self.rank, self.out_channels // self.groups, -1)
+        return Factors(*(layer.weight.reshape(by_term).permute(3, 1, 0, 2).flatten(2) for layer in self.feature))
 
     @torch.no_grad()
     def set_factors_(self, factors: Factors) -> None:
         """Take over factors of this layer's shapes."""
         for layer, factor in zip(self.feature, factors, strict=True):
-            layer.weight.copy_(factor.permute(1, 2, 0).reshape(layer.weight.shape))
+            by_group = factor.unflatten(2, (self.groups, -1)).permute(2, 1, 3, 0)
+            layer.weight.copy_(by_group.reshape(layer.weight.shape))
 
-    def fit_outputs_(self, target: Tensor, metric: Metric, sweeps: int) -> None:
+    def fit_outputs_(self, target: Tensor, metric: Metric, sweeps: int, steps: int = 30) -> None:
         """Bring the composed weight nearer to `target` in a metric, see `norton.decomposition.cp_outputs`."""
-        self.set_factors_(refit(self.factors(), target, metric, sweeps=sweeps))
+        by_group = zip(*(factor.chunk(self.groups, 2) for factor in self.factors()), strict=True)
+        found = [
+            refit(Factors(*factors), part, one, sweeps=sweeps)
+            for factors, part, one in zip(by_group, target.chunk(self.groups), metric.by_group(), strict=True)
+        ]
+        self.set_factors_(Factors(*(torch.cat(factor, 2) for factor in zip(*found, strict=True))))
 
     def composed_weight(self) -> Tensor:
-        """(O, C, kh, kw): the dense weight this layer equals; gradients flow to the factors."""
+        """(O, C / G, kh, kw): the dense weight this layer equals; gradients flow to the factors."""
         return reconstruct(self.factors())
 
     # Three ways to compute it
 
-    def forward(self, input: Tensor) -> Tensor:  # named as that of the layer it takes the place of
+    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]  # named as that of the layer it stands for
         if self.form == "factored":
-            y = self.feature(input)
-            y = y.view(y.shape[0], self.rank, -1, *y.shape[2:]).sum(1)
-            return y if self.bias is None else y + self.bias.view(-1, 1, 1)
+            y = sum_of_terms(self.feature(input), self.rank, self.groups, self.dims)
+            return y if self.bias is None else y + self.bias.view(-1, *[1] * self.dims)
         if self.form == "composed":
-            return self._convolve(input, self.composed_weight(), groups=1)
+            return self._convolve(input, self.composed_weight(), self.groups)
         return self._forward_grouped(input)
 
     def _forward_grouped(self, x: Tensor) -> Tensor:
-        head, body, tail = self.factors()
+        head, *spatial = self.factors()
         # A grouped convolution wants the terms of a filter side by side: channel o·R + r.
-        pointwise = head.permute(2, 1, 0).reshape(-1, self.in_channels, 1, 1)
-        return self._convolve(F.conv2d(x, pointwise), torch.einsum("iro,jro->orij", body, tail), self.out_channels)
+        pointwise = head.permute(2, 1, 0).reshape(self.feature.pointwise.weight.shape)
+        terms = _CONVOLVE[self.dims - 1](x, pointwise, groups=self.groups)
+        return self._convolve(terms, kernels(spatial), self.out_channels)
 
     def _convolve(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
-        padding = self._padding()
-        mode = self.feature.vertical.padding_mode
-        if mode != "zeros":
-            (top, bottom), (left, right) = padding
-            x, padding = F.pad(x, (left, right, top, bottom), mode=mode), ((0, 0), (0, 0))
-        (top, bottom), (left, right) = padding
-        if top != bottom or left != right:  # `same` padding of an even kernel
-            x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
-        return F.conv2d(x, weight, self.bias, self.stride, (top, left), self.dilation, groups)
+        padding, mode = self.padding_by_side(), self.padding_mode
+        numbers: Any = [before for before, _ in padding]
+        if mode != "zeros" or any(before != after for before, after in padding):  # `same` padding of an even kernel
+            sides = list(chain(*reversed(padding)))  # the last dimension first
+            x, numbers = F.pad(x, sides, mode="constant" if mode == "zeros" else mode), 0
+        return _CONVOLVE[self.dims - 1](x, weight, self.bias, self.stride, numbers, self.dilation, groups)
 
-    def _padding(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(before, after) for rows and for columns, whatever way the layers spell it."""
+    def padding_by_side(self) -> list[tuple[int, int]]:
+        """(before, after) for each dimension, whatever way the layers spell it."""
         sizes = []
-        for axis, layer in enumerate((self.feature.vertical, self.feature.horizontal)):
+        for axis, name in enumerate(self.along):
+            layer = getattr(self.feature, name)
             if layer.padding == "same":
                 total = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
                 sizes.append((total // 2, total - total // 2))
             else:
                 sizes.append((0, 0) if layer.padding == "valid" else (layer.padding[axis],) * 2)
-        return sizes[0], sizes[1]
+        return sizes
+
+
+class CPConv1d(CPConv):
+    """With one depthwise convolution, `feature.along`."""
+
+    along = ("along",)
+
+
+class CPConv2d(CPConv):
+    """In the published layout (NORTON, section III): a vertical and a horizontal depthwise convolution.
+
+    `feature.pointwise` (R·O, C, 1, 1), `feature.vertical` (R·O, 1, kh, 1) and `feature.horizontal` (R·O, 1, 1, kw) hold
+    the head, body and tail factors.
+    """
+
+    along = ("vertical", "horizontal")
+
+
+class CPConv3d(CPConv):
+    """With three depthwise convolutions."""
+
+    along = ("depth", "vertical", "horizontal")
+
+
+_OF_DIMENSIONS = (CPConv1d, CPConv2d, CPConv3d)
+
+
+def sum_of_terms(y: Tensor, rank: int, groups: int, dims: int) -> Tensor:
+    """The filters' outputs (..., O, h, w) of the terms' (..., R·O, h, w), which lie as in a `CPConv`."""
+    if groups == 1:
+        return y.unflatten(-1 - dims, (rank, -1)).sum(-2 - dims)
+    return y.unflatten(-1 - dims, (groups, rank, -1)).sum(-2 - dims).flatten(-2 - dims, -1 - dims)
 
 
 # How it is cut
 
 
 @cut_inputs_.register
-def _(layer: CPConv2d, kept: Tensor) -> None:
+def _(layer: CPConv, kept: Tensor) -> None:
     cut_inputs_(layer.feature.pointwise, kept)
 
 
 @cut_outputs_.register
-def _(layer: CPConv2d, kept: Tensor) -> None:
-    filters = layer.out_channels
-    terms = torch.cat([kept + term * filters for term in range(layer.rank)])
-    cut_outputs_(layer.feature.pointwise, terms)
-    for depthwise in (layer.feature.vertical, layer.feature.horizontal):
-        cut_outputs_(depthwise, terms)
-        depthwise.in_channels = depthwise.groups = len(terms)
+def _(layer: CPConv, kept: Tensor) -> None:
+    each = layer.out_channels // layer.groups
+    filters = kept.view(-1, 1, each if layer.groups > 1 else len(kept))  # of a grouped layer, whole groups
+    terms = torch.arange(layer.rank, device=kept.device)[:, None]
+    channels = ((filters // each * layer.rank + terms) * each + filters % each).flatten()
+    for part in layer.feature:
+        cut_outputs_(part, channels)
+        if part is not layer.feature.pointwise:
+            part.in_channels = part.groups = len(channels)
     if layer.bias is not None:
         layer.bias = select(layer.bias, kept, 0)

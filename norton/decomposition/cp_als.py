@@ -10,8 +10,13 @@ CP is due to Carroll & Chang 1970 and Harshman 1970; its alternating least squar
 - Each pass is extrapolated along its own step, and taken back where that did not help (after Ang et al. 2020), which
   needs about a quarter of the passes of the plain algorithm.
 
+Filters may have any number of spatial dimensions, with a factor for each; body and tail are those of the usual two.
 Inside this file arrays are laid out (R, k, n): term, position, filter.
 """
+
+from collections.abc import Sequence
+from functools import reduce
+from operator import mul
 
 import torch
 from torch import Tensor
@@ -41,11 +46,12 @@ def cp_filters(
 ) -> Factors:
     """Approximate each filter weight[o] by a sum of `rank` rank-one terms, head ∘ body ∘ tail.
 
-    weight: (O, C, kh, kw), on any device.  starts: how many starting points to try, of which each filter keeps its
-    best; the first comes from an SVD, the others are random.  iterations: passes per start at most.  tolerance:
-    decrease of ‖W[o] - Ŵ[o]‖ / ‖W[o]‖ per pass below which a filter is finished.  name: for error messages.
+    weight: (O, C, kh, kw), or with one or three spatial dimensions, on any device.  starts: how many starting points to
+    try, of which each filter keeps its best; the first comes from an SVD, the others are random.  iterations: passes
+    per start at most.  tolerance: decrease of ‖W[o] - Ŵ[o]‖ / ‖W[o]‖ per pass below which a filter is finished.  name:
+    for error messages.
 
-    Returns factors in the weight's dtype, terms from large to small, the three columns of a term of equal norm.  They
+    Returns factors in the weight's dtype, terms from large to small, the columns of a term of equal norm.  They
     depend on the filter and the seed, not on the other filters of the layer.  Rank kh·kw is exact.
 
     Raises InputError for a weight that is not finite and a rank out of range.
@@ -54,9 +60,10 @@ def cp_filters(
         check_whole_number(f"{name}: {setting}", value, 1)
     filters, scale = _normalised(weight, name)
     kernel = weight.shape[2:]
-    rank = check_rank(name, rank, kernel.numel(), f"a {kernel[0]}x{kernel[1]} filter")
+    size = "x".join(map(str, kernel))
+    rank = check_rank(name, rank, kernel.numel(), f"a {size} filter" if len(kernel) > 1 else f"a filter of {size}")
     if rank == kernel.numel():
-        return _assemble(filters, scale, *_identity_basis(kernel, filters), weight.dtype)
+        return _assemble(filters, scale, _identity_basis(kernel, filters), weight.dtype)
     gram = filters.mT @ filters
     energy = gram.diagonal(dim1=1, dim2=2).sum(1)
     gram /= torch.where(energy > 0, energy, 1)[:, None, None]
@@ -81,8 +88,7 @@ def cp_filters(
         better = error_again < error[left]
         spatial[..., left[better]] = again[..., better]
         error[left[better]] = error_again[better]
-    body, tail = spatial.split(tuple(kernel), dim=1)
-    return _assemble(filters, scale, body, tail, weight.dtype)
+    return _assemble(filters, scale, spatial.split(tuple(kernel), dim=1), weight.dtype)
 
 
 def _normalised(weight: Tensor, name: str) -> tuple[Tensor, Tensor]:
@@ -106,15 +112,14 @@ def _noise(like: Tensor) -> float:
     return 10 * torch.finfo(like.dtype).eps
 
 
-# Starting points: body and tail side by side in one array (R, kh + kw, n)
+# Starting points: the spatial factors side by side in one array (R, kh + kw, n)
 
 
-def _identity_basis(kernel: torch.Size, like: Tensor) -> tuple[Tensor, Tensor]:
-    """body and tail whose terms are the kh·kw unit matrices: with them, the head is the weight itself."""
-    kh, kw = kernel
-    body = torch.eye(kh).repeat_interleave(kw, 0)
-    tail = torch.eye(kw).repeat(kh, 1)
-    return tuple(factor.to(like)[..., None].expand(-1, -1, len(like)) for factor in (body, tail))
+def _identity_basis(kernel: torch.Size, like: Tensor) -> list[Tensor]:
+    """Spatial factors whose terms are the kh·kw unit matrices: with them, the head is the weight itself."""
+    places = torch.unravel_index(torch.arange(kernel.numel()), kernel)
+    factors = [torch.eye(size)[place] for size, place in zip(kernel, places, strict=True)]
+    return [factor.to(like)[..., None].expand(-1, -1, len(like)) for factor in factors]
 
 
 def _random_start(rank: int, kernel: torch.Size, generator: torch.Generator) -> Tensor:
@@ -122,9 +127,16 @@ def _random_start(rank: int, kernel: torch.Size, generator: torch.Generator) -> 
 
 
 def _svd_start(vectors: Tensor, kernel: torch.Size) -> Tensor:
-    """The best rank-one matrix of each principal direction; vectors: (n, kh·kw, R) → (R, kh + kw, n)."""
-    left, _, right = torch.linalg.svd(vectors.mT.unflatten(2, kernel))
-    return torch.cat([left[..., 0], right[..., 0, :]], dim=2).permute(1, 2, 0)
+    """The best rank-one matrix of each principal direction; vectors: (n, kh·kw, R) → (R, kh + kw, n).
+
+    In three dimensions a near one: first the best along the first, then of what is left along the others.
+    """
+    rest, found = vectors.mT, []
+    for size in kernel[:-1]:
+        left, _, right = torch.linalg.svd(rest.unflatten(2, (size, -1)))
+        found.append(left[..., 0])
+        rest = right[..., 0, :]
+    return torch.cat([*found, rest], dim=2).permute(1, 2, 0)
 
 
 # Alternating least squares
@@ -183,13 +195,13 @@ def _alternate_chunk(
 def _one_pass(gram: Tensor, spatial: Tensor, kernel: torch.Size) -> tuple[Tensor, Tensor]:
     """One pass of ALS: head, body, tail.
 
-    gram: (kh·kw, kh·kw, n) with trace 1.  Returns the squared error (n,) of the *given* body and tail with their best
-    head, and the new body and tail, columns of norm 1.
+    gram: (kh·kw, kh·kw, n) with trace 1.  Returns the squared error (n,) of the *given* spatial factors with their best
+    head, and the new ones, columns of norm 1.
     """
-    body, tail = spatial.split(tuple(kernel), dim=1)
-    terms = _terms(body, tail)
+    factors = list(spatial.split(tuple(kernel), dim=1))
+    terms = _terms(factors)
     # The best head is the filter (C, kh·kw) times `dual`; the filter itself is never needed.
-    dual = _solve(_inner(body, body) * _inner(tail, tail), terms)
+    dual = _solve(_grams(factors), terms)
     projected = torch.zeros_like(dual)  # head by head: the filter contracted with the head, a kh×kw matrix
     for row, column in zip(gram, dual.unbind(1), strict=True):
         projected.addcmul_(row, column[:, None])
@@ -198,14 +210,30 @@ def _one_pass(gram: Tensor, spatial: Tensor, kernel: torch.Size) -> tuple[Tensor
     norm = heads.diagonal(dim1=0, dim2=1).T.clamp_min(torch.finfo(gram.dtype).tiny).rsqrt()  # to heads of norm 1
     heads = heads * norm * norm[:, None]
     projected = (projected * norm[:, None]).unflatten(1, kernel)
-    body = _unit(_solve(heads * _inner(tail, tail), (projected * tail[:, None]).sum(2)))
-    tail = _unit(_solve(heads * _inner(body, body), (projected * body[:, :, None]).sum(1)))
-    return error, torch.cat([body, tail], dim=1)
+    for axis in range(len(factors)):
+        others = factors[:axis] + factors[axis + 1 :]
+        factors[axis] = _unit(_solve(heads * _grams(others) if others else heads, _along(projected, factors, axis)))
+    return error, torch.cat(factors, dim=1)
 
 
-def _terms(body: Tensor, tail: Tensor) -> Tensor:
-    """(R, kh·kw, n): the outer products of body and tail, flattened."""
-    return (body[:, :, None] * tail[:, None]).flatten(1, 2)
+def _along(projected: Tensor, factors: Sequence[Tensor], axis: int) -> Tensor:
+    """(R, k, n): (R, kh, kw, n), contracted with the factors of all axes but one."""
+    for other in reversed(range(len(factors))):
+        if other != axis:
+            after = projected.ndim - 3 - other
+            projected = projected * factors[other][(slice(None), *[None] * other, slice(None), *[None] * after)]
+            projected = projected.sum(1 + other)
+    return projected
+
+
+def _terms(factors: Sequence[Tensor]) -> Tensor:
+    """(R, kh·kw, n): the outer products of the spatial factors, flattened."""
+    return reduce(lambda terms, factor: (terms[:, :, None] * factor[:, None]).flatten(1, 2), factors)
+
+
+def _grams(factors: Sequence[Tensor]) -> Tensor:
+    """(R, R, n): the inner products of the outer products of factors."""
+    return reduce(mul, [_inner(factor, factor) for factor in factors])
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
@@ -238,26 +266,26 @@ def _solve(matrix: Tensor, right: Tensor) -> Tensor:
     return table[:, rank:]
 
 
-# From body and tail to factors
+# From spatial factors to all
 
 
-def _assemble(filters: Tensor, scale: Tensor, body: Tensor, tail: Tensor, dtype: torch.dtype) -> Factors:
-    """The best heads for body and tail; then sort the terms, balance their norms, and undo the normalisation."""
+def _assemble(filters: Tensor, scale: Tensor, spatial: Sequence[Tensor], dtype: torch.dtype) -> Factors:
+    """The best heads for the spatial factors; then sort the terms, balance their norms, and undo the normalisation."""
     # float64: nearly collinear terms would amplify the rounding errors, and this is done only once.
-    body, tail = body.double(), tail.double()
-    dual = _solve(_inner(body, body) * _inner(tail, tail), _terms(body, tail))
+    spatial = [factor.double() for factor in spatial]
+    dual = _solve(_grams(spatial), _terms(spatial))
     # Contiguous, and the long side last: other layouts make a threaded product of each filter, up to 1000x slower.
     head = dual.permute(2, 0, 1).to(filters.dtype).contiguous() @ filters.mT  # (O, R, C)
     sizes = torch.linalg.vector_norm(head, dim=2).double()  # (O, R)
     order = sizes.argsort(dim=1, descending=True, stable=True)
     sizes = sizes.gather(1, order)
-    balanced = (sizes * scale[:, None]).pow(1 / 3)
+    balanced = (sizes * scale[:, None]).pow(1 / (1 + len(spatial)))
     shrink = torch.where(sizes > 0, balanced / sizes, 0).to(head.dtype)
     head = head.gather(1, order[..., None].expand_as(head)).mul_(shrink[..., None])
     head = head.permute(2, 1, 0).to(dtype).contiguous()
     rows = order.T[:, None]
-    body, tail = (
+    spatial = [
         (factor.gather(0, rows.expand_as(factor)) * balanced.T[:, None]).transpose(0, 1).to(dtype).contiguous()
-        for factor in (body, tail)
-    )
-    return Factors(head, body, tail)
+        for factor in spatial
+    ]
+    return Factors(head, *spatial)

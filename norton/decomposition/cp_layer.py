@@ -5,7 +5,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from norton.decomposition.layers import LayerWise, convolution, gram_svd, one_thread, weight_of
+from norton.decomposition.layers import LayerWise, checked_weight, convolution, gram_svd, one_thread
 from norton.decomposition.methods import DECOMPOSITIONS
 
 _FIRST_MOMENTUM, _MAX_MOMENTUM, _GROWTH = 0.5, 3.0, 1.2
@@ -57,7 +57,7 @@ class CPLayerConv2d(LayerWise):
         From two starts, by the SVDs of the unfoldings and the largest terms of the exact form, of which the better is
         kept.  The four columns of a term get equal norms.
         """
-        weight = weight_of(conv, name)
+        weight = checked_weight(conv, name)
         scale = weight.abs().max()
         if scale == 0:
             return cls.of_weights(conv, rank, [part.zero_() for part in cls.shaped_like(conv, rank).parts()])

@@ -10,9 +10,12 @@ a layer share S.  In each factor the problem is linear:
 - body and tail: once S is contracted with the heads on both sides, a matrix of (kh·kw·R)² numbers per filter is left,
   on which they alternate at no cost.
 
-Arrays here have the filter first: head (O, R, C), spatial kernels (O, R, kh·kw).
+Filters of one or three spatial dimensions have as many factors in the place of body and tail.  Arrays here have the
+filter first: head (O, R, C), spatial kernels (O, R, kh·kw).
 """
 
+from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -31,41 +34,38 @@ def refit(
 ) -> Factors:
     """Factors whose filters are nearer to those of `target` in a metric.
 
-    factors: the start.  target: (O, C, kh, kw).  metric: of C·kh·kw numbers.  sweeps: of body and tail, then head,
-    after the heads are solved for first; 0: the heads alone.  steps: of conjugate gradients for the heads, at most,
-    and fewer for filters whose error is within about `tolerance` of the outputs' energy from the least (at 1e-8 it took
-    30% longer and won nothing).
+    factors: the start.  target: (O, C, kh, kw), the filters.  metric: of C·kh·kw numbers.  sweeps: of body and tail,
+    then head, after the heads are solved for first; 0: the heads alone.  steps: of conjugate gradients for the heads,
+    at most, and fewer for filters whose error is within about `tolerance` of the outputs' energy from the least (at
+    1e-8 it took 30% longer and won nothing).
 
     Each filter is returned as it was where it came nearest, so none is ever worse than at the start.
     """
     kernel = target.shape[2:]
     target = target.flatten(1)
     pull = metric.times(target)  # (O, D)
-    head, body, tail = (factor.permute(2, 1, 0).to(target) for factor in factors)
-    best = (head, body, tail)
-    least = metric.squares(target - _filters(*best))
+    head, *spatial = best = [factor.permute(2, 1, 0).to(target) for factor in factors]
+    least = metric.squares(target - _filters(head, spatial))
     for sweep in range(sweeps + 1):
         if sweep:
-            body, tail = _spatial(head, body, tail, pull, metric, kernel)
-        head = _heads(head, _kernels(body, tail), pull, metric, steps, tolerance)
-        error = metric.squares(target - _filters(head, body, tail))
+            spatial = _spatial(head, spatial, pull, metric, kernel)
+        head = _heads(head, _kernels(spatial), pull, metric, steps, tolerance)
+        error = metric.squares(target - _filters(head, spatial))
         better = error < least
         least = torch.where(better, error, least)
-        best = tuple(
-            torch.where(better[:, None, None], new, old) for new, old in zip((head, body, tail), best, strict=True)
-        )
-        head, body, tail = best
+        best = [torch.where(better[:, None, None], new, old) for new, old in zip([head, *spatial], best, strict=True)]
+        head, *spatial = best
     return balanced(Factors(*(factor.permute(2, 1, 0).to(factors.head) for factor in best)))
 
 
-def _kernels(body: Tensor, tail: Tensor) -> Tensor:
+def _kernels(spatial: Sequence[Tensor]) -> Tensor:
     """(O, R, kh·kw): the spatial kernel of each term."""
-    return (body[..., :, None] * tail[..., None, :]).flatten(2)
+    return reduce(lambda kernels, factor: (kernels[..., :, None] * factor[..., None, :]).flatten(2), spatial)
 
 
-def _filters(head: Tensor, body: Tensor, tail: Tensor) -> Tensor:
+def _filters(head: Tensor, spatial: Sequence[Tensor]) -> Tensor:
     """(O, D)."""
-    return (head.mT @ _kernels(body, tail)).flatten(1)
+    return (head.mT @ _kernels(spatial)).flatten(1)
 
 
 # Heads
@@ -144,20 +144,31 @@ def _kronecker(metric: Metric, positions: int) -> tuple[list[Tensor], Tensor]:
 # Body and tail
 
 
-def _spatial(
-    head: Tensor, body: Tensor, tail: Tensor, pull: Tensor, metric: Metric, kernel: torch.Size
-) -> tuple[Tensor, Tensor]:
-    """Better body and tail (O, R, k) for given heads."""
+def _spatial(head: Tensor, spatial: Sequence[Tensor], pull: Tensor, metric: Metric, kernel: torch.Size) -> list[Tensor]:
+    """Better spatial factors (O, R, k) for given heads."""
     matrix, right = _contracted(head, pull, metric, kernel.numel())
     matrix = matrix.double().unflatten(2, tuple(kernel)).unflatten(-1, tuple(kernel))  # (O, R, kh, kw, R, kh, kw)
     right = right.double().unflatten(2, tuple(kernel))  # (O, R, kh, kw)
-    body, tail = body.double(), tail.double()
-    for _ in range(_SPATIAL_PASSES):
-        half = torch.einsum("nrijsuv,nsv->nrijsu", matrix, tail)
-        body = _solve(torch.einsum("nrijsu,nrj->nrisu", half, tail), torch.einsum("nrij,nrj->nri", right, tail), body)
-        half = torch.einsum("nrijsuv,nsu->nrijsv", matrix, body)
-        tail = _solve(torch.einsum("nrijsv,nri->nrjsv", half, body), torch.einsum("nrij,nri->nrj", right, body), tail)
-    return body.to(head), tail.to(head)
+    factors = [factor.double() for factor in spatial]
+    for _ in range(_SPATIAL_PASSES if len(factors) > 1 else 1):
+        for axis in range(len(factors)):
+            factors[axis] = _solve(*_along(matrix, right, factors, axis), factors[axis])
+    return [factor.to(head) for factor in factors]
+
+
+def _along(matrix: Tensor, right: Tensor, factors: Sequence[Tensor], axis: int) -> tuple[Tensor, Tensor]:
+    """(O, R, k, R, k) and (O, R, k): both sides, contracted with the factors of all axes but one."""
+    rows, columns = "ijk"[: len(factors)], "uvw"[: len(factors)]
+    for other in range(len(factors)):
+        if other == axis:
+            continue
+        row, column = "ijk"[other], "uvw"[other]
+        rows_left, columns_left = rows.replace(row, ""), columns.replace(column, "")
+        half = torch.einsum(f"nr{rows}s{columns},ns{column}->nr{rows}s{columns_left}", matrix, factors[other])
+        matrix = torch.einsum(f"nr{rows}s{columns_left},nr{row}->nr{rows_left}s{columns_left}", half, factors[other])
+        right = torch.einsum(f"nr{rows},nr{row}->nr{rows_left}", right, factors[other])
+        rows, columns = rows_left, columns_left
+    return matrix, right
 
 
 def _contracted(head: Tensor, pull: Tensor, metric: Metric, positions: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from norton.decomposition.methods import DECOMPOSITIONS
 from norton.decomposition.options import DecomposeOptions
 from norton.decomposition.ranks import RankSetting, layer_rules, resolve_rank
 from norton.graph.copies import copied, keep_hooks_, replace_
-from norton.graph.layers import check_has_layers, network_in
+from norton.graph.layers import check_has_layers, in_layout_of, network_in
 from norton.graph.plan import OPERATIONS, record_step
 
 # What torch's layers say of themselves.
@@ -121,7 +121,7 @@ def _for_outputs(
     def fit_of(name: str, rank: int | list[int]) -> Callable:
         def fit(target: Tensor, metric: Metric | None) -> nn.Module:
             dense = copy.deepcopy(net.get_submodule(name))
-            dense.weight.data.copy_(target)
+            dense.weight.data.copy_(in_layout_of(dense, target))
             layer = decomposition.from_conv(dense, rank, name=name or "conv", **options)
             if metric is not None:
                 layer.fit_outputs_(target, metric, calibration.sweeps)

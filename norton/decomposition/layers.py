@@ -3,6 +3,8 @@
 A method inherits from `LayerWise` (the whole weight is one product; its first part reads the inputs, its last one
 writes the filters) or from `FilterWise` (each filter is a product of its own; all parts but the first are grouped by
 filter).  Surgery knows how both are cut (`norton.graph.slicing`).
+
+A grouped convolution is decomposed group by group, at the same ranks in each, and its parts are grouped as it is.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,14 +18,21 @@ from torch import Tensor, nn
 from norton.calibration import Metric
 from norton.common.errors import InputError
 from norton.decomposition.methods import is_spatial
-from norton.graph.layers import joint_padding
+from norton.graph.layers import (
+    convolution_like,
+    filters_first,
+    groups_of,
+    is_transposed,
+    joint_padding,
+    weight_of,
+)
 from norton.graph.slicing import cut_inputs_, cut_outputs_, select
 
 
 class FactoredLayer(nn.Module):
     """A product of layers without bias, `feature`, and the bias of the layer it took the place of."""
 
-    takes = "k×k convolutions that are not grouped"
+    takes = "2-D convolutions with a kernel that are neither grouped nor transposed"
     clips_ranks = True
     by_filter = False
     comparison_options: ClassVar[dict[str, Any]] = {}
@@ -44,10 +53,10 @@ class FactoredLayer(nn.Module):
     def full_rank(cls, layer: nn.Module) -> tuple[int, ...]:
         """The smaller side of each of `cls.unfoldings(weight)`: the matrices whose ranks are the method's ranks.
 
-        They are (m, n), or (O, m, n) with one per filter.
+        They are (m, n), or (O, m, n) with one per filter; weight: that of one group, filters first.
         """
-        shapes = [m.shape[-2:] for m in cls.unfoldings(torch.empty_like(layer.weight, device="meta"))]
-        return tuple(min(shape) for shape in shapes)
+        group = torch.empty_like(weight_of(layer).chunk(groups_of(layer))[0], device="meta")
+        return tuple(min(matrix.shape[-2:]) for matrix in cls.unfoldings(group))
 
     @classmethod
     @torch.no_grad()
@@ -74,11 +83,14 @@ class FactoredLayer(nn.Module):
         target = target.flatten(1)
         for _ in range(max(1, sweeps)):
             for part in reversed(self.parts()):
-                conjugate_gradients_(part, lambda: self.composed_weight().flatten(1), target, metric, steps)
+                conjugate_gradients_(part, lambda: filters_first(self).flatten(1), target, metric, steps)
 
-    def forward(self, input: Tensor) -> Tensor:  # named as that of the layer it takes the place of
-        y = self.feature(input)
-        return y if self.bias is None else y + self.bias.view(-1, *[1] * (self.composed_dims - 2))
+    # The arguments are those of the layer it takes the place of; transposed convolutions alone have output_size.
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        y = input
+        for part in self.feature:
+            y = part(y, output_size) if output_size is not None and is_transposed(part) else part(y)
+        return y if self.bias is None else y + self.bias.view(-1, *[1] * self.dims)
 
     @property
     def weight(self) -> Tensor:
@@ -87,7 +99,10 @@ class FactoredLayer(nn.Module):
 
     # Geometry, read off the parts so that surgery has nothing to keep in step
 
-    composed_dims = 4  # of the dense weight
+    @property
+    def dims(self) -> int:
+        """The spatial dimensions; 0 of a linear layer."""
+        return len(getattr(self.feature[0], "kernel_size", ()))
 
     @property
     def in_channels(self) -> int:
@@ -98,27 +113,44 @@ class FactoredLayer(nn.Module):
         return self.feature[-1].out_channels
 
     @property
-    def kernel_size(self) -> tuple[int, int]:
-        return tuple(max(part.kernel_size[i] for part in self.feature) for i in range(2))
+    def kernel_size(self) -> tuple[int, ...]:
+        return self._joint("kernel_size")
 
     @property
-    def stride(self) -> tuple[int, int]:
-        return tuple(max(part.stride[i] for part in self.feature) for i in range(2))
+    def stride(self) -> tuple[int, ...]:
+        return self._joint("stride")
 
     @property
-    def dilation(self) -> tuple[int, int]:
-        return tuple(max(part.dilation[i] for part in self.feature) for i in range(2))
+    def dilation(self) -> tuple[int, ...]:
+        return self._joint("dilation")
 
     @property
-    def padding(self) -> tuple[int, int] | str:
+    def output_padding(self) -> tuple[int, ...]:
+        return self._joint("output_padding")
+
+    def _joint(self, setting: str) -> tuple[int, ...]:
+        values = [getattr(part, setting) for part in self.feature]
+        return tuple(max(value[axis] for value in values) for axis in range(len(values[0])))
+
+    @property
+    def padding(self) -> tuple[int, ...] | str:
         return joint_padding([part.padding for part in self.feature])
 
     @property
+    def padding_mode(self) -> str:
+        return next((part.padding_mode for part in self.feature if part.padding_mode != "zeros"), "zeros")
+
+    @property
+    def transposed(self) -> bool:
+        return any(is_transposed(part) for part in self.feature)
+
+    @property
     def groups(self) -> int:
-        return 1
+        return groups_of(self.feature[0])
 
     def extra_repr(self) -> str:
-        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, rank={self.rank}"
+        how = (f", groups={self.groups}" if self.groups > 1 else "") + ", transposed" * self.transposed
+        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, rank={self.rank}{how}"
 
     def __repr__(self) -> str:  # in a line: the parts follow from it, and a network has many such layers
         return f"{type(self).__name__}({self.extra_repr()})"
@@ -142,6 +174,12 @@ def _(layer: LayerWise | FilterWise, kept: Tensor) -> None:
 
 @cut_outputs_.register
 def _(layer: LayerWise, kept: Tensor) -> None:
+    if layer.groups > 1:  # whole groups go, with what they read
+        filters = layer.out_channels // layer.groups
+        groups = kept[::filters] // filters
+        for part in layer.feature[:-1]:
+            each = part.out_channels // part.groups
+            cut_outputs_(part, (groups[:, None] * each + torch.arange(each, device=kept.device)).flatten())
     cut_outputs_(layer.feature[-1], kept)
     if layer.bias is not None:
         layer.bias = select(layer.bias, kept, 0)
@@ -194,32 +232,39 @@ def conjugate_gradients_(
 
 
 def convolution(
-    inputs: int, outputs: int, like: nn.Conv2d, *, rows: bool = False, columns: bool = False, groups: int = 1
-) -> nn.Conv2d:
-    """A convolution without bias, with the geometry of `like` along the directions asked for, pointwise in others."""
+    inputs: int,
+    outputs: int,
+    like: Any,
+    *,
+    rows: bool = False,
+    columns: bool = False,
+    kernel: bool = False,
+    groups: int = 1,
+) -> Any:
+    """A convolution without bias, with the geometry of `like` along the directions asked for, pointwise in others.
 
-    def along(values: Sequence[int], otherwise: int) -> tuple[int, int]:
-        return values[0] if rows else otherwise, values[1] if columns else otherwise
+    rows, columns: the first and the second direction; kernel: all of them, transposed where `like` is.
+    """
+    asked = [kernel or chosen for chosen in (rows, columns, False)[: len(like.kernel_size)]]
+    if all(asked):
+        geometry: dict[str, Any] = {}
+    else:
+        pointwise = {"kernel_size": 1, "stride": 1, "dilation": 1} | (
+            {} if isinstance(like.padding, str) else {"padding": 0}
+        )
+        geometry = {
+            key: tuple(own if chosen else otherwise for own, chosen in zip(getattr(like, key), asked, strict=True))
+            for key, otherwise in pointwise.items()
+        }
+    if not any(asked):
+        geometry["padding_mode"] = "zeros"
+    own = {"groups": groups, "bias": False, "device": like.weight.device, "dtype": like.weight.dtype}
+    return convolution_like(like, inputs, outputs, transposed=kernel and is_transposed(like), **geometry, **own)
 
-    padding = like.padding if isinstance(like.padding, str) else along(like.padding, 0)
-    return nn.Conv2d(
-        inputs,
-        outputs,
-        along(like.kernel_size, 1),
-        along(like.stride, 1),
-        padding,
-        along(like.dilation, 1),
-        groups,
-        bias=False,
-        padding_mode=like.padding_mode if rows or columns else "zeros",
-        device=like.weight.device,
-        dtype=like.weight.dtype,
-    )
 
-
-def weight_of(layer: nn.Module, name: str) -> Tensor:
-    """A layer's weight in float64.  Raises InputError where it is not finite."""
-    weight = layer.weight.detach().double()
+def checked_weight(layer: nn.Module, name: str) -> Tensor:
+    """A layer's weight (O, C / groups, ...) in float64, filters first.  Raises InputError where it is not finite."""
+    weight = weight_of(layer).double()
     if not torch.isfinite(weight).all():
         raise InputError(f"{name}: the weight has infinite or undefined entries; check the checkpoint it came from")
     return weight

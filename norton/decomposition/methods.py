@@ -1,6 +1,6 @@
 """The contract of a decomposition, and which layers of a network it takes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Protocol, Self
 
@@ -23,9 +23,9 @@ class DecomposedLayer(Protocol):
 
     Most methods inherit all but the mathematics, surgery included, from a class of `norton.decomposition.layers`.  One
     whose filters can be compared by their CP factors also has `factors() -> Factors`.  One whose ranks are those of
-    unfoldings of the weight has a class method `unfoldings(weight) -> list of matrices`, one per rank; `vbmf` needs it,
-    and `nmse` then finds several ranks at once.  One of whose ranks another one limits has a class method
-    `feasible(layer, ranks)` that clips them.
+    unfoldings of the weight has a class method `unfoldings(weight) -> list of matrices`, one per rank, of the weight of
+    one group, filters first; `vbmf` needs it, and `nmse` then finds several ranks at once.  One of whose ranks another
+    one limits has a class method `feasible(layer, ranks)` that clips them.
 
     A number for all layers is clipped to what each has room for, unless `clips_ranks` is False.  by_filter: whether
     each filter is decomposed by itself, so that some tell of all.  comparison_options: defaults of options where many
@@ -58,12 +58,28 @@ class DecomposedLayer(Protocol):
         """The layer that approximates `conv`; `name` is for error messages."""
 
     def composed_weight(self) -> Tensor:
-        """(O, C, kh, kw) or (O, C): the weight of the dense layer this one equals."""
+        """The weight of the dense layer this one equals, as that holds it: (O, C / groups, kh, kw) or (O, C), ...
+
+        Of a transposed convolution (C, O / groups, kh, kw).
+        """
 
 
-def is_spatial(layer: nn.Module) -> bool:
-    """Whether a layer is a k×k convolution (k > 1 in one direction at least) that is not grouped."""
-    return torch_kind(layer) is nn.Conv2d and layer.groups == 1 and layer.kernel_size != (1, 1)
+def is_convolution(layer: Any, kinds: Sequence[type[nn.Module]]) -> bool:
+    """Whether a layer computes as one of these kinds of convolutions, and is not depthwise.
+
+    A depthwise filter reads one channel, so that there are none to take together.
+    """
+    return torch_kind(layer) in kinds and (layer.groups == 1 or layer.groups < layer.in_channels)
+
+
+def has_kernel(layer: Any) -> bool:
+    """Whether a convolution is wider than 1 in one direction at least."""
+    return any(size > 1 for size in layer.kernel_size)
+
+
+def is_spatial(layer: Any) -> bool:
+    """Whether a layer is a 2-D convolution with a kernel that is neither grouped nor transposed."""
+    return is_convolution(layer, (nn.Conv2d,)) and layer.groups == 1 and has_kernel(layer)
 
 
 def decomposable(net: nn.Module, method: str = "cp") -> dict[str, nn.Module]:

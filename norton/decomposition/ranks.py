@@ -20,7 +20,7 @@ from norton.decomposition.methods import DECOMPOSITIONS, check_rank, kind, match
 from norton.decomposition.vbmf import vbmf_rank
 from norton.decomposition.weight_errors import weight_nmse
 from norton.graph.copies import copied
-from norton.graph.layers import network_in
+from norton.graph.layers import groups_of, network_in, weight_of
 
 RULES = Registry("rank rule")
 
@@ -58,15 +58,17 @@ def layer_ranks(
 
     rank: what holds for every layer that the method takes, or patterns of layer names (`layer1.*`) with it each, or
     None to leave them dense; the first pattern that matches a layer decides, and a layer that none matches stays dense.
-    Grouped convolutions are passed over, unless a pattern names nothing else.  What can be asked for:
+    Layers that the method does not take, such as depthwise ones, are passed over, unless a pattern names nothing else.
+    The rank of a grouped convolution is that of each of its groups.  What can be asked for:
 
     - a number; where a method has several ranks each is that number or the largest possible;
     - a list with a number for each rank of the method;
     - `{"fraction": f}`: f of the full rank (at which the layer is exact), rounded to the nearest, at least 1;
     - `{"nmse": bound}`: the least rank whose NMSE is within the bound; of several ranks, the first that is on the path
       from all 1 to the full ones by falling singular value of the unfoldings they belong to;
-    - `{"vbmf": c}`: what variational Bayesian matrix factorisation finds in those unfoldings, moved down to c of the
-      way to 1 for negative c, up to c of the way to the full rank for positive c; where it finds nothing, 1.
+    - `{"vbmf": c}`: what variational Bayesian matrix factorisation finds in those unfoldings, of groups in the one with
+      the most, moved down to c of the way to 1 for negative c, up to c of the way to the full rank for positive c;
+      where it finds nothing, 1.
 
     Numbers given for all layers are clipped to the largest possible in each, and must be possible in one; but those of
     `cp`, whose layers all have the same, must be possible in all, as published.
@@ -203,6 +205,15 @@ def has_matrices(method: str) -> bool:
     return all(matrix.ndim == 2 for matrix in decomposition.unfoldings(torch.empty(1, 1, 1, 1, device="meta")))
 
 
+def unfoldings_of(decomposition: Any, layer: nn.Module) -> list[Tensor]:
+    """The matrices (n, ..., ...) whose ranks are a method's ranks, those of all groups in one, for each rank."""
+    of_groups = [decomposition.unfoldings(group) for group in weight_of(layer).double().chunk(groups_of(layer))]
+    return [
+        torch.cat([matrix if matrix.ndim == 3 else matrix[None] for matrix in matrices])
+        for matrices in zip(*of_groups, strict=True)
+    ]
+
+
 # The rules
 
 
@@ -215,8 +226,8 @@ def fraction(decomposition: Any, layer: nn.Module, part: float, decomposed: Call
 @rule("vbmf", -1, 1)
 def vbmf(decomposition: Any, layer: nn.Module, calibration: float, decomposed: Callable) -> Ranks:
     """What VBMF finds in the unfoldings at 0; down to 1 at -1, up to the full rank at 1, linear between."""
-    matrices = decomposition.unfoldings(layer.weight.detach())
-    found = [max(1, vbmf_rank(matrix)) for matrix in matrices]
+    matrices = unfoldings_of(decomposition, layer)
+    found = [max(1, *map(vbmf_rank, of_groups)) for of_groups in matrices]
     ends = decomposition.full_rank(layer) if calibration > 0 else [1] * len(found)
     return tuple(int(rank + abs(calibration) * (end - rank) + 0.5) for rank, end in zip(found, ends, strict=True))
 
@@ -233,7 +244,7 @@ def nmse_bound(decomposition: Any, layer: nn.Module, bound: float, decomposed: C
     path, guess = _rank_path(decomposition, layer, bound)
 
     def meets(place: int) -> bool:
-        return weight_nmse(layer.weight, decomposed(path[place]).composed_weight()) <= bound
+        return weight_nmse(weight_of(layer), weight_of(decomposed(path[place]))) <= bound
 
     return path[_first_that_meets(meets, len(path), guess)]
 
@@ -247,7 +258,7 @@ def _rank_path(decomposition: Any, layer: nn.Module, bound: float) -> tuple[list
     full = decomposition.full_rank(layer)
     if not hasattr(decomposition, "unfoldings"):
         return [(rank,) for rank in range(1, full[0] + 1)], 0
-    left = [_energy_left(matrix) for matrix in decomposition.unfoldings(layer.weight.double())]
+    left = [_energy_left(matrix) for matrix in unfoldings_of(decomposition, layer)]
     steps = [(tail[rank], which) for which, tail in enumerate(left) for rank in range(1, full[which])]
     ranks, guess = [1] * len(full), 0
     path: list[Ranks] = []

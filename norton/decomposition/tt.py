@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from norton.decomposition.layers import LayerWise, convolution, gram_svd, tensorly_on_torch, weight_of
+from norton.decomposition.layers import LayerWise, checked_weight, convolution, gram_svd, tensorly_on_torch
 from norton.decomposition.methods import DECOMPOSITIONS
 
 
@@ -45,7 +45,7 @@ class TTConv2d(LayerWise):
     @torch.no_grad()
     def from_conv(cls, conv: nn.Conv2d, rank: tuple[int, int, int], *, name: str = "conv", seed: int = 0) -> Self:
         """Without iterations or chance, so the seed does not matter."""
-        weight = weight_of(conv, name)
+        weight = checked_weight(conv, name)
         with tensorly_on_torch():
             from tensorly.decomposition import tensor_train
 

@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from norton.decomposition.layers import FilterWise, convolution, principal, weight_of
+from norton.decomposition.layers import FilterWise, checked_weight, convolution, principal
 from norton.decomposition.methods import DECOMPOSITIONS
 from norton.decomposition.tt import clip_train
 
@@ -43,7 +43,7 @@ class TTFilterConv2d(FilterWise):
     @torch.no_grad()
     def from_conv(cls, conv: nn.Conv2d, rank: tuple[int, int], *, name: str = "conv", seed: int = 0) -> Self:
         """Without iterations or chance, so the seed does not matter."""
-        weight, (first, second) = weight_of(conv, name), rank
+        weight, (first, second) = checked_weight(conv, name), rank
         filters, _, kh, kw = weight.shape
         left, right = principal(weight.flatten(2), first)
         size = torch.linalg.vector_norm(left, dim=1)[..., None]  # singular values: what the rest is to be weighted by

@@ -5,7 +5,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from norton.decomposition.layers import FilterWise, convolution, principal, weight_of
+from norton.decomposition.layers import FilterWise, checked_weight, convolution, principal
 from norton.decomposition.methods import DECOMPOSITIONS
 
 
@@ -39,7 +39,7 @@ class TuckerFilterConv2d(FilterWise):
     @torch.no_grad()
     def from_conv(cls, conv: nn.Conv2d, rank: int, *, name: str = "conv", seed: int = 0) -> Self:
         """Exact, so the seed does not matter; the singular values are shared out to both parts evenly."""
-        left, right = principal(weight_of(conv, name).flatten(2), rank)
+        left, right = principal(checked_weight(conv, name).flatten(2), rank)
         root = torch.linalg.vector_norm(left, dim=1).sqrt()[..., None]
         return cls.of_weights(conv, rank, [left.mT / root.where(root > 0, 1), right * root])
 

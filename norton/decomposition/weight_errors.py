@@ -4,10 +4,11 @@ from statistics import fmean
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from norton.common.errors import InputError
 from norton.graph.copies import copied
-from norton.graph.layers import is_decomposed, network_in
+from norton.graph.layers import is_decomposed, network_in, weight_of
 
 
 @torch.no_grad()
@@ -22,7 +23,7 @@ def layer_nmse(net: nn.Module, small: nn.Module) -> dict[str, float]:
     dense = dict(net.named_modules())
     for name, layer in small.named_modules():
         if is_decomposed(layer) and not (name in dense and is_decomposed(dense[name])):
-            errors[name] = _nmse(_weight(name, dense.get(name)), layer.composed_weight(), name)
+            errors[name] = _nmse(_weight(name, dense.get(name)), weight_of(layer), name)
     if not errors:
         raise InputError(f"NMSE: {type(small).__name__} has no decomposed layer to compare")
     return errors
@@ -34,8 +35,8 @@ def nmse(net: nn.Module, small: nn.Module) -> float:
 
 
 def _weight(name: str, layer: nn.Module | None) -> Tensor:
-    if isinstance(layer, nn.Conv2d | nn.Linear):
-        return layer.weight
+    if isinstance(layer, _ConvNd | nn.Linear):
+        return weight_of(layer)
     raise InputError(f"NMSE: {name} is decomposed in one network and no convolution or linear layer in the other")
 
 

@@ -8,13 +8,23 @@ import copy
 import importlib.util
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from norton.decomposition.cp import CPConv2d
-from norton.graph.layers import TRANSPOSED_LAYERS, as_dense, is_decomposed, joint_padding
+from norton.decomposition.cp import CPConv, CPConv2d
+from norton.decomposition.factors import kernels
+from norton.graph.copies import is_hooked
+from norton.graph.layers import (
+    as_dense,
+    convolution_like,
+    groups_of,
+    in_layout_of,
+    is_decomposed,
+    joint_padding,
+)
 
 DENSE, FUSED = "dense", "fused"
 _TRITON = torch.version.cuda is not None and importlib.util.find_spec("triton") is not None
@@ -24,14 +34,17 @@ _FILTER_BLOCK = 64  # the most filters that a program of `norton.deployment.trit
 class SumOfTerms(nn.Sequential):
     """Layers whose output holds `terms` terms (two or more) of each filter, channel r·O + o, which are added up.
 
-    Its last layer carries the bias, in the first term.
+    Its last layer carries the bias, in the first term.  Where there are groups, the channels of each lie so.
     """
 
-    def __init__(self, *parts: nn.Module, terms: int):
+    def __init__(self, *parts: nn.Module, terms: int, groups: int = 1):
         super().__init__(*parts)
-        self.terms = terms
+        self.terms, self.groups = terms, groups
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.groups > 1:
+            y = super().forward(input)
+            return y.unflatten(1, (self.groups, self.terms, -1)).sum(2).flatten(1, 2)
         first, second, *others = super().forward(input).chunk(self.terms, 1)
         total = first + second  # a sum over an axis in between would be slow, and leave channels-last
         for term in others:
@@ -48,7 +61,7 @@ class FusedCP(nn.Sequential):
 
     def __init__(self, pointwise: nn.Conv2d, grouped: nn.Conv2d, layer: CPConv2d):
         super().__init__(pointwise, grouped)
-        self.padding = [size for pair in layer._padding() for size in pair]
+        self.padding = [size for pair in layer.padding_by_side() for size in pair]
         _, body, tail = layer.factors()
         taps = torch.cat([body, tail]).transpose(0, 1).detach()
         # Whole blocks of filters, (R, kh + kw, O'): the kernel reads them without a mask.
@@ -95,54 +108,54 @@ def form_names(layer: nn.Module) -> list[str]:
 
 def _makers(layer: nn.Module) -> dict[str, Callable[[], nn.Module]]:
     """Form → what computes it, of parts of `layer` and of new ones."""
-    if not is_decomposed(layer):
+    if not is_decomposed(layer) or is_hooked(layer):  # hooks see the layer itself
         return {DENSE: lambda: layer}
-    others = _of_cp(layer) if isinstance(layer, CPConv2d) else _of_parts(layer)
+    others = _of_cp(layer) if isinstance(layer, CPConv) else _of_parts(layer)
     return others | {DENSE: lambda: as_dense(layer)}
 
 
-def _of_cp(layer: CPConv2d) -> dict[str, Callable[[], nn.Module]]:
-    terms = layer.rank
+def _of_cp(layer: CPConv) -> dict[str, Callable[[], nn.Module]]:
+    terms, groups = layer.rank, layer.groups
 
     def of_terms(*parts: nn.Module) -> nn.Module:
-        return nn.Sequential(*parts) if terms == 1 else SumOfTerms(*parts, terms=terms)
+        return nn.Sequential(*parts) if terms == 1 else SumOfTerms(*parts, terms=terms, groups=groups)
 
     def bias_of_first() -> Tensor | None:
-        return None if layer.bias is None else F.pad(layer.bias, (0, (terms - 1) * len(layer.bias)))
+        if layer.bias is None:
+            return None
+        own = layer.bias.view(groups, -1)
+        return F.pad(own, (0, (terms - 1) * own.shape[1])).flatten()
 
-    def kernels() -> Tensor:
-        _, body, tail = layer.factors()
-        return torch.einsum("iro,jro->roij", body, tail)
+    def by_term() -> Tensor:  # (R·O, kh, kw), in the order of the layer's own channels
+        own = kernels(layer.factors().spatial).unflatten(0, (groups, -1))
+        return own.transpose(1, 2).flatten(0, 2)
 
     def factored() -> nn.Module:
         *first, last = layer.feature
         return of_terms(*first, _with_bias(last, bias_of_first()))
 
     def depthwise() -> nn.Module:
-        weight = kernels().flatten(0, 1)[:, None]
-        last = _convolution(weight, as_dense(layer), bias_of_first(), groups=terms * layer.out_channels)
+        last = _convolution(by_term()[:, None], layer, bias_of_first(), groups=terms * layer.out_channels)
         return of_terms(layer.feature.pointwise, last)
 
-    def grouped() -> tuple[nn.Conv2d, nn.Conv2d]:
+    def grouped() -> tuple[Any, Any]:
         # A grouped convolution wants the terms of a filter side by side: channel o·R + r.
         pointwise = copy.deepcopy(layer.feature.pointwise)
-        head = layer.factors()[0]
-        pointwise.weight = nn.Parameter(head.permute(2, 1, 0).reshape(pointwise.weight.shape))
-        return pointwise, _convolution(
-            kernels().transpose(0, 1), as_dense(layer), layer.bias, groups=layer.out_channels
-        )
+        factors = layer.factors()
+        pointwise.weight = nn.Parameter(factors.head.permute(2, 1, 0).reshape(pointwise.weight.shape))
+        return pointwise, _convolution(kernels(factors.spatial), layer, layer.bias, groups=layer.out_channels)
 
     found: dict[str, Callable[[], nn.Module]] = {"factored": factored, "depthwise": depthwise}
     if terms > 1:
         found["grouped"] = lambda: nn.Sequential(*grouped())
-    if _fusible(layer):
+    if isinstance(layer, CPConv2d) and _fusible(layer):
         found[FUSED] = lambda: FusedCP(*grouped(), layer)
     return found
 
 
 def _fusible(layer: CPConv2d) -> bool:
     """Whether `fused` is worth trying: on GPUs with the matrix products that it uses, for kernels that tiles hold."""
-    if not runs_in_triton(layer.feature.pointwise.weight) or layer.feature.vertical.padding_mode != "zeros":
+    if not runs_in_triton(layer.feature.pointwise.weight) or layer.padding_mode != "zeros" or layer.groups > 1:
         return False
     if torch.cuda.get_device_capability(layer.feature.pointwise.weight.device) < (8, 0):
         return False
@@ -198,22 +211,19 @@ def _kernel_of(vertical: nn.Conv2d, horizontal: nn.Conv2d) -> nn.Conv2d:
 def scale_outputs_(layer: nn.Module, scale: Tensor, shift: Tensor) -> None:
     """Let a convolution or linear layer, decomposed or not, give scale · y + shift, (O,) each, instead of y."""
     last = layer.feature[-1] if is_decomposed(layer) else layer
-    if isinstance(last, TRANSPOSED_LAYERS):  # (C, O / groups, ...)
-        inputs, outputs = last.weight.shape[:2]
-        factors = scale.view(last.groups, 1, outputs).expand(-1, inputs // last.groups, -1).reshape(inputs, outputs)
-    else:
-        factors = scale.repeat(len(last.weight) // len(scale))  # the rows of CP are terms: r·O + o
-    last.weight.data.mul_(factors.view(*factors.shape, *[1] * (last.weight.ndim - factors.ndim)).to(last.weight.dtype))
+    weight = in_layout_of(last, last.weight.data)  # filters first; those of CP are terms, channel r·O + o of each group
+    by_group = scale.view(groups_of(layer), 1, -1)
+    by_row = by_group.expand(-1, len(weight) // len(scale), -1).reshape(-1, *[1] * (weight.ndim - 1))
+    last.weight.data.copy_(in_layout_of(last, weight * by_row.to(weight.dtype)))
     bias = shift if layer.bias is None else shift + scale * layer.bias.data
     layer.bias = nn.Parameter(bias.to(last.weight.dtype))
 
 
-def _convolution(weight: Tensor, like: nn.Conv2d, bias: Tensor | None, groups: int) -> nn.Conv2d:
-    """With a weight of its own, and the stride, padding and dilation of another."""
+def _convolution(weight: Tensor, like: Any, bias: Tensor | None, groups: int) -> Any:
+    """With a weight of its own, and the stride, padding and dilation of another, that is not transposed."""
     out_channels, inputs, *kernel = weight.shape
-    geometry = {"stride": like.stride, "padding": like.padding, "dilation": like.dilation}
-    geometry |= {"padding_mode": like.padding_mode, "groups": groups, "bias": bias is not None, "device": "meta"}
-    conv = nn.Conv2d(inputs * groups, out_channels, tuple(kernel), **geometry)
+    own = {"kernel_size": tuple(kernel), "groups": groups, "bias": bias is not None, "device": "meta"}
+    conv = convolution_like(like, inputs * groups, out_channels, **own)
     conv.weight = nn.Parameter(weight.contiguous())
     if bias is not None:
         conv.bias = nn.Parameter(bias)

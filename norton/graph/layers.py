@@ -24,8 +24,9 @@ NORM_LAYERS = (
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
 )
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED_LAYERS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-WRITING_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED_LAYERS, nn.Linear)
+WRITING_LAYERS = (*CONVOLUTIONS, *TRANSPOSED_LAYERS, nn.Linear)
 # What a class that is derived from one of torch's may not define, if it is to compute as that does.
 _COMPUTING = {
     *("forward", "_conv_forward", "_output_padding", "_apply_instance_norm", "__call__", "_call_impl"),
@@ -71,8 +72,8 @@ def width(layer: nn.Module) -> int:
 
 
 def weight_of(layer: nn.Module) -> Tensor:
-    """The weight of a layer without gradients; of a decomposed one, the weight of the dense layer that it equals."""
-    return (layer.composed_weight() if is_decomposed(layer) else cast(Tensor, layer.weight)).detach()
+    """The filters of a layer without gradients, see `filters_first`."""
+    return filters_first(layer).detach()
 
 
 def torch_kind(layer: nn.Module) -> type[nn.Module] | None:
@@ -101,14 +102,32 @@ def is_leaf(layer: nn.Module) -> bool:
     return kind is not None and not issubclass(kind, nn.Sequential)
 
 
+def is_transposed(layer: nn.Module) -> bool:
+    """Whether a layer is a transposed convolution, decomposed or not."""
+    return getattr(layer, "transposed", False)
+
+
+def groups_of(layer: nn.Module) -> int:
+    """The groups of a convolution, decomposed or not; of a linear layer one."""
+    return getattr(layer, "groups", 1)
+
+
 def filters_first(layer: nn.Module) -> Tensor:
-    """The weight of a layer that is not decomposed, with its filters in the first dimension."""
-    weight = cast(Tensor, layer.weight)
-    if not isinstance(layer, TRANSPOSED_LAYERS):
+    """(O, C / groups, ...): the weight of a layer with its filters in the first dimension.
+
+    Of a decomposed layer, that of the dense layer that it equals.
+    """
+    return in_layout_of(layer, layer.composed_weight() if is_decomposed(layer) else cast(Tensor, layer.weight))
+
+
+def in_layout_of(layer: nn.Module, weight: Tensor) -> Tensor:
+    """A weight with its filters first as a layer holds it, and the other way round.
+
+    Transposed convolutions have the inputs of all groups first, then the filters of one group.
+    """
+    if not is_transposed(layer):
         return weight
-    inputs, outputs, *kernel = weight.shape  # of all groups, of one group
-    groups = layer.groups
-    return weight.reshape(groups, inputs // groups, outputs, *kernel).transpose(1, 2).flatten(0, 1)
+    return weight.unflatten(0, (groups_of(layer), -1)).transpose(1, 2).flatten(0, 1).contiguous()
 
 
 def is_norm(layer: nn.Module) -> bool:
@@ -116,43 +135,41 @@ def is_norm(layer: nn.Module) -> bool:
     return isinstance(layer, _BatchNorm) and layer.track_running_stats
 
 
-def as_dense(layer: nn.Module) -> nn.Conv2d | nn.Linear:
+def as_dense(layer: nn.Module) -> Any:
     """The convolution or linear layer that a decomposed layer equals; one that is not decomposed as it is."""
     if not is_decomposed(layer):
-        return cast(nn.Conv2d | nn.Linear, layer)
-    weight = layer.composed_weight().detach()
-    dense = _empty_dense(layer, weight.shape)
-    dense.weight = nn.Parameter(weight)
+        return layer
+    dense = _empty_dense(layer)
+    dense.weight = nn.Parameter(layer.composed_weight().detach())
     if layer.bias is not None:
         dense.bias = nn.Parameter(layer.bias.detach())
     return dense.train(layer.training)
 
 
-def _empty_dense(layer: Any, size: torch.Size) -> nn.Conv2d | nn.Linear:
-    """The dense layer of a decomposed layer's geometry and a weight's size, on the meta device."""
-    bias = layer.bias is not None
-    if len(size) == 2:
-        return nn.Linear(size[1], size[0], bias, device="meta")
-    parts = [part for part in layer.feature if max(part.kernel_size) > 1] or [layer.feature[0]]
-    return nn.Conv2d(
-        size[1],
-        size[0],
-        layer.kernel_size,
-        layer.stride,
-        joint_padding([part.padding for part in layer.feature]),
-        layer.dilation,
-        bias=bias,
-        padding_mode=parts[0].padding_mode,
-        device="meta",
-    )
+def _empty_dense(layer: Any) -> nn.Module:
+    """The dense layer of a decomposed layer's geometry, on the meta device."""
+    if not hasattr(layer, "kernel_size"):
+        return nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+    return convolution_like(layer, layer.in_channels, layer.out_channels, groups=layer.groups, device="meta")
 
 
-def joint_padding(paddings: Sequence[tuple[int, int] | str]) -> tuple[int, int] | str:
+def convolution_like(like: Any, inputs: int, outputs: int, **options: Any) -> nn.Module:
+    """A convolution with the geometry of another, decomposed or not, but for what `options` say.
+
+    options: as for the constructors of torch's convolutions.
+    """
+    transposed = options.pop("transposed", is_transposed(like))
+    geometry = {key: getattr(like, key) for key in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
+    geometry |= {"bias": like.bias is not None} | ({"output_padding": like.output_padding} if transposed else {})
+    kinds = TRANSPOSED_LAYERS if transposed else CONVOLUTIONS
+    return kinds[len(like.kernel_size) - 1](inputs, outputs, **geometry | options)
+
+
+def joint_padding(paddings: Sequence[tuple[int, ...] | str]) -> tuple[int, ...] | str:
     """What parts pad together: `same` or `valid` is in all with a kernel, numbers in the part they belong to."""
     if words := [padding for padding in paddings if isinstance(padding, str)]:
         return words[0]
-    down, right = ([int(padding[i]) for padding in paddings] for i in range(2))
-    return max(down), max(right)
+    return tuple(max(int(padding[axis]) for padding in paddings) for axis in range(len(paddings[0])))
 
 
 def has_forms(layer: nn.Module) -> TypeGuard[Any]:

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from norton.common.checks import check_number
 from norton.common.errors import InputError
 from norton.decomposition.factors import Factors
-from norton.graph.layers import filters_first, is_decomposed
+from norton.graph.layers import filters_first, groups_of
 from norton.graph.wiring import Wiring
 from norton.pruning.criteria.kinds import (
     CRITERIA,
@@ -197,10 +197,11 @@ def _scores_by_norms(wiring: Wiring, name: str, criterion: str, scales: Mapping[
 
 
 def filters_of(layer: nn.Module) -> Factors | Tensor:
-    """A layer's filters: its factors where filters can be compared by them, else a dense weight."""
-    if hasattr(layer, "factors"):
-        return layer.factors()
-    return layer.composed_weight() if is_decomposed(layer) else filters_first(layer)
+    """A layer's filters: its factors where filters can be compared by them, else a dense weight, filters first.
+
+    Filters of a grouped layer read different channels, so that their heads tell nothing of each other.
+    """
+    return layer.factors() if hasattr(layer, "factors") and groups_of(layer) == 1 else filters_first(layer)
 
 
 def axis_scales(net: nn.Module, wiring: Wiring) -> dict[int, Tensor]:

@@ -163,7 +163,7 @@ def test_tiny_and_huge_weights(rank, scale):
     factors = cp_filters(weight * scale, rank)
     assert all(factor.isfinite().all() for factor in factors)
     unscaled = Factors(*(factor.double() for factor in factors))
-    error = errors(weight.double(), unscaled._replace(head=unscaled.head / scale))
+    error = errors(weight.double(), Factors(unscaled.head / scale, *unscaled.spatial))
     torch.testing.assert_close(error, errors(weight, cp_filters(weight, rank)), rtol=1e-3, atol=1e-5)
 
 

@@ -59,11 +59,11 @@ class Odd(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 5, stride=2)
         self.body = nn.ModuleDict({"a": nn.Conv2d(8, 8, (1, 3), dilation=2), "b": nn.Conv2d(8, 12, 1)})
-        self.grouped = nn.Conv2d(12, 12, 3, groups=3)
+        self.depthwise = nn.Conv2d(12, 12, 3, groups=12)
         self.head = nn.Sequential(nn.Conv2d(12, 4, 3, bias=False))
 
     def forward(self, x):
-        return self.head(self.grouped(self.body["b"](self.body["a"](self.stem(x)))))
+        return self.head(self.depthwise(self.body["b"](self.body["a"](self.stem(x)))))
 
 
 def ranks(net):

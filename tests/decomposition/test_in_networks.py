@@ -188,17 +188,24 @@ def test_networks_without_layers_say_what_to_pass(verb):
 
 
 @pytest.mark.parametrize(
-    ("layer", "told"),
+    ("method", "layer", "told"),
     [
-        (nn.Conv1d(3, 4, 3), "a 1-D convolution with a kernel of 3, of 3 to 4 channels"),
-        (nn.Conv3d(3, 4, 3), "a 3-D convolution with a kernel of 3x3x3, of 3 to 4 channels"),
-        (nn.ConvTranspose2d(3, 4, 3), "a transposed 3x3 convolution of 3 to 4 channels"),
+        ("tt", nn.Conv1d(3, 4, 3), "a 1-D convolution with a kernel of 3, of 3 to 4 channels"),
+        ("tt", nn.Conv3d(3, 4, 3), "a 3-D convolution with a kernel of 3x3x3, of 3 to 4 channels"),
+        ("tt", nn.Conv2d(4, 4, 3, groups=2), "a 3x3 convolution of 4 to 4 channels in 2 groups"),
+        ("cp", nn.ConvTranspose2d(3, 4, 3), "a transposed 3x3 convolution of 3 to 4 channels"),
+        (
+            "tucker",
+            nn.Conv1d(4, 8, 3, groups=4),
+            "a 1-D convolution with a kernel of 3, of 4 to 8 channels in 4 groups",
+        ),
+        ("svd", nn.Conv1d(3, 4, 3), "a 1-D convolution with a kernel of 3, of 3 to 4 channels"),
     ],
 )
 @pytest.mark.parametrize("rank", [1, {"0": 1}])
-def test_other_convolutions_are_named(layer, told, rank):
-    with pytest.raises(InputError, match=f"0: decomposition 'cp' does not take {told}; it takes"):
-        norton.decompose(nn.Sequential(layer, nn.Linear(4, 4)), rank)
+def test_other_convolutions_are_named(method, layer, told, rank):
+    with pytest.raises(InputError, match=f"0: decomposition {method!r} does not take {told}; it takes"):
+        norton.decompose(nn.Sequential(layer), rank, method)
 
 
 class Conv3x3(nn.Conv2d):

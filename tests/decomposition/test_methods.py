@@ -226,11 +226,11 @@ class Odd(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 5, stride=2)
         self.body = nn.ModuleDict({"a": nn.Conv2d(8, 8, (1, 3)), "b": nn.Conv2d(8, 12, 1)})
-        self.grouped = nn.Conv2d(12, 12, 3, groups=3)
+        self.depthwise = nn.Conv2d(12, 12, 3, groups=12)
         self.fc = nn.Linear(12, 7)
 
     def forward(self, x):
-        return self.fc(self.grouped(self.body["b"](self.body["a"](self.stem(x)))).mean((2, 3)))
+        return self.fc(self.depthwise(self.body["b"](self.body["a"](self.stem(x)))).mean((2, 3)))
 
 
 def narrow(rates="[0.9]*13"):
@@ -283,7 +283,7 @@ def test_any_order_of_steps(tmp_path):
     assert ops == [prune, prune, ("decompose", "tucker"), prune, ("decompose", "cp"), ("decompose", "svd"), prune]
     assert same_after_a_file(net, tmp_path, x)
     kinds = {type(layer).__name__ for layer in net.modules() if hasattr(layer, "composed_weight")}
-    assert kinds == {"TuckerConv2d", "CPConv2d", "SVDLinear"}
+    assert kinds == {"TuckerConv", "CPConv2d", "SVDLinear"}
 
 
 def test_order_matters_only_to_the_weights():
@@ -319,10 +319,10 @@ def test_counts_of_a_linear_layer():
 
 
 @pytest.mark.parametrize("method, arguments, message", [
-    ("tucker", {"rank": {"grouped": 2}}, "grouped: decomposition 'tucker' does not take a 3x3 convolution of 12 to 12 "
-                                         "channels in 3 groups; it takes k×k convolutions that are not grouped"),
-    ("cp", {"rank": {"grouped": 2}}, "grouped: decomposition 'cp' does not take"),
-    ("svd", {"rank": {"gr*": 2}}, "grouped: decomposition 'svd' does not take"),
+    ("tucker", {"rank": {"depthwise": 2}}, "depthwise: decomposition 'tucker' does not take a 3x3 convolution of 12 to "
+     "12 channels in 12 groups; it takes convolutions with a kernel, 1-D to 3-D, transposed or grouped too, but no"),
+    ("cp", {"rank": {"depthwise": 2}}, "depthwise: decomposition 'cp' does not take"),
+    ("svd", {"rank": {"dep*": 2}}, "depthwise: decomposition 'svd' does not take"),
     ("svd", {"rank": {"stem": 2}}, "stem: decomposition 'svd' does not take a 5x5 convolution"),
     ("tt", {"rank": {"fc": 2}}, "fc: decomposition 'tt' does not take a linear layer of 12 inputs and 7 outputs"),
     ("svd", {"rank": {"fc": 8}}, "fc: rank 8 exceeds 7"),

@@ -152,7 +152,7 @@ def errors(op, arguments):
 
 def dense(layer, x):
     """The convolution with the composed weight, in float64."""
-    (top, bottom), (left, right) = layer._padding()
+    (top, bottom), (left, right) = layer.padding_by_side()
     layer, x = copy.deepcopy(layer).double(), F.pad(x.double(), (left, right, top, bottom))
     return F.conv2d(x, layer.composed_weight(), layer.bias, layer.stride, 0, layer.dilation)
 

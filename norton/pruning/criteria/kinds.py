@@ -280,10 +280,10 @@ def checked_filters(filters: Filters) -> Any:
             raise InputError(f"weight of shape {tuple(filters.shape)}; expected (O, C, kh, kw) or (O, C)")
         return checked_tensor(filters, "weight")
     filters = Factors(*filters)
-    if any(f.ndim != 3 for f in filters) or len({f.shape[1:] for f in filters}) != 1:
-        shapes = ", ".join(f"{name} {tuple(f.shape)}" for name, f in filters._asdict().items())
+    if len(filters) < 2 or any(f.ndim != 3 for f in filters) or len({f.shape[1:] for f in filters}) != 1:
+        shapes = ", ".join(f"{name} {tuple(f.shape)}" for name, f in filters.named().items())
         raise InputError(f"factors of shapes {shapes}; expected (C, R, O), (kh, R, O), (kw, R, O) of one R and O")
-    return Factors(*(checked_tensor(factor, name) for name, factor in filters._asdict().items()))
+    return Factors(*(checked_tensor(factor, name) for name, factor in filters.named().items()))
 
 
 def checked_tensor(tensor: Tensor, name: str, dimensions: int | None = None) -> Tensor:

@@ -19,7 +19,7 @@ def vbd(factors: Factors) -> Tensor:
     Source: Pham, Zniyed & Nguyen, IEEE TNNLS 2024.
     """
     norms = [torch.linalg.vector_norm(factor, dim=0, dtype=torch.float64) for factor in factors]
-    order = torch.argsort(norms[0] * norms[1] * norms[2], dim=0, descending=True, stable=True)
+    order = torch.argsort(torch.stack(norms).prod(0), dim=0, descending=True, stable=True)
     head = factors[0].double() / norms[0].where(norms[0] > 0, 1)
     head = head.gather(1, order.expand(head.shape))
     head = (head - head.mean(0)).transpose(0, 1)
