@@ -15,6 +15,7 @@ from norton.checkpoints import packing
 from norton.common.errors import InputError, first_line, warn
 from norton.common.files import write_whole
 from norton.graph.input_sizes import stated_size
+from norton.graph.inputs import stated_example
 from norton.graph.layers import network_in
 from norton.graph.plan import plan_of
 from norton.models import NETWORKS
@@ -58,7 +59,7 @@ def save(
         )
     size = stated_size(net)
     about = {"arch": arch, "num_classes": getattr(net, "num_classes", None)}
-    about |= {"input_size": None if size is None else list(size)}
+    about |= {"input_size": None if size is None else list(size), "example": stated_example(net)}
     return write(net, path, about, metrics, lineage, compress=compress)
 
 

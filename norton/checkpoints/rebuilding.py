@@ -14,7 +14,8 @@ from norton.common.checks import checked_input_size
 from norton.common.errors import InputError, first_line
 from norton.graph import wiring_of
 from norton.graph.copies import copied
-from norton.graph.layers import is_decomposed
+from norton.graph.inputs import remember_example_
+from norton.graph.layers import is_decomposed, network_in
 from norton.graph.plan import apply_plan_
 from norton.models import build, dense_network
 from norton.models.foreign import check_named, is_path
@@ -87,9 +88,10 @@ def network_of_plan(content: Mapping[str, Any], path: str | Path, arch: str | No
         check_named(content["arch"], arch, path)
     with _without_values(content["arch"]):
         if net is not None:
-            dense = copied(net).to("meta")
+            dense = copied(network_in(net)).to("meta")
             if content["input_size"] is not None:
                 dense.input_size = tuple(content["input_size"])
+            remember_example_(dense, content.get("example"))
         elif content["arch"] is None:
             raise InputError(f"{path}: its network is none of norton.build; pass its dense form as net=")
         else:

@@ -13,8 +13,10 @@ from norton.decomposition.methods import DECOMPOSITIONS
 from norton.decomposition.options import DecomposeOptions
 from norton.decomposition.ranks import RankSetting, layer_rules, resolve_rank
 from norton.graph.copies import copied, keep_hooks_, replace_
+from norton.graph.inputs import Example, remember_example_
 from norton.graph.layers import check_has_layers, in_layout_of, network_in
 from norton.graph.plan import OPERATIONS, record_step
+from norton.graph.wrapping import kept_like_
 
 # What torch's layers say of themselves.
 _SETTINGS = {key for kind in (nn.Conv2d(1, 1, 1), nn.ConvTranspose2d(1, 1, 1), nn.Linear(1, 1)) for key in vars(kind)}
@@ -30,14 +32,15 @@ def decompose(
     objective: str = "weights",
     images: Tensor | None = None,
     calibration: Calibration | None = None,
+    example: Example | None = None,
     progress: bool = False,
     **options: Any,
 ) -> nn.Module:
     """A copy of `net` with the layers decomposed that the method takes; works on any module.
 
-    Of a network in DataParallel or compiled by torch, the network inside is taken, and comes back by itself.  Layers
-    whose weights the network itself reads, or that it calls by references that cannot be replaced, are left whole, with
-    a warning.  What was frozen stays frozen.
+    Precision, memory format, DataParallel and torch.compile stay as they are.  Layers whose weights the network itself
+    reads, or that it calls by references that cannot be replaced, are left whole, with a warning.  What was frozen
+    stays frozen.  example: what the network takes, by which that is found, see `norton.prune`.
 
     rank, skip: which layers and how far, see `layer_ranks`.  options: the method's own, such as `starts` of `cp`.
     progress: show a bar over the layers.
@@ -49,14 +52,16 @@ def decompose(
     Raises InputError for an unknown method, a bad rank or pattern, a weight that is not finite, and images that do not
     fit the network.
     """
-    net = network_in(net)
+    given, net = net, network_in(net)
     check_has_layers(net)
     DecomposeOptions(method, skip, seed, objective, options)  # checks them
-    rules = layer_rules(net, rank, skip, method)  # of the network itself: functions may hold its layers
+    rules = layer_rules(net, rank, skip, method, example)  # of the network itself: functions may hold its layers
     net = copied(net)
+    remember_example_(net, example)
     decomposition, options = DECOMPOSITIONS[method], {**options, "seed": seed}
     if objective == "outputs" and images is not None:
-        return _for_outputs(net, rules, method, images, calibration or Calibration(), progress, options)
+        small = _for_outputs(net, rules, method, images, calibration or Calibration(), progress, options)
+        return kept_like_(given, small)
     if objective == "outputs":
         warn("objective=outputs without calibration images: fitted to the weights instead")
     ranks: dict[str, Any] = {}
@@ -71,7 +76,7 @@ def decompose(
         ranks[name], layers[name] = made[dense, str(asked)]
     small = _with(net, layers)
     record_step(small, {"op": "decompose", "method": method, "ranks": ranks})
-    return small
+    return kept_like_(given, small)
 
 
 def _in_place_of(dense: nn.Module, layer: nn.Module) -> nn.Module:

@@ -11,6 +11,7 @@ from norton.common.checks import is_whole_number
 from norton.common.errors import InputError, warn
 from norton.common.registry import Registry
 from norton.graph.copies import computed_otherwise
+from norton.graph.inputs import Example
 from norton.graph.layers import is_decomposed, torch_kind
 from norton.graph.reading import weights_read
 
@@ -88,7 +89,12 @@ def decomposable(net: nn.Module, method: str = "cp") -> dict[str, nn.Module]:
 
 
 def matching_layers(
-    net: nn.Module, rules: Mapping[str, Any], skip: Iterable[str] | str | None, spare: Iterable[str], method: str
+    net: nn.Module,
+    rules: Mapping[str, Any],
+    skip: Iterable[str] | str | None,
+    spare: Iterable[str],
+    method: str,
+    example: Example | None = None,
 ) -> dict[str, Any]:
     """Layer → what the first pattern of `rules` that matches it says, for the layers that are to be decomposed.
 
@@ -106,7 +112,7 @@ def matching_layers(
         rule = next((rule for pattern, rule in rules.items() if fnmatchcase(name, pattern)), None)
         if rule is not None:
             found[name] = rule
-    whole = left_whole(net, {name: layers[name] for name in found})
+    whole = left_whole(net, {name: layers[name] for name in found}, example)
     told = "; ".join(f"{name}: {reason}" for name, reason in list(whole.items())[:3])
     if whole and len(whole) == len(found):
         raise InputError(f"no layer that is asked for can be decomposed: {told}")
@@ -122,14 +128,14 @@ def matching_layers(
     return found
 
 
-def left_whole(net: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:
+def left_whole(net: nn.Module, layers: Mapping[str, nn.Module], example: Example | None = None) -> dict[str, str]:
     """Layer → why no decomposed one can take its place, for those of these layers where that is so."""
     unknown = {
         name: "its weight is no parameter, nor computed by one of torch's hooks"
         for name, layer in layers.items()
         if computed_otherwise(layer)
     }
-    read = weights_read(net, {name: layer for name, layer in layers.items() if name not in unknown})
+    read = weights_read(net, {name: layer for name, layer in layers.items() if name not in unknown}, example)
     lines = {name: f"the network takes its weight other than by calling it, at {line}" for name, line in read.items()}
     return {name: (unknown | lines)[name] for name in layers if name in unknown or name in lines}
 

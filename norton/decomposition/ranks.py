@@ -20,6 +20,7 @@ from norton.decomposition.methods import DECOMPOSITIONS, check_rank, kind, match
 from norton.decomposition.vbmf import vbmf_rank
 from norton.decomposition.weight_errors import weight_nmse
 from norton.graph.copies import copied
+from norton.graph.inputs import Example
 from norton.graph.layers import groups_of, network_in, weight_of
 
 RULES = Registry("rank rule")
@@ -91,13 +92,14 @@ def layer_rules(
     rank: RankSetting | Mapping[str, RankSetting | None],
     skip: Iterable[str] | None = None,
     method: str = "cp",
+    example: Example | None = None,
 ) -> dict[str, RankSetting]:
     """Layer → what is asked for it, checked as `layer_ranks` does, but before anything is computed."""
     net = network_in(net)
     by_pattern = isinstance(rank, Mapping) and not _is_rule(rank)
     spare = () if by_pattern else getattr(net, "spare", ())
     patterns: Any = rank if by_pattern else {"*": rank}
-    found = matching_layers(net, dict(patterns), skip, spare, method)
+    found = matching_layers(net, dict(patterns), skip, spare, method, example)
     full = {name: DECOMPOSITIONS[method].full_rank(net.get_submodule(name)) for name in found}
     if DECOMPOSITIONS[method].clips_ranks and not by_pattern and not isinstance(rank, Mapping):
         return _clipped(rank, full, net, method)

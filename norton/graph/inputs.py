@@ -64,6 +64,14 @@ def inputs_of(example: Example) -> Inputs:
     return inputs
 
 
+def stated_example(net: nn.Module) -> Example | None:
+    """A network's `example_input_array` as plain data, for a file; None where it has none, or one of other objects."""
+    example = getattr(net, "example_input_array", None)
+    if not all(isinstance(x, Tensor | bool | int | float | str | None) for x in tree_leaves(example)):
+        return None
+    return tree_map(lambda x: x.detach().cpu() if isinstance(x, Tensor) else x, example)
+
+
 def stated_inputs(net: nn.Module) -> Inputs | None:
     """A network's `example_input_array`, as Lightning calls what a network states to take; None where it has none."""
     example = getattr(net, "example_input_array", None)
@@ -94,4 +102,13 @@ def remember_example_(net: nn.Module, example: Example | None) -> None:
     if is_size(example):
         net.input_size = tuple(example)  # type: ignore[assignment]
     elif example is not None:
-        net.example_input_array = example  # type: ignore[assignment]
+        few = _first_two(inputs_of(example))
+        net.example_input_array = (  # type: ignore[assignment]
+            few.args[0] if isinstance(example, Tensor) else few.args or few.kwargs
+        )
+
+
+def _first_two(inputs: Inputs) -> Inputs:
+    """The first two of a batch, where all tensors are of one."""
+    batched = len({len(x) if x.dim() else None for x in inputs.tensors}) == 1 and inputs.tensors[0].dim() > 0
+    return inputs.map(lambda x: x[:2].detach().clone()) if batched else inputs

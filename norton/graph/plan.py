@@ -8,6 +8,7 @@ where `layer` names the first writer of a channel axis and the channels are in t
 from torch import nn
 
 from norton.common.registry import Registry
+from norton.graph.layers import network_in
 
 OPERATIONS = Registry("operation")  # name → function (net, step) that applies a recorded step in place
 
@@ -19,7 +20,7 @@ def record_step(net: nn.Module, step: dict) -> None:
 
 def plan_of(net: nn.Module) -> list[dict]:
     """The steps since the dense network; none for a network that was never compressed."""
-    return getattr(net, "plan", [])
+    return getattr(network_in(net), "plan", [])
 
 
 def apply_plan_(net: nn.Module, plan: list[dict]) -> nn.Module:

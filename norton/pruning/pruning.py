@@ -17,6 +17,7 @@ from norton.graph.layers import network_in
 from norton.graph.plan import record_step
 from norton.graph.slicing import cut_
 from norton.graph.wiring import Wiring
+from norton.graph.wrapping import kept_like_
 from norton.pruning.allocation import Allocation, read_rates
 from norton.pruning.channels import choose_channels
 from norton.pruning.named_filters import named_filters
@@ -40,8 +41,10 @@ def prune(
     """A copy of `net` without the filters that `compress_rate` removes, decomposed or not.
 
     Works on any network whose forward pass can be traced, or that declares its channel axes, see `norton.wiring_of`;
-    `norton.wiring_of(net).left_whole` says what cannot be pruned, and why.  One in DataParallel or compiled by torch
-    comes back without that.  example: an input or its size (channels, height, width), if `input_size` says none.
+    `norton.wiring_of(net).left_whole` says what cannot be pruned, and why.  Precision,
+    memory format, DataParallel and torch.compile stay as they are.  example: what the network takes, if it states none
+    (`input_size`, `example_input_array`): an input or its size (channels, height, width), a tuple of several, or a dict
+    of arguments by name; real data for a network that needs values.
 
     compress_rate: the fraction removed per layer, as published (`[0.6]*6+[0.8]*7`); one number, of every layer that can
     be pruned; or patterns of layer names with a number each, of which the first that matches decides.  None for the
@@ -58,7 +61,7 @@ def prune(
     Warns where nothing is removed although rates ask for it.  Raises InputError for unknown names, bad rates or
     filters, a layer left without filters, data that are missing, and weights that are not finite.
     """
-    net = network_in(net)
+    given, net = net, network_in(net)
     check_type("options", options, PruneOptions)
     rates = None if compress_rate is None else read_rates(compress_rate)
     how = Allocation(rates, options)
@@ -81,7 +84,7 @@ def prune(
     elif options.compensate:
         small = compensated(net, small, wiring, keep, images, calibration or Calibration(), progress=progress)
     record_step(small, step)
-    return small
+    return kept_like_(given, small)
 
 
 def check_prune(

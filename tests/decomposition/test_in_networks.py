@@ -10,7 +10,7 @@ import norton
 from norton import InputError
 from norton.common.errors import NortonWarning
 from norton.decomposition.methods import DECOMPOSITIONS
-from norton.graph.layers import is_decomposed
+from norton.graph.layers import is_decomposed, network_in
 
 SPATIAL = sorted(set(DECOMPOSITIONS) - {"svd"})
 FULL = {"fraction": 1.0}
@@ -166,14 +166,14 @@ def test_weights_that_other_hooks_compute_stay_whole():
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
-def test_wrapped_networks_are_taken_out(wrap):
+def test_wrapped_networks_stay_wrapped(wrap):
     net, x = small_net("cp")
     net.input_size = (3, 8, 8)
     small = norton.decompose(wrap(net), FULL)
-    assert type(small) is nn.Sequential and decomposed(small) == ["0", "2"]
+    assert type(small) is type(wrap(net)) and decomposed(network_in(small)) == ["0", "2"]
     close(small(x), net(x))
     pruned = norton.prune(wrap(net), {"0": 0.5}, "l2", options=norton.PruneOptions(min_filters=1))
-    assert type(pruned) is nn.Sequential and pruned[0].out_channels == 3
+    assert type(pruned) is type(wrap(net)) and network_in(pruned)[0].out_channels == 3
     assert torch.equal(pruned(x), norton.prune(net, {"0": 0.5}, "l2", options=norton.PruneOptions(min_filters=1))(x))
     close(norton.deploy(wrap(net.eval()), x, repeats=1)(x), net(x))
 
