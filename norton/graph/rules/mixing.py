@@ -92,7 +92,9 @@ def layer_norm(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
         return tracer.unknown(node, "it normalises over channels and other dimensions together")
     if layer is not None:
         return tracer.declare(node, x, tracer.wiring.norm, str(node.target), channels)
-    if isinstance(size := sizes[0], OwnNumber):
+    if not isinstance(size := sizes[0], OwnNumber | fx.Node):
+        return tracer.unknown(node, f"it normalises {size} channels, which is written down and does not follow them")
+    if isinstance(size, OwnNumber):
         owner, _, key = size.names[0].rpartition(".")
         if not key.startswith("normalized_shape") or not isinstance(tracer.net.get_submodule(owner), nn.LayerNorm):
             tracer.declare(node, x, tracer.wiring.size, size.names[0], channels)
