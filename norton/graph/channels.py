@@ -4,7 +4,7 @@
 channels; both do it in terms of a `ChannelTracer`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -71,9 +71,11 @@ class ChannelTracer:
     counts: node that is a number or a shape → the channels whose number it depends on.
     shapes: node that is a shape → whose, and of which dimensions.
     kept_whole: layer, or parameter outside of layers → why all of its channels stay.
+    doubtful: lines that reshape channels so that either of two dimensions may get shorter; other_way: those of them
+    where it is the one that would not be taken by default.
     """
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, net: nn.Module, other_way: Set[Any] = frozenset()):
         self.net, self.wiring = net, Wiring(net)
         self.located: dict[fx.Node, Located] = {}
         self.counts: dict[fx.Node, Channels] = {}
@@ -82,6 +84,8 @@ class ChannelTracer:
             name: f"{name}: it shares a parameter with another layer" for name in sorted(sharing_layers(net))
         }
         self.free_tensors = free_tensors(net)
+        self.doubtful: dict[Any, None] = {}
+        self.other_way = other_way
         self._followed: set[tuple[fx.Node, fx.Node]] = set()  # (parameter or buffer, what takes it as a rule knows)
 
     # What is known of a node

@@ -39,7 +39,7 @@ class OwnNumber(int):
     def __floordiv__(self, other: Any) -> Any:
         if type(other) not in (int, OwnNumber):
             return NotImplemented
-        whole = type(other) is int and int(self) % other == 0
+        whole = int(self) % int(other) == 0
         return OwnNumber(int(self) // other, self.names) if whole else int(self) // int(other)
 
     def __neg__(self) -> "OwnNumber":

@@ -57,22 +57,18 @@ def _freeze_found(
     tracer: ChannelTracer, graph: fx.Graph, found: "Disagreement", keep: Mapping[int, Sequence[int]]
 ) -> None:
     wiring, (node, reason) = tracer.wiring, found
-    frozen = _free_units(wiring)
+    before = wiring.free_filters
     places = places_like(graph, node)
     if reason == COUNTED:
         for place in places:
             tracer.freeze_counts(place, place.all_input_nodes)
-        if _free_units(wiring) != frozen:
+        if wiring.free_filters != before:
             return
     for place in places:
         freeze_at(tracer, place, reason)
-    if _free_units(wiring) == frozen:  # nothing that is known reaches that place
+    if wiring.free_filters == before:  # nothing that is known reaches that place
         for filters in [wiring.written(layer) for axis in keep for layer in wiring.writers[axis]]:
             wiring.freeze(filters, f"{place_of(node)}: {reason}")
-
-
-def _free_units(wiring: Wiring) -> int:
-    return sum(wiring.width(axis) for axis in wiring.writers if axis not in wiring.frozen)
 
 
 def _tried(

@@ -8,7 +8,8 @@ dependency graph was the alternative: it needs a forward pass with gradients, an
 into ours, which recorded plans replay, so that it saves little.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -46,13 +47,24 @@ def trace_wiring(net: nn.Module, example: Example | None = None) -> Wiring:
     if next(net.parameters(), None) is None:
         raise InputError(f"{net._get_name()} has no parameters, so there is nothing to cut; pass the network around it")
     made, records = recorded(net, example)
-    tracer = ChannelTracer(net)
+    tracer = _followed(net, made, records, set())
+    for line in list(tracer.doubtful):  # the other way round, where that leaves more to cut
+        if not tracer.wiring.is_free:
+            other = _followed(net, made, records, tracer.other_way ^ {line})
+            if other.wiring.free_filters > tracer.wiring.free_filters:
+                tracer = other
+    return tracer.wiring
+
+
+def _followed(net: nn.Module, made: nn.Module, records: Sequence[Record], other_way: Set[Any]) -> ChannelTracer:
+    """What follows from records, and was proved on the copy that they are of."""
+    tracer = ChannelTracer(net, other_way)
     for one in records:
         follow(tracer, one.graph)
         freeze_undecided(tracer, one.graph)
     freeze_obstacles(net, tracer.finished())
     prove_(made, tracer, records)
-    return tracer.wiring
+    return tracer
 
 
 def recorded(net: nn.Module, example: Example | None) -> tuple[nn.Module, list[Record]]:

@@ -204,6 +204,17 @@ class Wiring(ShownAsTable):
         return self.axes.frozen
 
     @property
+    def free_filters(self) -> int:
+        """The filters of all layers that may go."""
+        free = self.writers.keys() - self.frozen.keys()
+        return sum(self.width(axis) * sum(self.filters(axis)) for axis in free if self.width(axis) > 1)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether all may go but what the network returns."""
+        return set(self.frozen.values()) <= {OUTPUT}
+
+    @property
     def left_whole(self) -> dict[str, str]:
         """Name of each frozen axis, after its first writer → why it must stay whole."""
         return {self.name(axis): reason for axis, reason in sorted(self.frozen.items())}

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from norton.graph.axes import Channels
 from norton.graph.channels import ChannelTracer, Located, LocatedChannels, compressed, located_in
+from norton.graph.execution import LINE
 from norton.graph.moving import MOVES, MOVING_LAYERS, as_located, moved
 from norton.graph.nodes import argument, first_argument, name_of, value_of
 from norton.graph.numbers import OwnNumber
@@ -212,7 +213,7 @@ def _settled(tracer: ChannelTracer, node: fx.Node, found: Located) -> Located:
         return tracer.unknown(
             node, f"it reshapes channels to {written}, which is written down and does not follow them"
         )
-    dim = _shrinking(node, dims, sizes, found.ids.dim() - 1 in found.dims)
+    dim = _shrinking(tracer, node, dims, sizes)
     ids = found.ids
     for other in found.dims:
         if other != dim:
@@ -245,7 +246,7 @@ def _follows(size: Any) -> bool:
     return size == -1 or isinstance(size, fx.Node) or (isinstance(size, OwnNumber) and bool(size.names))
 
 
-def _shrinking(node: fx.Node, dims: list[int], sizes: dict[int, Any], last: bool) -> int:
+def _shrinking(tracer: ChannelTracer, node: fx.Node, dims: list[int], sizes: dict[int, Any]) -> int:
     """The dimension that gets shorter when channels go.
 
     Heads go as wholes, so their number does, where features come last, as in attention.  Elsewhere, as in a shuffle of
@@ -254,11 +255,14 @@ def _shrinking(node: fx.Node, dims: list[int], sizes: dict[int, Any], last: bool
     if node.op == "call_method" and name_of(node) in _JOINS:
         joined = argument(node, 1, "dim", 0)
         return next((dim for dim in dims if dim != joined), dims[0])
-    if len(dims) == 1 or not sizes:
-        return dims[0]
     own = [dim for dim in dims if isinstance(sizes.get(dim), OwnNumber)]
     others = [dim for dim in dims if dim not in own]
-    return ([*own, *others] if last else [*others, *own])[0]
+    if not own or not others or not sizes:
+        return dims[0]
+    line = node.meta.get(LINE)
+    tracer.doubtful[line] = None
+    features_last = value_of(node).dim() - 1 in dims
+    return own[0] if features_last != (line in tracer.other_way) else others[0]
 
 
 def _sizes(tracer: ChannelTracer, node: fx.Node) -> dict[int, Any]:
@@ -266,7 +270,9 @@ def _sizes(tracer: ChannelTracer, node: fx.Node) -> dict[int, Any]:
     if operation(tracer, node) == "unflatten":
         dim, sizes = argument(node, 1, "dim"), argument(node, 2, "sizes")
         if node.op == "call_module":
-            dim, sizes = tracer.layer(node).dim, tracer.layer(node).unflattened_size
+            layer: Any = tracer.layer(node)
+            names = [(f"{node.target}.unflattened_size[{place}]",) for place in range(len(layer.unflattened_size))]
+            dim, sizes = layer.dim, [OwnNumber(*one) for one in zip(layer.unflattened_size, names, strict=True)]
         return {dim % value_of(first_argument(node)).dim() + place: size for place, size in enumerate(sizes)}
     asked: Sequence[Any] = [*node.args[1:], *([] if len(node.args) > 1 else node.kwargs.values())]
     if len(asked) == 1 and isinstance(asked[0], list | tuple):
