@@ -204,7 +204,8 @@ def _readers(wiring: Wiring, axis: int) -> list[str]:
 
 
 def _measurable(net: nn.Module, name: str) -> bool:
-    return isinstance(as_dense(net.get_submodule(name)), WRITING_LAYERS)
+    layer = as_dense(net.get_submodule(name))
+    return isinstance(layer, WRITING_LAYERS) and getattr(layer, "groups", 1) == 1
 
 
 def lost_rows(rows: Tensor, lost: Tensor, metric: Metric | None, refit: bool) -> Tensor:

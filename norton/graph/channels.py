@@ -71,12 +71,10 @@ class ChannelTracer:
     counts: node that is a number or a shape → the channels whose number it depends on.
     shapes: node that is a shape → whose, and of which dimensions.
     kept_whole: layer, or parameter outside of layers → why all of its channels stay.
-    doubtful: lines that reshape channels so that either of two dimensions may get shorter; other_way: those of them
-    where it is the one that would not be taken by default.
     """
 
     def __init__(self, net: nn.Module, other_way: Set[Any] = frozenset()):
-        self.net, self.wiring = net, Wiring(net)
+        self.net, self.wiring = net, Wiring(net, other_way)
         self.located: dict[fx.Node, Located] = {}
         self.counts: dict[fx.Node, Channels] = {}
         self.shapes: dict[fx.Node, tuple[fx.Node, range]] = {}
@@ -84,8 +82,6 @@ class ChannelTracer:
             name: f"{name}: it shares a parameter with another layer" for name in sorted(sharing_layers(net))
         }
         self.free_tensors = free_tensors(net)
-        self.doubtful: dict[Any, None] = {}
-        self.other_way = other_way
         self._followed: set[tuple[fx.Node, fx.Node]] = set()  # (parameter or buffer, what takes it as a rule knows)
 
     # What is known of a node

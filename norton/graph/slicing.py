@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial, singledispatch
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
-from norton.graph.layers import is_decomposed
+from norton.graph.layers import TRANSPOSED_LAYERS, is_decomposed
 from norton.graph.numbers import change_number_
 from norton.graph.wiring import Channels, Wiring, positions
 
@@ -24,6 +24,7 @@ def cut_(net: nn.Module, wiring: Wiring, keep: Mapping[int, Sequence[int]]) -> N
         return torch.tensor(kept, dtype=torch.long, device="cpu" if device.type == "meta" else device).to(device)
 
     inputs, outputs = kept_channels(wiring, keep)
+    read = {name for name, _ in wiring.reads}
     parameters = [
         (name, positions(wiring, x, keep), dim) for name, x, dim in wiring.parameters if _changes(wiring, x, keep)
     ]
@@ -35,7 +36,11 @@ def cut_(net: nn.Module, wiring: Wiring, keep: Mapping[int, Sequence[int]]) -> N
     for name, channels in inputs.items():
         cut_inputs_(net.get_submodule(name), index(channels))
     for name, channels in outputs.items():
-        cut_outputs_(net.get_submodule(name), index(channels))
+        layer: Any = net.get_submodule(name)
+        if getattr(layer, "groups", 1) > 1 and name in read:
+            cut_from_groups_(layer, index(channels))
+        else:
+            cut_outputs_(layer, index(channels))
     for name, channels, dim in parameters:
         path, _, attribute = name.rpartition(".")
         owner = net.get_submodule(path)
@@ -86,6 +91,17 @@ def cut_outputs_(layer: nn.Module, kept: Tensor) -> None:
     raise TypeError(f"no output slicer for {type(layer).__name__}")
 
 
+def cut_from_groups_(layer: nn.Conv2d | nn.ConvTranspose2d, kept: Tensor) -> None:
+    """Keep these filters of a grouped convolution, the same ones of each group, in this order."""
+    if isinstance(layer, TRANSPOSED_LAYERS):
+        layer.weight = select(layer.weight, kept[: len(kept) // layer.groups], 1)
+    else:
+        layer.weight = select(layer.weight, kept, 0)
+    layer.out_channels = len(kept)
+    if layer.bias is not None:
+        layer.bias = select(layer.bias, kept, 0)
+
+
 def obstacle(layer: nn.Module) -> str | None:
     """Why a layer that a wiring names cannot be cut; None where it can."""
     kind = type(layer).__name__
@@ -124,7 +140,7 @@ def select(tensor: Tensor, kept: Tensor, dim: int) -> Tensor:
 @cut_inputs_.register(nn.Conv2d)
 @cut_inputs_.register(nn.Conv3d)
 def _(layer: nn.Conv2d, kept: Tensor) -> None:
-    layer.weight = select(layer.weight, kept, 1)
+    layer.weight = select(layer.weight, kept[: len(kept) // layer.groups], 1)  # the same ones of each group
     layer.in_channels = len(kept)
 
 

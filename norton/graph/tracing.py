@@ -48,9 +48,9 @@ def trace_wiring(net: nn.Module, example: Example | None = None) -> Wiring:
         raise InputError(f"{net._get_name()} has no parameters, so there is nothing to cut; pass the network around it")
     made, records = recorded(net, example)
     tracer = _followed(net, made, records, set())
-    for line in list(tracer.doubtful):  # the other way round, where that leaves more to cut
+    for place in list(tracer.wiring.doubtful):  # the other way round, where that leaves more to cut
         if not tracer.wiring.is_free:
-            other = _followed(net, made, records, tracer.other_way ^ {line})
+            other = _followed(net, made, records, tracer.wiring.other_way ^ {place})
             if other.wiring.free_filters > tracer.wiring.free_filters:
                 tracer = other
     return tracer.wiring

@@ -7,7 +7,7 @@ that pruning must know (what is cut together, at which positions, in which order
 `norton.graph.axes`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import nn
 
 from norton.common.tables import ShownAsTable
 from norton.graph.axes import Axes, Channels, find_axes
+from norton.graph.layers import is_decomposed
 
 OUTPUT = "it is the network's output"  # the reason why the last layer stays whole
 INPUT = "it depends on the network's input, or on channels that cannot be followed"
@@ -27,12 +28,17 @@ class Wiring(ShownAsTable):
     convolution, a head of an attention.  An axis is all units that the same layers write and the same layers read.
 
     passes, reads: (layer, channels) for layers that keep channels apart (BatchNorm) and for those that mix them.  A
-    grouped convolution ties what it reads to what it writes, and is in neither.
+    grouped convolution whose groups go as wholes ties what it reads to what it writes, and is in neither.
     parameters: (name, channels, dimension) for parameters outside of layers, such as a scale per channel.
+    doubtful: layers and lines of code whose channels may go in either of two ways; other_way: those of them where they
+    go in the one that is not the default.
     sizes: name of a number (`blocks.0.num_heads`, `blocks.0.splits[1]`) → the channels that it counts, or a multiple.
     """
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, net: nn.Module, other_way: Set[Any] = frozenset()):
+        self.doubtful: dict[Any, None] = {}
+        self.other_way = other_way
+        self._by_groups: set[str] = set()
         self._layers = dict(net.named_modules())
         self._count = 0
         self._ties: list[tuple[Channels, Channels]] = []
@@ -64,18 +70,19 @@ class Wiring(ShownAsTable):
 
         A layer that is called again reads and writes what it did before.
         """
-        layer = self._layers[name]
-        groups = getattr(layer, "groups", 1)
-        if name in self._written:
-            if groups > 1:
-                self._tie_groups(x, self._written[name], groups)
-            else:
-                self.add(dict(self.reads)[name], x)
-            return self._written[name]
+        layer, before = self._layers[name], self._written.get(name)
+        if before is not None and name in self._by_groups:
+            self._tie_groups(x, before, layer.groups)
+        elif before is not None:
+            self.add(dict(self.reads)[name], x)
+        if before is not None:
+            return before
         written = self.unwritten(layer.out_channels if hasattr(layer, "out_channels") else layer.out_features)
-        if groups > 1:
-            self._tie_groups(x, written, groups)
+        if self._goes_by_groups(name, len(x)):
+            self._tie_groups(x, written, layer.groups)
         else:
+            for channels in (x, written):
+                self.tie_alike(channels, getattr(layer, "groups", 1))
             self.reads.append((name, x))
         self._written[name] = written
         return written
@@ -140,6 +147,15 @@ class Wiring(ShownAsTable):
             raise ValueError(f"{len(x)} channels are not {blocks} groups of the same size")
         together = x.reshape(blocks, -1)
         self.add(np.repeat(together[:, 0], together.shape[1]), x)
+
+    def tie_alike(self, x: Channels, blocks: int) -> None:
+        """From each of so many blocks of neighbouring channels the same ones can go."""
+        if len(x) % blocks:
+            raise ValueError(f"{len(x)} channels are not {blocks} groups of the same size")
+        if blocks > 1:
+            first, *others = x.reshape(blocks, -1)
+            for other in others:
+                self.add(first, other)
 
     def shift(self, x: Channels, y: Channels) -> Channels:
         """A sum over a parameter-free shortcut that moves channels by position, as CIFAR ResNets have it.
@@ -286,6 +302,24 @@ class Wiring(ShownAsTable):
             }
             for axis, layers in self.writers.items()
         ]
+
+    def _goes_by_groups(self, name: str, inputs: int) -> bool:
+        """Whether groups of a convolution go as wholes, rather than the same channels from each: in the smaller units.
+
+        A group has something of what it reads in each unit of the other way, so that both sides count.
+        """
+        layer = self._layers[name]
+        groups = getattr(layer, "groups", 1)
+        each = min(inputs, layer.out_channels) // groups if groups > 1 else 1
+        if each == 1:
+            if groups > 1:
+                self._by_groups.add(name)
+            return groups > 1
+        self.doubtful[name] = None
+        by_groups = (each <= groups or is_decomposed(layer)) != (name in self.other_way)
+        if by_groups:
+            self._by_groups.add(name)
+        return by_groups
 
     def _tie_groups(self, x: Channels, written: Channels, groups: int) -> None:
         """Each group of a convolution goes as a whole, with what it reads and what it writes."""

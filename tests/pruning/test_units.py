@@ -38,16 +38,19 @@ def widths(net):
 def test_part_of_a_group_cannot_be_named(groups, named, message):
     with pytest.raises(norton.InputError, match=message):
         norton.prune(
-            grouped(groups), None, criterion="index", options=norton.PruneOptions(filters={"0": named}, min_filters=1)
+            grouped(1, norm=groups),
+            None,
+            criterion="index",
+            options=norton.PruneOptions(filters={"0": named}, min_filters=1),
         )
 
 
 def test_whole_groups_that_are_named_go():
-    net = grouped(4)
+    net = grouped(16)
     small = norton.prune(
         net, None, criterion="index", options=norton.PruneOptions(filters={0: "16-31, 48-63"}, min_filters=1)
     )
-    assert small.plan[-1]["keep"] == {"0": [0, 2]}
+    assert small.plan[-1]["keep"] == {"0": [0, 1, 2, 3, 8, 9, 10, 11]}
     assert torch.equal(small[0].weight, net[0].weight[[*range(16), *range(32, 48)]])
     masked = copy.deepcopy(net)
     for gone in (slice(16, 32), slice(48, 64)):
@@ -55,6 +58,24 @@ def test_whole_groups_that_are_named_go():
             layer.weight.data[gone], layer.bias.data[gone] = 0, 0
     x = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(small(x), masked(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_same_filters_go_from_each_of_a_few_large_groups():
+    """Finer than whole groups: 16 units of 4 filters, and the layer before has units of its own."""
+    net = grouped(4)
+    wiring = norton.wiring_of(net)
+    assert [(wiring.name(axis), wiring.width(axis), wiring.filters(axis)) for axis in list(wiring.writers)[:2]] == [
+        ("0", 16, [4]), ("1", 16, [4])
+    ]  # fmt: skip
+    small = norton.prune(net, {"0": 0.5, "1": 0.25}, criterion="random")
+    assert (small[1].in_channels, small[1].out_channels, small[1].groups) == (32, 48, 4)
+    keep, masked = small.plan[-1]["keep"], copy.deepcopy(net)
+    for layer, name in ((masked[0], "0"), (masked[1], "1")):
+        gone = [filter for filter in range(64) if filter % 16 not in keep[name]]
+        layer.weight.data[gone], layer.bias.data[gone] = 0, 0
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(small(x), masked(x), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(small(x), net(x), atol=1e-3)
 
 
 def test_where_a_unit_is_one_filter_of_one_layer_and_two_of_another():
@@ -75,7 +96,7 @@ def test_where_a_unit_is_one_filter_of_one_layer_and_two_of_another():
     ] == [8, 16]
 
 
-@pytest.mark.parametrize("groups, norm, units", [(2, None, 2), (4, None, 4), (8, None, 8), (1, 8, 8), (2, 8, 2)])
+@pytest.mark.parametrize("groups, norm, units", [(1, 2, 2), (1, 4, 4), (8, None, 8), (1, 8, 8), (8, 2, 2)])
 def test_groups_are_pruned_down_to_so_many_filters(groups, norm, units):
     net = grouped(groups, norm=norm)
     assert widths(norton.prune(net, 0.5, criterion="l2"))[0] == 32
@@ -91,7 +112,7 @@ def test_groups_are_pruned_down_to_so_many_filters(groups, norm, units):
 
 
 def test_the_global_rate_is_of_filters():
-    net = nn.Sequential(*grouped(4)[:3], nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Conv2d(64, 10, 1))
+    net = nn.Sequential(*grouped(8)[:3], nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Conv2d(64, 10, 1))
     net.input_size = (3, 16, 16)
     small = norton.prune(net, 0.5, criterion="random", options=norton.PruneOptions(allocation="global"))
     first, second, third, _ = widths(small)
@@ -125,24 +146,26 @@ def test_a_network_that_stays_whole_says_so():
 
 
 def test_what_the_settings_spare_is_told():
-    net = nn.Sequential(*grouped(2)[:3], nn.Conv2d(64, 12, 3), nn.ReLU(), nn.Conv2d(12, 40, 3), nn.Conv2d(40, 4, 3))
+    net = nn.Sequential(
+        *grouped(1, norm=2)[:2], nn.Conv2d(64, 12, 3), nn.ReLU(), nn.Conv2d(12, 40, 3), nn.Conv2d(40, 4, 3)
+    )
     net.input_size = (3, 16, 16)
     found = spared(
         net, norton.wiring_of(net), 0.1, options=norton.PruneOptions(min_filters=33, round_to=32, rounding="up")
     )
     assert found == {
         "0": "it has 64 filters in groups of 32, and min_filters=33 stay",
-        "3": "it has 12 filters, and min_filters=33 stay",
-        "5": "round_to=32 takes its width back to all 40",
+        "2": "it has 12 filters, and min_filters=33 stay",
+        "4": "round_to=32 takes its width back to all 40",
     }
     assert spared(net, norton.wiring_of(net), 0.1, options=norton.PruneOptions(min_filters=1)) == {}
     assert set(
         spared(net, norton.wiring_of(net), 0.1, options=norton.PruneOptions(allocation="global", min_filters=33))
-    ) == {"0", "3"}
+    ) == {"0", "2"}
 
 
 def test_tables_count_filters():
-    net = grouped(4)
+    net = grouped(16)
     row = width_rows(net, norton.prune(net, 0.5, criterion="l2"))[0]
     assert row == {"layer": "0 (+1 tied)", "kind": "dense", "before": 64, "after": 32}
 

@@ -260,9 +260,9 @@ def _shrinking(tracer: ChannelTracer, node: fx.Node, dims: list[int], sizes: dic
     if not own or not others or not sizes:
         return dims[0]
     line = node.meta.get(LINE)
-    tracer.doubtful[line] = None
+    tracer.wiring.doubtful[line] = None
     features_last = value_of(node).dim() - 1 in dims
-    return own[0] if features_last != (line in tracer.other_way) else others[0]
+    return own[0] if features_last != (line in tracer.wiring.other_way) else others[0]
 
 
 def _sizes(tracer: ChannelTracer, node: fx.Node) -> dict[int, Any]:
