@@ -6,24 +6,27 @@ or not at all.
 """
 
 import ast
+import inspect
 import io
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils._pytree import tree_flatten_with_path
+from torch.utils._pytree import tree_map
 
 from norton.common.errors import InputError, warn
 from norton.common.extras import optional
 from norton.common.files import write_whole
 from norton.deployment.entrance import without_layout_
-from norton.deployment.exported import Exported, compared, described, quiet, tensors_in, told_first
+from norton.deployment.exported import Exported, batch_of, compared, described, names_of, quiet, tensors_in, told_first
 from norton.deployment.onnx_networks import OnnxNet
 from norton.graph.copies import copied
+from norton.graph.inputs import Example, Inputs, inputs_of
 from norton.graph.layers import network_in
 
 if TYPE_CHECKING:
@@ -32,29 +35,31 @@ if TYPE_CHECKING:
 _DOES_NOT_TAKE = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)  # what networks raise for bad input
 
 
-def to_program(net: nn.Module, example: Tensor, path: str | Path) -> Exported:
+def to_program(net: nn.Module, example: Example, path: str | Path) -> Exported:
     """Write a network as a program of `torch.export` (.pt2), which needs torch alone: `torch.export.load`.
 
-    example: a batch in float32 that the network takes, images (N, C, H, W) or others.  Raises InputError, with the
-    layer where it can be told, for a network that torch.export cannot follow, and for an example that does not fit.
+    example: a batch in float32 that the network takes, images (N, C, H, W) or others; a tuple of several, or a dict of
+    arguments by name.  Raises InputError, with the layer where it can be told, for a network that torch.export cannot
+    follow, and for an example that does not fit.
     """
     net = prepared(net, example)
     program, buffer = program_of(net, example), io.BytesIO()
     with quiet():
         torch.export.save(program, buffer)
     buffer.seek(0)
-    difference = compared("the program", torch.export.load(buffer).module(), net, example)
+    difference = compared("the program", torch.export.load(buffer).module(), net, inputs_of(example).to("cpu"))
     return Exported(write_whole(path, buffer.getvalue()), difference)
 
 
-def to_onnx(net: nn.Module, example: Tensor, path: str | Path) -> Exported:
+def to_onnx(net: nn.Module, example: Example, path: str | Path) -> Exported:
     """Write a network as ONNX, input `images` and output `outputs`, whose nodes are named by their layers.
 
-    Several outputs have the names that a dictionary gives them, else `outputs_0` and so on.
+    Several inputs have the names of their arguments, several outputs those that a dictionary gives them, else
+    `outputs_0` and so on.
 
-    example: a batch in float32 that the network takes, images (N, C, H, W) or others.  The file passes ONNX's own
-    checker, and onnxruntime gives the network's outputs.  Raises InputError for an example that does not fit, and, with
-    the layer, for operators that ONNX or onnxruntime lack.
+    example: a batch in float32 that the network takes, images (N, C, H, W) or others; a tuple of several, or a dict of
+    arguments by name.  The file passes ONNX's own checker, and onnxruntime gives the network's outputs.  Raises
+    InputError for an example that does not fit, and, with the layer, for operators that ONNX or onnxruntime lack.
     """
     with optional():
         import onnx  # this and onnxruntime take a second
@@ -62,23 +67,30 @@ def to_onnx(net: nn.Module, example: Tensor, path: str | Path) -> Exported:
         import onnxscript  # noqa: F401
 
     net = contiguous_(prepared(net, example))
-    model = onnx_model(program_of(net, example), output_names(net(example[:1].cpu())))
+    inputs = batch_of(inputs_of(example).to("cpu"), 1)
+    given = names_of(arguments(net, inputs), "inputs")
+    given = given if isinstance(example, Mapping) or len(given) > 1 else ["images"]
+    program = program_of(net, example)
+    model = onnx_model(program, given, names_of(inputs.call(net), "outputs"), sized(net, inputs, "batch"))
     name_nodes_(model)
     onnx.checker.check_model(model, full_check=True)
     content = model.SerializeToString()
-    difference = compared("onnxruntime", OnnxNet(content), net, example)
+    difference = compared("onnxruntime", OnnxNet(content), net, inputs)
     return Exported(write_whole(path, content), difference)
 
 
-def prepared(net: nn.Module, example: Tensor) -> nn.Module:
+def prepared(net: nn.Module, example: Example) -> nn.Module:
     """A copy on the CPU for evaluation.  Raises InputError for an example that it does not take."""
-    if not (isinstance(example, Tensor) and example.ndim > 1 and example.numel() and example.dtype == torch.float32):
+    inputs = inputs_of(example) if isinstance(example, Tensor | tuple | list | Mapping) else Inputs()
+    numbers = [x for x in inputs.tensors if x.is_floating_point()]
+    batch = any(x.ndim > 1 for x in numbers) and all(x.numel() for x in inputs.tensors)
+    if not batch or any(x.dtype != torch.float32 for x in numbers):
         raise InputError(f"the example is {described(example)}; give a batch of images (N, C, H, W) in float32")
     if net.training:
         warn("the network is in training mode; it is exported as it evaluates")
     net = copied(network_in(net)).eval().cpu().requires_grad_(False)
     try:
-        outputs = net(example[:1].cpu())
+        outputs = batch_of(inputs.to("cpu"), 1).call(net)
     except _DOES_NOT_TAKE as error:
         raise InputError(
             f"the network does not take the example, {described(example)}: {told_first(error)}; give a batch of "
@@ -89,14 +101,13 @@ def prepared(net: nn.Module, example: Tensor) -> nn.Module:
     return net
 
 
-def program_of(net: nn.Module, example: Tensor) -> ExportedProgram:
+def program_of(net: nn.Module, example: Example) -> ExportedProgram:
     """The network as a program for batches of any size."""
-    two = (
-        example[:1].cpu().repeat(2, *[1] * (example.ndim - 1))
-    )  # at one image torch.export would take the batch size for a constant
+    two = batch_of(inputs_of(example).to("cpu"), 2)  # at one torch.export would take the batch size for a constant
+    shapes = sized(net, two, Dim("batch"))
     try:
         with quiet():
-            return torch.export.export(net, (two,), dynamic_shapes=({0: Dim("batch")},))
+            return torch.export.export(net, two.args, dict(two.kwargs), dynamic_shapes=shapes)
     except (RuntimeError, ValueError) as error:  # the latter for shapes that it follows and finds bad
         layer = re.search(r"call_module\[target=([\w.]+)\]", str(error))
         raise InputError(
@@ -113,20 +124,23 @@ def contiguous_(net: nn.Module) -> nn.Module:
     return without_layout_(net).to(memory_format=torch.contiguous_format)
 
 
-def output_names(outputs: Any) -> list[str]:
-    """A name for each tensor that a network returns: `outputs`, or of where it is in what is returned."""
-    leaves, _ = tree_flatten_with_path(outputs)
-    paths = [path for path, value in leaves if isinstance(value, Tensor)]
-    names = ["_".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) for path in paths]
-    if any(not name.isidentifier() for name in names):
-        names = [f"outputs_{name}".rstrip("_") for name in names]
-    distinct = len(set(names)) == len(names) and "images" not in names
-    return names if distinct else [f"outputs_{place}" for place in range(len(names))]
+def sized(net: nn.Module, inputs: Inputs, batch: Any) -> dict[str, Any]:
+    """Argument → for each tensor in it, what its first dimension is called where that is the batch, else None."""
+    same = zip(inputs.tensors, batch_of(inputs, len(inputs.tensors[0]) + 1).tensors, strict=True)
+    batches = {id(x) for x, other in same if x is not other}
+    return tree_map(lambda x: {0: batch} if id(x) in batches else None, arguments(net, inputs))
 
 
-def onnx_model(program: ExportedProgram, outputs: list[str]) -> "ModelProto":
-    """The program as an ONNX model, whose outputs have these names."""
-    names = {"input_names": ["images"], "output_names": outputs, "dynamic_shapes": ({0: "batch"},)}
+def arguments(net: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """What a network is called with, by the names of its arguments."""
+    return dict(inspect.signature(net.forward).bind(*inputs.args, **inputs.kwargs).arguments)
+
+
+def onnx_model(program: ExportedProgram, inputs: list[str], outputs: list[str], sizes: dict[str, Any]) -> "ModelProto":
+    """The program as an ONNX model, whose inputs, outputs and sizes have these names."""
+    clash = set(inputs) & set(outputs)
+    outputs = [f"{name}_out" if name in clash else name for name in outputs]
+    names = {"input_names": inputs, "output_names": outputs, "dynamic_shapes": sizes}
     try:
         with quiet():
             return torch.onnx.export(program, dynamo=True, verbose=False, **names).model_proto

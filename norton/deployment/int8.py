@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,9 @@ from norton.common.checks import check_whole_number
 from norton.common.errors import InputError, first_line
 from norton.common.extras import optional
 from norton.common.files import write_whole
-from norton.deployment.exported import Exported, described, quiet, relative_difference
+from norton.deployment.exported import Exported, batch_of, described, quiet, relative_difference
 from norton.deployment.onnx_networks import OnnxNet
+from norton.graph.inputs import Example, Inputs, inputs_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -20,11 +22,12 @@ if TYPE_CHECKING:
 
 
 def to_int8(
-    file: str | Path, images: Tensor, path: str | Path, *, batch_size: int = 32, reduce_range: bool = False
+    file: str | Path, images: Example, path: str | Path, *, batch_size: int = 32, reduce_range: bool = False
 ) -> Exported:
     """Write an ONNX file of `to_onnx` in 8-bit integers: weights per channel, activations by their range on images.
 
-    images: for calibration, (N, C, H, W) or as the file takes them, transformed as for evaluation; a few hundred.
+    images: for calibration, (N, C, H, W) or as the file takes them, transformed as for evaluation; a few hundred.  A
+    tuple or a dict of the network's arguments where it takes several.
     batch_size: so many at once.  reduce_range: weights of 7 bits, for an x86 CPU without VNNI instructions, whose sums
     of products would saturate.  Operators that the quantiser lacks stay in float32, see `Exported`.  Raises InputError
     where nothing is left to quantise, for a file that is INT8 already or that the quantiser fails on, and for images
@@ -38,9 +41,9 @@ def to_int8(
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    check_calibration(images, batch_size)
+    batches = calibration_batches(images, batch_size)
     expected = OnnxNet(file)
-    expected(images[:1])  # images that do not fit show here
+    batch_of(batches[0], 1).call(expected)  # images that do not fit show here
     model = onnx.load(file)
     operators = {node.op_type for node in model.graph.node}
     if "QuantizeLinear" in operators:
@@ -57,7 +60,7 @@ def to_int8(
             quantize_static(
                 ready,
                 done,
-                calibration_batches(expected.input_name, images, batch_size),
+                read_by_quantiser(expected, batches),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
                 reduce_range=reduce_range,
@@ -70,8 +73,7 @@ def to_int8(
         except Exception as error:  # whatever the quantiser meets that it does not expect
             raise InputError(f"{file}: onnxruntime's quantiser fails on it ({first_line(error)})") from error
         content = done.read_bytes()
-    some = images[:batch_size]
-    difference = relative_difference(OnnxNet(content)(some), expected(some))
+    difference = relative_difference(batches[0].call(OnnxNet(content)), batches[0].call(expected))
     if not math.isfinite(difference):
         raise overflow
     return Exported(
@@ -79,26 +81,35 @@ def to_int8(
     )
 
 
-def check_calibration(images: Tensor, batch_size: int) -> None:
-    """Raise InputError for what no calibration can go by, whatever the network."""
-    if not (isinstance(images, Tensor) and images.ndim > 1 and images.numel()):
+def calibration_batches(images: Example, batch_size: int) -> list[Inputs]:
+    """The images in batches.  Raises InputError for what no calibration can go by, whatever the network."""
+    inputs = inputs_of(images) if isinstance(images, Tensor | tuple | Mapping) else Inputs()
+    count = max((len(x) for x in inputs.tensors if x.ndim > 1 and x.numel()), default=0)
+    if not count:
         raise InputError(f"the images for calibration are {described(images)}; give a few hundred as (N, C, H, W)")
-    if not images.isfinite().all():
+    if not all(x.isfinite().all() for x in inputs.tensors):
         raise InputError("the images for calibration hold values that are not finite; leave those out")
     check_whole_number("batch_size", batch_size, 1)
 
+    def part(start: int) -> Inputs:
+        return inputs.map(lambda x: x[start : start + batch_size] if x.ndim and len(x) == count else x)
 
-def calibration_batches(name: str, images: Tensor, batch_size: int) -> "CalibrationDataReader":
-    """The images as onnxruntime's quantiser wants to read them."""
+    return [part(start) for start in range(0, count, batch_size)]
+
+
+def read_by_quantiser(net: OnnxNet, batches: list[Inputs]) -> "CalibrationDataReader":
+    """Batches as onnxruntime's quantiser wants to read them."""
     from onnxruntime.quantization import CalibrationDataReader
 
     class Batches(CalibrationDataReader):
         def __init__(self) -> None:
-            self.batches = iter(images.split(batch_size))
+            self.left = iter(batches)
 
         def get_next(self) -> dict | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {name: batch.numpy(force=True)}
+            batch = next(self.left, None)
+            if batch is None:
+                return None
+            return {name: x.numpy(force=True) for name, x in net.given(*batch.args, **batch.kwargs).items()}
 
     return Batches()
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from norton.common.errors import InputError
 from norton.common.extras import optional
-from norton.deployment.exported import described, told_first
+from norton.deployment.exported import described, names_of, tensors_in, told_first
 
 
 class OnnxNet(nn.Module):
@@ -42,19 +42,30 @@ class OnnxNet(nn.Module):
         except _refusals() as error:
             told = "the network" if isinstance(file, bytes) else file
             raise InputError(f"onnxruntime cannot open {told}: {_reason(error)}") from error
-        self.input_name = self.session.get_inputs()[0].name
 
-    def forward(self, images: Tensor) -> Any:
+    def forward(self, *images: Any, **named: Any) -> Any:
+        """Inputs in the order of the file's, or by the names of the network's arguments."""
+        given = self.given(*images, **named)
         try:
-            outputs = self.session.run(None, {self.input_name: np.ascontiguousarray(images.numpy(force=True))})
+            arrays = {name: np.ascontiguousarray(x.numpy(force=True)) for name, x in given.items()}
+            outputs = self.session.run(None, arrays)
         except _refusals() as error:
-            wanted = self.session.get_inputs()[0]
+            takes = " and ".join(f"{wanted.type} of {tuple(wanted.shape)}" for wanted in self.session.get_inputs())
             raise InputError(
-                f"images are {described(images)}; the file takes {wanted.type} of {tuple(wanted.shape)}, "
-                f"as the example was that it was exported with; onnxruntime says: {_reason(error)}"
+                f"images are {described(tuple(given.values()))}; the file takes {takes}, as the example was that it "
+                f"was exported with; onnxruntime says: {_reason(error)}"
             ) from error
-        found = tuple(torch.from_numpy(output).to(images.device) for output in outputs)
+        found = tuple(torch.from_numpy(output).to(next(iter(given.values())).device) for output in outputs)
         return found if len(found) > 1 else found[0]
+
+    def given(self, *images: Any, **named: Any) -> dict[str, Tensor]:
+        """Input of the file → what is given for it."""
+        names = [wanted.name for wanted in self.session.get_inputs()]
+        found = dict(zip(names_of(named, "inputs"), tensors_in(named), strict=True))
+        rest = tensors_in(images)
+        if len(rest) + len(found) != len(names) or not found.keys() <= set(names):
+            raise InputError(f"{len(rest) + len(found)} tensors are given; the file takes {', '.join(names)}")
+        return found | dict(zip([name for name in names if name not in found], rest, strict=True))
 
     def __deepcopy__(self, memo: dict) -> "OnnxNet":
         return self  # nothing in it changes

@@ -254,6 +254,21 @@ def test_several_inputs(named):
     assert torch.equal(deploy(small, example, choice=deployed.deployment)(x, other), deployed(x, other))
 
 
+def test_several_inputs_exported(tmp_path):
+    torch.manual_seed(0)
+    net = randomise_(TwoInputs()).eval()
+    x, other = torch.randn(4, 3, 9, 10), {"image": torch.randn(4, 3, 9, 10)}
+    file = to_onnx(deploy(net, (x, other), repeats=1), (x, other), tmp_path / "net.onnx").path
+    to_program(net, {"x": x, "other": other}, tmp_path / "net.pt2")
+    program = torch.export.load(tmp_path / "net.pt2").module()
+    part, wanted = {"image": other["image"][:3]}, net(x[:3], {"image": other["image"][:3]})
+    for found in (OnnxNet(file)(x[:3], part), OnnxNet(file)(other=part, x=x[:3]), program(x=x[:3], other=part)):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert to_int8(file, (x, other), tmp_path / "int8.onnx", batch_size=3).difference < 0.1
+    with pytest.raises(InputError, match="1 tensors are given; the file takes x, other_image"):
+        OnnxNet(file)(x)
+
+
 class OtherWay(nn.Module):
     """The norm is left out for large images; `joined`: so is the ReLU."""
 
