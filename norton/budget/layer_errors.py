@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from norton.calibration import Calibration, Metric, fit_to_outputs
+from norton.calibration.batches import Images
 from norton.common.errors import warn
 from norton.graph.layers import weight_of
 
@@ -43,7 +44,7 @@ def sampled_filters(count: int, most: int | None, seed: int) -> Tensor:
 
 
 def probe_layers(
-    net: nn.Module, probes: Mapping[str, Sequence[Probe]], images: Tensor | None, how: Calibration, progress: bool
+    net: nn.Module, probes: Mapping[str, Sequence[Probe]], images: Images | None, how: Calibration, progress: bool
 ) -> None:
     """Show `probes` the weights of their layers with the metrics of what these read, one layer at a time."""
 

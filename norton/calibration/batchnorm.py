@@ -3,24 +3,29 @@
 import torch
 from torch import Tensor, nn
 
+from norton.calibration.batches import Images, batches_of, count_of
 from norton.common.errors import InputError
 from norton.graph.layers import in_form, is_norm
 
 
 @torch.no_grad()
-def reestimate_batchnorm_(net: nn.Module, images: Tensor, batch_size: int = 128) -> nn.Module:
+def reestimate_batchnorm_(net: nn.Module, images: Images, batch_size: int = 128) -> nn.Module:
     """Replace the statistics of every BatchNorm by their averages over `images`, in place; nothing else changes.
 
-    images: (N, C, H, W), transformed as for evaluation.  A step of compression shifts every layer's output, and the
-    old statistics normalise by what is no longer there.  Each batch counts the same, so a last, smaller one is left
-    out.  Raises InputError for fewer images than two.
+    images: (N, C, H, W), transformed as for evaluation, or batches.  A step of compression shifts every layer's
+    output, and the old statistics normalise by what is no longer there.  Each batch counts the same, so a last, smaller
+    one is left out.  Raises InputError for fewer images than two.
     """
     norms = [layer for layer in nn.Module.modules(net) if is_norm(layer)]
     if not norms:
         return net
-    if len(images) < 2:
-        raise InputError(f"BatchNorm cannot be re-estimated from {len(images)} images; use a few hundred")
-    device, batch_size = norms[0].running_mean.device, max(2, min(batch_size, len(images)))
+    if isinstance(images, Tensor):
+        batch_size = max(2, min(batch_size, len(images)))
+    batches = batches_of(images, batch_size, norms[0].running_mean.device)
+    if (count := count_of(batches)) < 2:
+        raise InputError(f"BatchNorm cannot be re-estimated from {count} images; use a few hundred")
+    if isinstance(images, Tensor):
+        batches = [batch for batch in batches if batch.count == batch_size]
     before = [(layer.momentum, layer.training) for layer in norms]
     training = net.training
     net.eval()
@@ -30,9 +35,8 @@ def reestimate_batchnorm_(net: nn.Module, images: Tensor, batch_size: int = 128)
         layer.train()
     try:
         with in_form(net, "fast"):
-            for batch in images.split(batch_size):
-                if len(batch) == batch_size:
-                    net(batch.to(device))
+            for batch in batches:
+                batch.call(net)
     finally:
         net.train(training)
         for layer, (momentum, was_training) in zip(norms, before, strict=True):

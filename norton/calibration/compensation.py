@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from norton.calibration.batches import Images, batches_of
 from norton.calibration.layer_calls import record_calls
 from norton.calibration.metric import Metric
 from norton.calibration.outputs import LayerFit, fit_to_outputs
@@ -35,14 +36,14 @@ def compensated(
     small: nn.Module,
     wiring: Wiring,
     keep: Mapping[int, Sequence[int]],
-    images: Tensor,
+    images: Images,
     how: Calibration,
     *,
     progress: bool = False,
 ) -> nn.Module:
     """A copy of `small`, which is `net` cut to `keep` of its wiring, with layers fitted to what those of `net` give.
 
-    images: (N, C, H, W), transformed as for evaluation.
+    images: (N, C, H, W), transformed as for evaluation, or batches.
 
     Where `how` is sequential, layers are fitted in the order in which they are computed, from the first that reads less
     than before; else those that read less, to what the network before gives them.  Layers that are grouped and not
@@ -58,7 +59,7 @@ def compensated(
     return fit_to_outputs(net, small, fits, images, how, kept=kept, read=read, progress=progress)
 
 
-def layers_to_fit(small: nn.Module, inputs: Mapping[str, Sequence[int]], images: Tensor, how: Calibration) -> list[str]:
+def layers_to_fit(small: nn.Module, inputs: Mapping[str, Sequence[int]], images: Images, how: Calibration) -> list[str]:
     """The layers of a cut network that are fitted, in the order in which they are computed.
 
     inputs: by the layers that read or pass less channels than before.
@@ -66,7 +67,8 @@ def layers_to_fit(small: nn.Module, inputs: Mapping[str, Sequence[int]], images:
     # Sequentially also those that read as many channels as before, for these are no longer quite the same.  ResNet-56
     # on clutter without 70% of the filters inside of its blocks, nothing trained, 256 images: top-1 is 94.9% with them
     # and 92.0% without, the relative squared error of the logits 0.030 and 0.089; top-1 was 96.3% before.
-    calls = record_calls(copied(small).eval(), images[:1].to(next(small.parameters()).device))
+    one = batches_of(images, 1, next(small.parameters()).device)[0].first(1)
+    calls = record_calls(copied(small).eval(), one)
     shared = sharing_layers(small)
     able = [
         name

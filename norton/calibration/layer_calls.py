@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from norton.graph.inputs import Inputs
 from norton.graph.layers import is_decomposed, is_norm
 
 # Operations on a tensor that compute nothing of its values.
@@ -57,8 +58,8 @@ def layers_of(net: nn.Module) -> dict[str, nn.Module]:
 
 
 @torch.no_grad()
-def record_calls(net: nn.Module, image: Tensor) -> LayerCalls:
-    """Run a network on one image (1, C, H, W), in the mode that it is in, and see which layers it calls."""
+def record_calls(net: nn.Module, inputs: Inputs) -> LayerCalls:
+    """Run a network on what it takes of one image, in the mode that it is in, and see which layers it calls."""
     recorder = _Recorder()
     handles = []
     for name, layer in layers_of(net).items():
@@ -66,7 +67,7 @@ def record_calls(net: nn.Module, image: Tensor) -> LayerCalls:
         handles.append(layer.register_forward_hook(recorder.after(name), with_kwargs=True))
     try:
         with recorder:
-            output = net(image.clone())
+            output = inputs.map(Tensor.clone).call(net)
     finally:
         for handle in handles:
             handle.remove()

@@ -23,6 +23,7 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
+from norton.calibration.batches import Images, batches_of, count_of
 from norton.calibration.input_moments import InputMoments, count_positions, gather_moments
 from norton.calibration.metric import GroupedMetric, Metric
 from norton.calibration.replay import Replay
@@ -44,7 +45,7 @@ def fit_to_outputs(
     before: nn.Module,
     small: nn.Module,
     fits: Mapping[str, LayerFit],
-    images: Tensor,
+    images: Images,
     how: Calibration,
     *,
     kept: Mapping[str, Tensor] | None = None,
@@ -54,7 +55,8 @@ def fit_to_outputs(
 ) -> nn.Module:
     """A copy of `small` whose layers are fitted, one after the other, to what those of `before` give.
 
-    fits: layer → what makes the layer that takes its place.  images: (N, C, H, W), transformed as for evaluation.
+    fits: layer → what makes the layer that takes its place.  images: (N, C, H, W), transformed as for evaluation,
+    or batches, see `norton.calibration.batches`.
     kept: layer → the filters of `before`, for a BatchNorm the channels, that `small` still has, where it has not all.
     read: layer → the channels of what it reads in `before` that it reads in `small`, where these are not all.
     doing: what the bar shows.
@@ -87,7 +89,7 @@ def fit_to_outputs(
         if layer not in new.values():  # else it is another name of one that was reached
             fitting.unreached.append(name)
             replace_(result, {layer: fits[name](weight_of(layer), None)})
-    fitting.warn_of_exceptions(len(images))
+    fitting.warn_of_exceptions(count_of(fitting.after.batches))
     modes = {name: layer.training for name, layer in small.named_modules()}
     for name, layer in result.named_modules():
         layer.training = modes.get(name, layer.training)
@@ -120,21 +122,21 @@ class _Fitting:
         cls,
         net: nn.Module,
         result: nn.Module,
-        images: Tensor,
+        images: Images,
         how: Calibration,
         kept: Mapping[str, Tensor],
         read: Mapping[str, Tensor],
     ) -> Self:
         """With replays that hold what is between layers, if the memory suffices; else with a warning."""
         device = next(net.parameters()).device
-        batches = [batch.to(device) for batch in images.split(how.batch_size)]
+        batches = batches_of(images, how.batch_size, device)
         memory = how.memory or _free_memory(device) / 2
         before = Replay(set_form_(copied(net), "fast").eval(), batches)
-        before.keep = _held_per_image(before, net) * len(images) * (1 + how.sequential) <= memory / 2
+        before.keep = _held_per_image(before, net) * count_of(batches) * (1 + how.sequential) <= memory / 2
         if not before.keep:
             warn(
-                f"what {len(images)} images are between layers takes more memory than there is; streamed instead: for "
-                "each layer those before it are computed again"
+                f"what {count_of(batches)} images are between layers takes more memory than there is; streamed "
+                "instead: for each layer those before it are computed again"
             )
         after = Replay(result, batches, keep=before.keep) if how.sequential else before
         return cls(result, before, after, how, memory, kept, read)
@@ -193,7 +195,7 @@ class _Fitting:
     def moments(self, name: str, layer: nn.Module) -> InputMoments:
         """Of what a layer reads, and of what it should give."""
         dense = as_dense(layer)
-        size, count = weight_of(dense)[0].numel(), sum(map(len, self.after.batches))
+        size, count = weight_of(dense)[0].numel(), count_of(self.after.batches)
         if count * count_positions(dense, next(self.inputs(name, dense))) < size:
             self.few_patches.append(name)
         blocks = math.ceil(_COPIES * 8 * groups_of(dense) * size**2 / (self.memory / 2))
@@ -284,8 +286,8 @@ def _held_per_image(replay: Replay, net: nn.Module) -> float:
     """Bytes per image; the first time that a network sees one, so that here is where it is found not to fit."""
     try:
         return replay.held_per_image()
-    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-        size = "×".join(map(str, replay.batches[0].shape[1:]))
+    except (RuntimeError, ValueError, TypeError, LookupError, AssertionError) as error:
+        size = replay.batches[0].shown()
         said = f"{type(net).__name__} does not take calibration images of {size}: {first_line(error)}"
         raise InputError(said) from None
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from norton.calibration.layer_calls import LayerCalls, layers_of, record_calls
 from norton.common.errors import InputError
+from norton.graph.inputs import Inputs
 
 
 class Replay:
@@ -27,7 +28,7 @@ class Replay:
     computed from the images each time, which takes the memory of one batch.
     """
 
-    def __init__(self, net: nn.Module, batches: list[Tensor], *, keep: bool = True):
+    def __init__(self, net: nn.Module, batches: list[Inputs], *, keep: bool = True):
         self.net, self.batches, self.keep = net, batches, keep
         self._gated = _gated_copy(net)
         self._recorded: LayerCalls | None = None
@@ -37,7 +38,7 @@ class Replay:
     def recorded(self) -> LayerCalls:
         """What the forward pass of one image is; the first time that the network sees one."""
         if self._recorded is None:
-            self._recorded = record_calls(self.net, self.batches[0][:1])
+            self._recorded = record_calls(self.net, self.batches[0].first(1))
         return self._recorded
 
     @property
@@ -66,7 +67,7 @@ class Replay:
 
     def held_per_image(self) -> int:
         """The most bytes that are held at once per image."""
-        return self.recorded.held
+        return self.recorded.held // self.batches[0].first(1).count
 
     def close(self) -> None:
         """End the passes that wait."""
@@ -149,8 +150,8 @@ class _BatchRun:
     behind it.  value: what the layer reads there, or gives.
     """
 
-    def __init__(self, net: nn.Module, images: Tensor, order: Sequence[str]):
-        self.net, self.images, self.order, self.place = net, images, order, -0.5
+    def __init__(self, net: nn.Module, inputs: Inputs, order: Sequence[str]):
+        self.net, self.inputs, self.order, self.place = net, inputs, order, -0.5
         self.value: Any = None
         self._error: BaseException | None = None
         self._ended = False
@@ -189,7 +190,7 @@ class _BatchRun:
         self._go.acquire()
         try:
             if not self._ended:
-                self.net(self.images.clone())  # which a network may change
+                self.inputs.map(Tensor.clone).call(self.net)  # which a network may change
                 raise InputError(f"{type(self.net).__name__} {OTHER_WAY}")
         except _Ended:
             pass

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from norton.calibration.batches import Images, batches_of
 from norton.common.checks import check_boolean, check_number, check_whole_number
 from norton.common.errors import InputError
 from norton.graph.input_sizes import stated_size
@@ -46,12 +47,31 @@ def dimensions(net: nn.Module) -> int:
     return len(next(sizes, (1, 1)))
 
 
-def check_images(net: nn.Module, images: Tensor) -> None:
+def check_images(net: nn.Module, images: Images) -> None:
     """Raise InputError for calibration images that are none, or not of the network's size."""
-    shape = _SHAPES[dimensions(net) - 1]
-    if not isinstance(images, Tensor) or images.ndim != 2 + dimensions(net) or not len(images):
-        what = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise InputError(f"calibration images of shape {what}; expected {shape}, at least one, a few hundred better")
+    if isinstance(images, Tensor):
+        _check_size(net, images)
+    dtype = next(net.parameters()).dtype
+    for batch in batches_of(images, 128):
+        for x in batch.tensors:
+            if x.is_floating_point() and x.dtype != dtype:
+                raise InputError(
+                    f"calibration images are {x.dtype}, the network {dtype}; give both the same with .to()"
+                )
+            if not x.isfinite().all():
+                raise InputError("calibration images have infinite or undefined values")
+    if torch.finfo(dtype).bits < 32:
+        raise InputError(
+            f"the network is {dtype}, too coarse to fit to outputs; take net.float(), and go back after it"
+        )
+
+
+def _check_size(net: nn.Module, images: Tensor) -> None:
+    if images.ndim != 4 or not len(images):
+        raise InputError(
+            f"calibration images of shape {tuple(images.shape)}; expected (N, C, H, W), at least one, a few hundred "
+            "better"
+        )
     size = stated_size(net)
     if size is not None and tuple(images.shape[1:]) != size:
         has, takes = ("×".join(map(str, shape)) for shape in (images.shape[1:], size))
@@ -59,9 +79,3 @@ def check_images(net: nn.Module, images: Tensor) -> None:
     dtype = next(net.parameters()).dtype
     if images.dtype != dtype:
         raise InputError(f"calibration images are {images.dtype}, the network {dtype}; give both the same with .to()")
-    if torch.finfo(dtype).bits < 32:
-        raise InputError(
-            f"the network is {dtype}, too coarse to fit to outputs; take net.float(), and go back after it"
-        )
-    if not images.isfinite().all():
-        raise InputError("calibration images have infinite or undefined values")

@@ -8,6 +8,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from norton.calibration import Calibration, Metric, fit_to_outputs
+from norton.calibration.batches import Images
 from norton.common.errors import warn
 from norton.decomposition.methods import DECOMPOSITIONS
 from norton.decomposition.options import DecomposeOptions
@@ -30,7 +31,7 @@ def decompose(
     skip: Iterable[str] | None = None,
     seed: int = 0,
     objective: str = "weights",
-    images: Tensor | None = None,
+    images: Images | None = None,
     calibration: Calibration | None = None,
     example: Example | None = None,
     progress: bool = False,
@@ -45,9 +46,9 @@ def decompose(
     rank, skip: which layers and how far, see `layer_ranks`.  options: the method's own, such as `starts` of `cp`.
     progress: show a bar over the layers.
 
-    objective: `weights`, the nearest weights; or `outputs`, the nearest outputs on calibration images (N, C, H, W),
-    without labels, see `norton.calibration.outputs`.  calibration: how they are used, a `Calibration`.  Where images
-    are None, weights are fitted, with a warning.  The means of BatchNorms follow.
+    objective: `weights`, the nearest weights; or `outputs`, the nearest outputs on calibration images (N, C, H, W)
+    or batches of what the network takes, without labels, see `norton.calibration.outputs`.  calibration: how they are
+    used, a `Calibration`.  Where images are None, weights are fitted, with a warning.  The means of BatchNorms follow.
 
     Raises InputError for an unknown method, a bad rank or pattern, a weight that is not finite, and images that do not
     fit the network.
@@ -115,7 +116,7 @@ def _for_outputs(
     net: nn.Module,
     rules: Mapping[str, RankSetting],
     method: str,
-    images: Tensor,
+    images: Images,
     calibration: Calibration,
     progress: bool,
     options: dict,

@@ -44,6 +44,16 @@ class Inputs:
         """All tensors among them, in lists, tuples and dictionaries too."""
         return [x for x in tree_leaves((self.args, dict(self.kwargs))) if isinstance(x, Tensor)]
 
+    @property
+    def count(self) -> int:
+        """How many samples they are of: the first size of all tensors, or one where these differ."""
+        sizes = {len(x) if x.dim() else None for x in self.tensors}
+        return next(iter(sizes)) or 1 if len(sizes) == 1 else 1
+
+    def first(self, count: int) -> "Inputs":
+        """So many of the samples; all of them where they cannot be told apart."""
+        return self.map(lambda x: x[:count]) if self.count > count else self
+
     def shown(self) -> str:
         """The sizes of their tensors, for people, without the batch."""
         return " and ".join("×".join(map(str, x.shape[1:])) or "()" for x in self.tensors)
@@ -102,13 +112,7 @@ def remember_example_(net: nn.Module, example: Example | None) -> None:
     if is_size(example):
         net.input_size = tuple(example)  # type: ignore[assignment]
     elif example is not None:
-        few = _first_two(inputs_of(example))
+        few = inputs_of(example).map(Tensor.detach).first(2).map(Tensor.clone)
         net.example_input_array = (  # type: ignore[assignment]
             few.args[0] if isinstance(example, Tensor) else few.args or few.kwargs
         )
-
-
-def _first_two(inputs: Inputs) -> Inputs:
-    """The first two of a batch, where all tensors are of one."""
-    batched = len({len(x) if x.dim() else None for x in inputs.tensors}) == 1 and inputs.tensors[0].dim() > 0
-    return inputs.map(lambda x: x[:2].detach().clone()) if batched else inputs

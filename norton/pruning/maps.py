@@ -15,7 +15,9 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from norton.calibration.batches import Images, batches_of, count_of
 from norton.common.errors import InputError
+from norton.graph.inputs import Inputs
 from norton.graph.layers import in_form, width
 from norton.pruning.criteria.kinds import CRITERIA, MapCriterion
 
@@ -29,22 +31,22 @@ def map_scores(
     net: nn.Module,
     layers: Sequence[str],
     criterion: str,
-    images: Tensor | None,
+    images: Images | None,
     labels: Tensor | None = None,
     *,
     progress: bool = False,
 ) -> dict[str, Tensor]:
     """Layer → (O,) float64 score of its filters on the CPU, averaged over images, for the layers that images pass.
 
-    images: (N, C, H, W), transformed as for evaluation.  labels: for criteria that look at gradients, classes (N,),
-    or (N, H, W) where the network gives some per position; -100 stands for none.  A layer that only training passes,
-    such as one of an auxiliary head, is left out.
+    images: (N, C, H, W), transformed as for evaluation, or batches of what the network takes.  labels: for criteria
+    that look at gradients, classes (N,), or (N, H, W) where the network gives some per position; -100 stands for none.
+    A layer that only training passes, such as one of an auxiliary head, is left out.
 
     Raises InputError for missing or unfitting images and labels, values that are not finite, and a layer whose output
     is no map.
     """
     judge: MapCriterion = CRITERIA[criterion]
-    images, labels = checked_data(judge, images, labels)
+    batches, labels = checked_data(judge, images, labels)
     modules = dict(net.named_modules())
     device = next(net.parameters()).device
     sums: dict[str, Tensor] = {}
@@ -57,21 +59,21 @@ def map_scores(
             raise InputError(f"{name}: {error}") from None
         sums[name] = sums.get(name, 0) + scored.sum(0).cpu()
 
-    batches = list(zip(images.split(BATCH), labels.split(BATCH), strict=True))
+    parts = list(zip(batches, labels.split([batch.count for batch in batches]), strict=True))
     training = net.training
     net.eval()
     try:
         with in_form(net, "fast"):
-            sources = map_sources(net, layers, images[:1].to(device))
-            for x, y in track(batches, f"{criterion} of images", disable=not progress, transient=True):
+            sources = map_sources(net, layers, batches[0].first(1).to(device))
+            for x, y in track(parts, f"{criterion} of images", disable=not progress, transient=True):
                 score_batch = _score_gradients if judge.needs_labels else _score_maps
                 score_batch(net, sources, x.to(device), y.to(device), add)
     finally:
         net.train(training)
-    return {name: judge.finite(sums[name] / len(images)) for name in layers if name in sums}
+    return {name: judge.finite(sums[name] / count_of(batches)) for name in layers if name in sums}
 
 
-def map_sources(net: nn.Module, layers: Sequence[str], image: Tensor) -> dict[str, nn.Module]:
+def map_sources(net: nn.Module, layers: Sequence[str], inputs: Inputs) -> dict[str, nn.Module]:
     """Layer → the module whose output is its map: the BatchNorm that takes its output directly, else itself.
 
     Layers that the image does not pass are left out.
@@ -95,21 +97,21 @@ def map_sources(net: nn.Module, layers: Sequence[str], image: Tensor) -> dict[st
     handles = [modules[name].register_forward_hook(remember(name)) for name in layers]
     handles += [m.register_forward_pre_hook(follow) for m in modules.values() if isinstance(m, _BatchNorm)]
     with _removed_afterwards(handles), torch.no_grad():
-        net(image)
+        inputs.call(net)
     return sources
 
 
-def _score_maps(net: nn.Module, sources: Sources, images: Tensor, labels: Tensor, add: Callable) -> None:
+def _score_maps(net: nn.Module, sources: Sources, inputs: Inputs, labels: Tensor, add: Callable) -> None:
     # At once, in the hook: an activation may work in place, and maps of all layers take more memory than of one.
     handles = [
         module.register_forward_hook(lambda module, inputs, output, name=name: add(name, output))
         for name, module in sources.items()
     ]
     with _removed_afterwards(handles), torch.no_grad():
-        net(images)
+        inputs.call(net)
 
 
-def _score_gradients(net: nn.Module, sources: Sources, images: Tensor, labels: Tensor, add: Callable) -> None:
+def _score_gradients(net: nn.Module, sources: Sources, inputs: Inputs, labels: Tensor, add: Callable) -> None:
     found: list[tuple[str, Tensor]] = []
 
     def hook(name: str) -> Callable:
@@ -121,7 +123,8 @@ def _score_gradients(net: nn.Module, sources: Sources, images: Tensor, labels: T
 
     handles = [module.register_forward_hook(hook(name)) for name, module in sources.items()]
     with _removed_afterwards(handles), torch.enable_grad():
-        logits = net(images.clone().requires_grad_())  # also where all parameters are frozen
+        # Also where all parameters are frozen.
+        logits = inputs.map(lambda x: x.clone().requires_grad_(x.is_floating_point())).call(net)
         check_labels(labels, logits)
         loss = F.cross_entropy(logits, labels, ignore_index=NO_CLASS, reduction="sum")  # each image's own loss
         gradients = torch.autograd.grad(loss, [output for _, output in found], materialize_grads=True)
@@ -146,8 +149,8 @@ def as_maps(output: Tensor, layer: nn.Module) -> Tensor:
     return maps.reshape(*maps.shape, *[1] * (4 - maps.ndim))
 
 
-def checked_data(criterion: MapCriterion, images: Tensor | None, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Images and labels, zeros where none are needed, or an InputError that says what to pass."""
+def checked_data(criterion: MapCriterion, images: Images | None, labels: Tensor | None) -> tuple[list[Inputs], Tensor]:
+    """Batches and their labels, zeros where none are needed, or an InputError that says what to pass."""
     labelled = criterion.needs_labels
     if images is None or (labelled and labels is None):
         what = "images= (N, C, H, W)" + (" and labels= (N,)" if labelled else "")
@@ -155,16 +158,18 @@ def checked_data(criterion: MapCriterion, images: Tensor | None, labels: Tensor 
             f"criterion {criterion.name!r} looks at what filters do to data, and there are none: pass {what}, a few "
             "hundred of them; from the shell data=NAME and calibration.images=512"
         )
-    if images.ndim != 4 or not len(images):
+    if isinstance(images, Tensor) and (images.ndim != 4 or not len(images)):
         raise InputError(f"images of shape {tuple(images.shape)}; expected (N, C, H, W), at least one")
+    batches = batches_of(images, BATCH)
+    count = count_of(batches)
     if labels is None or not labelled:
-        return images, torch.zeros(len(images), dtype=torch.long)
-    if labels.shape[:1] != (len(images),) or labels.is_floating_point():
+        return batches, torch.zeros(count, dtype=torch.long)
+    if labels.shape[:1] != (count,) or labels.is_floating_point():
         raise InputError(
             f"labels of shape {tuple(labels.shape)} and type {labels.dtype}; expected a class for each of the "
-            f"{len(images)} images, ({len(images)},) whole numbers, or for each position of each"
+            f"{count} images, ({count},) whole numbers, or for each position of each"
         )
-    return images, labels.long()
+    return batches, labels.long()
 
 
 def check_labels(labels: Tensor, logits: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from norton.calibration.batches import Images
 from norton.calibration.compensation import COMPENSATIONS
 from norton.common.checks import check_whole_number
 from norton.common.errors import InputError
@@ -82,7 +83,7 @@ class Pruning:
 
     criterion: CriterionSetting = "pabs"
     options: PruneOptions = PruneOptions()
-    images: Tensor | None = None
+    images: Images | None = None
     labels: Tensor | None = None
     seed: int = 0
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from norton.calibration import Calibration, check_images
+from norton.calibration.batches import Images
 from norton.calibration.compensation import compensated
 from norton.common.checks import check_type
 from norton.common.errors import warn
@@ -31,7 +32,7 @@ def prune(
     criterion: CriterionSetting = "pabs",
     *,
     options: PruneOptions = PruneOptions(),
-    images: Tensor | None = None,
+    images: Images | None = None,
     labels: Tensor | None = None,
     calibration: Calibration | None = None,
     seed: int = 0,
@@ -54,9 +55,10 @@ def prune(
     `{"intersection": ["l2", "fpgm"]}`: a filter goes only if each would remove it, so fewer go than the rates ask.
     options: how scores become filters that go, a `PruneOptions`.
 
-    images (N, C, H, W), labels (N,) or (N, H, W): for criteria that look at data; images for `options.compensate` too,
-    without which nothing is compensated, with a warning.  calibration: how the images are used for that; in its
-    sequential form, the means of BatchNorms follow.  seed: of the criterion `random`.  progress: show bars.
+    images (N, C, H, W), or a list of batches, each an example as above, and labels (N,) or (N, H, W): for criteria that
+    look at data; images for `options.compensate` too, without which nothing is compensated, with a warning.
+    calibration: how the images are used for that; in its sequential form, the means of BatchNorms follow.  seed: of the
+    criterion `random`.  progress: show bars.
 
     Warns where nothing is removed although rates ask for it.  Raises InputError for unknown names, bad rates or
     filters, a layer left without filters, data that are missing, and weights that are not finite.

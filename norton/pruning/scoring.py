@@ -10,6 +10,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from norton.calibration.batches import Images
 from norton.common.checks import check_number
 from norton.common.errors import InputError
 from norton.decomposition.factors import Factors
@@ -42,7 +43,7 @@ class Scoring:
     criterion: CriterionSetting = "pabs"
     options: PruneOptions = PruneOptions()
     named: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    images: Tensor | None = None
+    images: Images | None = None
     labels: Tensor | None = None
     seed: int = 0
     progress: bool = False

@@ -9,8 +9,10 @@ from helpers.residual import Residual, calibration_images
 from torch import nn
 
 import norton
+from norton.calibration.batches import batches_of
 from norton.calibration.layer_calls import record_calls
 from norton.calibration.replay import Replay
+from norton.graph.inputs import Inputs
 
 COMPENSATED = norton.PruneOptions(compensate="outputs", min_filters=1)
 
@@ -24,7 +26,7 @@ def test_a_replay_computes_what_the_network_computes(net):
     images = calibration_images()
     batches = list(images.split(25))
     for keep in (True, False):
-        replay = Replay(net, batches, keep=keep)
+        replay = Replay(net, [Inputs((x,)) for x in batches], keep=keep)
         assert list(replay.calls)[:3] == ["stem", "conv1", "bn1"]
         assert replay.readers("conv1") == ["bn1"]
         assert replay.readers("stem") == [None]
@@ -37,7 +39,7 @@ def test_a_replay_computes_what_the_network_computes(net):
 def test_the_declared_networks_can_be_replayed(arch):
     net = randomise_(norton.build(arch))
     x = torch.randn(2, 3, 32, 32)
-    replay = Replay(net, [x])
+    replay = Replay(net, [Inputs((x,))])
     last = [name for name in replay.calls if isinstance(net.get_submodule(name), nn.Linear)][-1]
     torch.testing.assert_close(next(replay.outputs(last)), net(x).detach())
 
@@ -64,7 +66,7 @@ class Unusual(nn.Module):
 
 def test_the_networks_own_code_runs():
     net, images = randomise_(Unusual()), calibration_images()
-    replay = Replay(net, list(images.split(25)))
+    replay = Replay(net, batches_of(images, 25))
     assert list(replay.calls) == ["first", "norm", "last.0", "last.1", "last.2"] and not replay.repeated
     assert [replay.readers(name) for name in replay.calls] == [["norm"], [None, None], ["last.1"], ["last.2"], [None]]
     torch.testing.assert_close(torch.cat(list(replay.inputs("last.0"))), 2 * net.norm(net.first(images)))
@@ -75,7 +77,7 @@ def test_the_networks_own_code_runs():
 def test_a_replaced_layer_is_computed_as_what_it_is_by_then(net):
     images = calibration_images()
     for keep in (True, False):
-        replay = Replay(net, list(images.split(25)), keep=keep)
+        replay = Replay(net, batches_of(images, 25), keep=keep)
         list(replay.inputs("conv1"))
         net.conv1 = randomise_(nn.Conv2d(8, 8, 3, padding=1))
         torch.testing.assert_close(torch.cat(list(replay.outputs("fc"))), net(images))
@@ -111,7 +113,7 @@ class Alternating(Unusual):
 
 def test_another_order_for_other_images_is_refused():
     net, images = randomise_(Alternating()), calibration_images(2).abs()
-    replay = Replay(net, [images, -images])
+    replay = Replay(net, batches_of([images, -images], 1))
     with pytest.raises(norton.InputError, match="Alternating calls its layers in another order for other images"):
         list(replay.outputs("last.2"))
     replay.close()
@@ -119,7 +121,7 @@ def test_another_order_for_other_images_is_refused():
 
 def test_passes_that_wait_end(net):
     before = threading.active_count()
-    replay = Replay(net, list(calibration_images().split(25)))
+    replay = Replay(net, batches_of(calibration_images(), 25))
     list(replay.inputs("conv1"))
     assert threading.active_count() > before
     replay.close()
@@ -130,4 +132,4 @@ def test_what_is_held(net):
     """Of the residual network: the images, and the stem's output beside that of each layer of its block."""
     image = calibration_images(1)
     stem = net.stem(image).nbytes
-    assert 2 * stem <= record_calls(net, image).held <= 4 * stem + image.nbytes
+    assert 2 * stem <= record_calls(net, Inputs((image,))).held <= 4 * stem + image.nbytes

@@ -10,6 +10,7 @@ from helpers.networks import randomise_
 from torch import nn
 
 import norton
+from norton.graph.inputs import Inputs
 from norton.pruning import CRITERIA, maps
 from norton.pruning.criteria.kinds import scores
 from norton.pruning.maps import map_scores
@@ -97,10 +98,10 @@ def test_the_network_is_left_as_it_was(criterion):
 def test_the_batchnorm_of_a_sum_is_no_layers_own():
     """In ResNet-56 each convolution has a BatchNorm of its own, in DenseNet-40 they follow concatenations."""
     net = norton.build("densenet_40")
-    sources = maps.map_sources(net, ["dense1.0.conv1"], torch.zeros(1, 3, 32, 32))
+    sources = maps.map_sources(net, ["dense1.0.conv1"], Inputs((torch.zeros(1, 3, 32, 32),)))
     assert sources == {"dense1.0.conv1": net.dense1[0].conv1}
     net = norton.build("resnet_56").eval()
-    sources = maps.map_sources(net, ["layer1.0.conv2", "conv1"], torch.zeros(1, 3, 32, 32))
+    sources = maps.map_sources(net, ["layer1.0.conv2", "conv1"], Inputs((torch.zeros(1, 3, 32, 32),)))
     assert sources == {"layer1.0.conv2": net.layer1[0].bn2, "conv1": net.bn1}
 
 
