@@ -42,10 +42,9 @@ def prune(
     """A copy of `net` without the filters that `compress_rate` removes, decomposed or not.
 
     Works on any network whose forward pass can be traced, or that declares its channel axes, see `norton.wiring_of`;
-    `norton.wiring_of(net).left_whole` says what cannot be pruned, and why.  Precision,
-    memory format, DataParallel and torch.compile stay as they are.  example: what the network takes, if it states none
-    (`input_size`, `example_input_array`): an input or its size (channels, height, width), a tuple of several, or a dict
-    of arguments by name; real data for a network that needs values.
+    `norton.wiring_of(net).left_whole` says what cannot be pruned, and why.  Precision, memory format, DataParallel and
+    torch.compile stay.  example: an input or its size (channels, height, width), a tuple of several, or a dict by name,
+    if the network states none (`input_size`, `example_input_array`); real data where it needs values.
 
     compress_rate: the fraction removed per layer, as published (`[0.6]*6+[0.8]*7`); one number, of every layer that can
     be pruned; or patterns of layer names with a number each, of which the first that matches decides.  None for the
