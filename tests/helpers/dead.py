@@ -32,6 +32,8 @@ class Silence(TorchFunctionMode):
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         if name in LIVELY:
             return LIVELY[name](args[0])
+        if name in ("cat", "concat") and len(args[0]) > 1 and args[0][0].dim() > 2:
+            return _joined(func, *args, **kwargs)
         if not args or not isinstance(args[0], Tensor) or args[0].dim() < 2:
             return self._sum(func, args, kwargs) if name in SUMS else func(*args, **kwargs)
         if name in NORMS and len(args[1]) == 1:
@@ -69,6 +71,16 @@ class Silence(TorchFunctionMode):
         asked = args[1] if isinstance(args[1], int) else (len(alive),)
         found = func(x.index_select(dim, alive), asked, *rest, **{key: entries(value) for key, value in kwargs.items()})
         return torch.zeros_like(x).index_copy_(dim, alive, found)
+
+
+def _joined(func, tensors, dim=0):
+    """Images beside what is the same for all of them, such as a token: it has no part in silent channels."""
+    dim = dim % tensors[0].dim()
+    moving = [x for x in tensors if not torch.equal(x[:1].expand_as(x), x)]
+    if moving and dim > 0:
+        alive = _alive(moving[0], [other for other in range(1, moving[0].dim()) if other != dim])
+        tensors = [x if any(x is one for one in moving) else x * alive for x in tensors]
+    return func(tensors, dim)
 
 
 def _alive(x: Tensor, dims) -> Tensor:
