@@ -40,6 +40,8 @@ class Silence(TorchFunctionMode):
             return self._among_the_living(func, args[0].dim() - 1, args, kwargs)
         if name == "group_norm" and args[1] == 1:
             return self._among_the_living(func, 1, args, kwargs)
+        if name == "conv1d" and args[0].shape[1] == 1 and args[1].shape[:2] == (1, 1):
+            return _slide(func, args, kwargs)
         if name in WAKING:
             x = args[0].clone()
             return func(*args, **kwargs) * _alive(x, range(1, x.dim()))
@@ -83,6 +85,17 @@ def _joined(func, tensors, dim=0):
     return func(tensors, dim)
 
 
+def _slide(func, args, kwargs):
+    """One filter that slides along channels, over the neighbours that live."""
+    alive = _alive(args[0], [2]).flatten().expand(args[0].shape[2]).nonzero().flatten()
+    found = func(args[0].index_select(2, alive), *args[1:], **kwargs)
+    return (
+        torch.zeros_like(args[0]).index_copy_(2, alive, found)
+        if found.shape[2] == len(alive)
+        else func(*args, **kwargs)
+    )
+
+
 def _alive(x: Tensor, dims) -> Tensor:
     """1 where x is not silent, along each of some dimensions, to be multiplied with x.
 
@@ -112,6 +125,11 @@ def with_dead_filters(net: nn.Module, gone: dict[str, list[int]]) -> nn.Module:
     net = copy.deepcopy(net)
     for name, filters in gone.items():
         layer = net.get_submodule(name)
+        around = net.get_submodule(name.rpartition(".")[0])
+        if isinstance(around, nn.MultiheadAttention):  # whose heads go with as many channels that it gives
+            for part in around.in_proj_weight.chunk(3), around.in_proj_bias.chunk(3):
+                for entries in part:
+                    entries[filters] = 0
         if isinstance(layer, TRANSPOSED_LAYERS):  # (inputs, outputs of a group, ...)
             each = layer.weight.shape[1]
             for group, weight in enumerate(layer.weight.chunk(layer.groups)):
