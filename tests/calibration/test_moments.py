@@ -3,10 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.geometries import convolutions
 from helpers.metrics import noise
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from norton.calibration.input_moments import gather_moments, output_rows, patches
+from norton.calibration.input_moments import count_positions, gather_moments, output_rows, patches
+from norton.graph.layers import weight_of
 
 pytestmark = pytest.mark.quick
 
@@ -72,3 +76,37 @@ def test_linear_layers_have_moments_too():
     found = gather_moments(layer, [x], [x @ layer.weight.T])
     torch.testing.assert_close(found.second[0], x.flatten(0, 1).T @ x.flatten(0, 1) / 20)
     torch.testing.assert_close(found.cross, layer.weight @ found.second[0])
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.one_of(convolutions(), convolutions(transposed=True)), st.data())
+def test_patches_of_any_convolution(case, data):
+    layer, x = case
+    layer.bias = None
+    y, filters = layer(x), weight_of(layer).flatten(1).chunk(layer.groups)
+    assert count_positions(layer, x) == y[0, 0].numel()
+    chosen = torch.tensor(sorted(data.draw(st.sets(st.integers(0, y[0, 0].numel() - 1), min_size=1, max_size=5))))
+    for places in (None, chosen):
+        parts = patches(layer, x, places).chunk(layer.groups, 1)
+        rows = torch.cat([part @ own.T for part, own in zip(parts, filters, strict=True)], 1)
+        torch.testing.assert_close(rows, output_rows(layer, y, places))
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_moments_of_a_grouped_layer_are_those_of_each_group(kind, blocks):
+    torch.manual_seed(0)
+    layer, x = kind(6, 4, 3, groups=2, bias=False).double(), noise(5, 6, 6, 7)
+    target = layer(x) + noise(*layer(x).shape, seed=1)
+    found = gather_moments(layer, [x], [target], blocks=blocks)
+    for group, own in enumerate(found.by_group()):
+        alone = kind(3, 2, 3, bias=False).double()
+        alone.weight.data = layer.weight.chunk(2)[group].detach()
+        wanted = gather_moments(alone, [x.chunk(2, 1)[group]], [target.chunk(2, 1)[group]], blocks=blocks)
+        for moments, other in ((own, wanted), (found.centred().by_group()[group], wanted.centred())):
+            torch.testing.assert_close(moments.second, other.second)
+            torch.testing.assert_close(moments.cross, other.cross)
+            torch.testing.assert_close(moments.mean, other.mean)
+            torch.testing.assert_close(moments.output_mean, other.output_mean)
+            assert moments.rows == other.rows
+    torch.testing.assert_close(found.mean_outputs(weight_of(layer)), layer(x).transpose(0, 1).flatten(1).mean(1))

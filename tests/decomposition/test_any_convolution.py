@@ -9,15 +9,18 @@ import tensorly
 import torch
 import torch.nn.functional as F
 from helpers.geometries import convolutions
+from helpers.metrics import some_metric
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import norton
+from norton.calibration.metric import GroupedMetric
 from norton.decomposition import DECOMPOSITIONS, cp_filters
 from norton.decomposition.factors import reconstruct
 from norton.decomposition.ranks import resolve_rank
+from norton.deployment.exact_forms import exact_forms, scale_outputs_
 from norton.graph.layers import as_dense, in_form, weight_of
 from norton.graph.slicing import cut_inputs_, cut_outputs_
 
@@ -265,3 +268,59 @@ def test_ranks_of_groups():
         assert math.prod(rank if isinstance(rank, list) else [rank]) < math.prod(
             DECOMPOSITIONS[method].full_rank(layer)
         )
+
+
+def groups_alone(layer):
+    """The groups of a layer as layers of their own."""
+    read, written = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+    found = []
+    for weight in layer.weight.detach().chunk(layer.groups):
+        alone = type(layer)(read, written, layer.kernel_size, bias=False, dtype=weight.dtype)
+        alone.weight.data = weight.clone()
+        found.append(alone)
+    return found
+
+
+@pytest.mark.parametrize("method, layer", [
+    ("cp", nn.Conv1d(6, 8, 5, groups=2)), ("cp", nn.Conv2d(9, 6, 3, groups=3)), ("cp", nn.Conv3d(4, 4, 2, groups=2)),
+    ("tucker", nn.Conv2d(9, 6, 3, groups=3)), ("tucker", nn.ConvTranspose2d(8, 6, 3, groups=2)),
+    ("svd", nn.Conv2d(9, 6, 1, groups=3)), ("svd", nn.ConvTranspose1d(8, 6, 4, groups=2)),
+])  # fmt: skip
+@pytest.mark.parametrize("fitted", [False, True])
+def test_a_grouped_convolution_is_decomposed_group_by_group(method, layer, fitted):
+    torch.manual_seed(0)
+    layer, decomposition = layer.double(), DECOMPOSITIONS[method]
+    ranks = [max(1, min(2, full - 1)) for full in decomposition.full_rank(layer)]
+    rank = ranks if len(ranks) > 1 else ranks[0]
+    metrics = [some_metric(weight_of(layer)[0].numel(), seed=seed) for seed in range(layer.groups)]
+    small = decomposition.from_conv(layer, rank, name="layer")
+    if fitted:
+        small.fit_outputs_(weight_of(layer), GroupedMetric(metrics), 3)
+    for found, alone, metric in zip(weight_of(small).chunk(layer.groups), groups_alone(layer), metrics, strict=True):
+        wanted = decomposition.from_conv(alone, rank, name="layer")
+        if fitted:
+            start = metric.squares((weight_of(alone) - weight_of(wanted)).flatten(1)).sum()
+            wanted.fit_outputs_(weight_of(alone), metric, 3)
+            error, other = (
+                metric.squares((weight_of(alone) - one).flatten(1)).sum() for one in (found, weight_of(wanted))
+            )
+            assert error < 0.99 * start
+            assert error == pytest.approx(other.item(), rel=0.05)  # conjugate gradients step in all groups alike
+        else:
+            torch.testing.assert_close(found, weight_of(wanted), rtol=1e-6, atol=1e-8)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_outputs_are_scaled_and_every_form_is_exact(data):
+    method = data.draw(st.sampled_from(sorted(CASES)))
+    layer, x = data.draw(CASES[method])
+    small = decomposed(layer, method, {"fraction": 0.5})
+    wanted = small(x)
+    for name, form in exact_forms(small).items():
+        torch.testing.assert_close(form(x), wanted, rtol=1e-9, atol=1e-9, msg=name)
+    scale, shift = (torch.randn(layer.out_channels, dtype=torch.float64) for _ in range(2))
+    scale_outputs_(small, scale, shift)
+    along = (-1, *[1] * len(layer.kernel_size))
+    torch.testing.assert_close(small(x), scale.view(along) * wanted + shift.view(along), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(as_dense(small)(x), small(x), rtol=1e-9, atol=1e-9)
