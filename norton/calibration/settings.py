@@ -4,12 +4,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from norton.calibration.batches import Images, batches_of
 from norton.common.checks import check_boolean, check_number, check_whole_number
 from norton.common.errors import InputError
-from norton.graph.input_sizes import stated_size
+from norton.graph.input_sizes import dimensions, stated_size
 
 
 @dataclass(frozen=True)
@@ -41,12 +40,6 @@ class Calibration:
 _SHAPES = ("(N, C, L)", "(N, C, H, W)", "(N, C, D, H, W)")
 
 
-def dimensions(net: nn.Module) -> int:
-    """The spatial dimensions of a network's first convolution; 2 where it has none."""
-    sizes = (layer.kernel_size for layer in nn.Module.modules(net) if isinstance(layer, _ConvNd))
-    return len(next(sizes, (1, 1)))
-
-
 def check_images(net: nn.Module, images: Images) -> None:
     """Raise InputError for calibration images that are none, or not of the network's size."""
     if isinstance(images, Tensor):
@@ -67,10 +60,11 @@ def check_images(net: nn.Module, images: Images) -> None:
 
 
 def _check_size(net: nn.Module, images: Tensor) -> None:
-    if images.ndim != 4 or not len(images):
+    dims = dimensions(net)
+    if images.ndim != 2 + dims or not len(images):
         raise InputError(
-            f"calibration images of shape {tuple(images.shape)}; expected (N, C, H, W), at least one, a few hundred "
-            "better"
+            f"calibration images of shape {tuple(images.shape)}; expected {_SHAPES[dims - 1]}, at least one, a few "
+            "hundred better"
         )
     size = stated_size(net)
     if size is not None and tuple(images.shape[1:]) != size:

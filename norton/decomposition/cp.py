@@ -1,7 +1,7 @@
 """Filter-wise CP: each filter a sum of R rank-one terms, run as 1×1, depthwise k×1 and depthwise 1×k convolutions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, ClassVar, Self, cast
 
@@ -16,7 +16,7 @@ from norton.decomposition.factors import Factors, kernels, reconstruct
 from norton.decomposition.layers import FactoredLayer
 from norton.decomposition.methods import DECOMPOSITIONS, has_kernel, is_convolution
 from norton.graph.layers import CONVOLUTIONS, Form
-from norton.graph.slicing import cut_inputs_, cut_outputs_, select
+from norton.graph.slicing import cut_from_groups_, cut_inputs_, cut_outputs_, select
 
 _CONVOLVE = (F.conv1d, F.conv2d, F.conv3d)
 
@@ -250,13 +250,25 @@ def _(layer: CPConv, kept: Tensor) -> None:
 
 @cut_outputs_.register
 def _(layer: CPConv, kept: Tensor) -> None:
-    each = layer.out_channels // layer.groups
-    filters = kept.view(-1, 1, each if layer.groups > 1 else len(kept))  # of a grouped layer, whole groups
-    terms = torch.arange(layer.rank, device=kept.device)[:, None]
+    each = layer.out_channels // layer.groups if layer.groups > 1 else len(kept)
+    _cut_terms_(layer, kept.view(-1, each), cut_outputs_)  # of a grouped layer, whole groups
+
+
+@cut_from_groups_.register
+def _(layer: CPConv, kept: Tensor) -> None:
+    _cut_terms_(layer, kept.view(layer.groups, -1), cut_from_groups_)
+
+
+def _cut_terms_(layer: CPConv, kept: Tensor, cut_pointwise_: Callable[[nn.Module, Tensor], None]) -> None:
+    """Keep these filters, (groups, filters of each)."""
+    each, terms = layer.out_channels // layer.groups, torch.arange(layer.rank, device=kept.device)[:, None]
+    filters = kept[:, None]
     channels = ((filters // each * layer.rank + terms) * each + filters % each).flatten()
     for part in layer.feature:
-        cut_outputs_(part, channels)
-        if part is not layer.feature.pointwise:
+        if part is layer.feature.pointwise:
+            cut_pointwise_(part, channels)
+        else:
+            cut_outputs_(part, channels)
             part.in_channels = part.groups = len(channels)
     if layer.bias is not None:
-        layer.bias = select(layer.bias, kept, 0)
+        layer.bias = select(layer.bias, kept.flatten(), 0)

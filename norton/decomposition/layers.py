@@ -26,7 +26,7 @@ from norton.graph.layers import (
     joint_padding,
     weight_of,
 )
-from norton.graph.slicing import cut_inputs_, cut_outputs_, select
+from norton.graph.slicing import cut_from_groups_, cut_inputs_, cut_outputs_, select
 
 
 class FactoredLayer(nn.Module):
@@ -181,6 +181,13 @@ def _(layer: LayerWise, kept: Tensor) -> None:
             each = part.out_channels // part.groups
             cut_outputs_(part, (groups[:, None] * each + torch.arange(each, device=kept.device)).flatten())
     cut_outputs_(layer.feature[-1], kept)
+    if layer.bias is not None:
+        layer.bias = select(layer.bias, kept, 0)
+
+
+@cut_from_groups_.register
+def _(layer: LayerWise, kept: Tensor) -> None:
+    cut_from_groups_(layer.feature[-1], kept)
     if layer.bias is not None:
         layer.bias = select(layer.bias, kept, 0)
 

@@ -12,6 +12,7 @@ Imports `common` alone.  What a network loses is decided in `pruning`; ranks are
 `deployment` folds by the same record.
 """
 
+import torch
 from torch import nn
 
 from norton.graph.inputs import Example
@@ -38,5 +39,6 @@ def wiring_of(net: nn.Module, example: Example | None = None) -> Wiring:
 @OPERATIONS.register("prune")
 def apply_prune_(net: nn.Module, step: dict) -> None:
     """Cut a network as a recorded step says, in place."""
-    wiring = wiring_of(net)
+    with torch.device("cpu"):  # files are replayed where new tensors have no values, and a proof compares some
+        wiring = wiring_of(net)
     cut_(net, wiring, {wiring.axis_of(layer): channels for layer, channels in step["keep"].items()})

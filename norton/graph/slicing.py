@@ -91,7 +91,8 @@ def cut_outputs_(layer: nn.Module, kept: Tensor) -> None:
     raise TypeError(f"no output slicer for {type(layer).__name__}")
 
 
-def cut_from_groups_(layer: nn.Conv2d | nn.ConvTranspose2d, kept: Tensor) -> None:
+@singledispatch
+def cut_from_groups_(layer: Any, kept: Tensor) -> None:
     """Keep these filters of a grouped convolution, the same ones of each group, in this order."""
     if isinstance(layer, TRANSPOSED_LAYERS):
         layer.weight = select(layer.weight, kept[: len(kept) // layer.groups], 1)

@@ -21,8 +21,8 @@ from norton.decomposition import DECOMPOSITIONS, cp_filters
 from norton.decomposition.factors import reconstruct
 from norton.decomposition.ranks import resolve_rank
 from norton.deployment.exact_forms import exact_forms, scale_outputs_
-from norton.graph.layers import as_dense, in_form, weight_of
-from norton.graph.slicing import cut_inputs_, cut_outputs_
+from norton.graph.layers import as_dense, in_form, in_layout_of, weight_of
+from norton.graph.slicing import cut_from_groups_, cut_inputs_, cut_outputs_
 
 CASES = {
     "cp": convolutions(),
@@ -148,6 +148,32 @@ def test_surgery_is_that_of_the_dense_layer(method, data):
     shaped = DECOMPOSITIONS[method].shaped_like(twin, small.rank)  # as when a plan is replayed in another order
     assert [p.shape for p in shaped.parameters()] == [p.shape for p in small.parameters()]
     assert (small.groups, small.in_channels, small.out_channels) == (twin.groups, len(read), len(kept))
+
+
+@pytest.mark.parametrize("method", CASES)
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_the_same_filters_of_each_group_can_go(method, data):
+    layer, x = data.draw(CASES[method].filter(lambda case: case[0].groups > 1))
+    small = decomposed(layer, method, {"fraction": 0.5})
+    twin = copy.deepcopy(layer)
+    twin.weight = nn.Parameter(small.composed_weight().detach())
+    chosen = []
+    for width in (layer.in_channels, layer.out_channels):
+        each = width // layer.groups
+        own = data.draw(st.permutations(range(each)))[: max(1, each - 1)]
+        chosen.append(torch.tensor([group * each + one for group in range(layer.groups) for one in own]))
+    read, kept = chosen
+    filters = weight_of(twin)[kept][:, read[: len(read) // layer.groups]]
+    cut_inputs_(small, read)
+    cut_from_groups_(small, kept)
+    torch.testing.assert_close(weight_of(small), filters, rtol=1e-9, atol=1e-9, check_stride=False)
+    twin.weight = nn.Parameter(in_layout_of(twin, filters))
+    twin.in_channels, twin.out_channels = len(read), len(kept)
+    twin.bias = None if layer.bias is None else nn.Parameter(layer.bias[kept])
+    torch.testing.assert_close(small(x[:, read]), twin(x[:, read]), rtol=1e-9, atol=1e-9)
+    shaped = DECOMPOSITIONS[method].shaped_like(twin, small.rank)
+    assert [p.shape for p in shaped.parameters()] == [p.shape for p in small.parameters()]
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
