@@ -9,6 +9,7 @@ from torch import nn
 from norton.deployment.entrance import Entrance, enter_by_
 from norton.deployment.exact_forms import DENSE, exact_form
 from norton.deployment.folding import Folded
+from norton.deployment.layouts import Reshaping
 from norton.deployment.onednn import join_relus_, pack_
 from norton.graph.inputs import Inputs
 
@@ -41,7 +42,8 @@ def input_shapes(net: nn.Module, inputs: Inputs, layers: Mapping[str, nn.Module]
         )
         for name, layer in layers.items()
     ]
-    inputs.call(net)
+    with Reshaping():  # of a network that was deployed before
+        inputs.call(net)
     for hook in hooks:
         hook.remove()
     return found

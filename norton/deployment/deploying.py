@@ -20,7 +20,8 @@ from norton.deployment.checks import check_choice, check_example, check_outputs,
 from norton.deployment.folding import fold
 from norton.deployment.record import Deployment, conditions
 from norton.deployment.search import FormSearch, SearchBudget
-from norton.graph.inputs import Example, inputs_of
+from norton.graph.copies import copied
+from norton.graph.inputs import Example, Inputs, inputs_of
 from norton.graph.layers import network_in
 from norton.measure.latency import keep_freed_memory
 
@@ -49,9 +50,9 @@ def deploy(
     what is not a number).
 
     A network in training mode is deployed as for evaluation, with a warning.  Raises InputError for an example that the
-    network does not take, outputs that differ by more than rounding, and a choice of another network, input or machine.
-    A network whose code asks for the sizes of images is recorded once more for each other size that it meets, and an
-    InputError says so where it goes another way.
+    network does not take, outputs that differ by more than rounding, in float64 too, and a choice of another network,
+    input or machine.  A network whose code asks for the sizes of images is recorded once more for each other size that
+    it meets, and an InputError says so where it goes another way.
     """
     deployed = deploy_by(net, example, lambda known: loaded(choice), repeats, search, progress)
     return compiled(deployed, example) if compile else deployed
@@ -91,13 +92,29 @@ def deploy_by(
         check_choice(choice, known, folded)
     deployed = assemble(folded, choice.forms, choice.channels_last)
     dtype = next(x.dtype for x in inputs.tensors if x.is_floating_point())
-    for given, outputs in wanted:
-        check_outputs(given.call(deployed), outputs, dtype)
+    try:
+        for given, outputs in wanted:
+            check_outputs(given.call(deployed), outputs, dtype)
+    except InputError:
+        if dtype == torch.float64:
+            raise
+        _check_in_float64(net, noise, choice)
+        warn(
+            "the deployed network is exact, but its weights are out of proportion, so that rounding changes its "
+            "outputs by more than usual"
+        )
     for name in _KEPT:
         if hasattr(net, name):
             setattr(deployed, name, getattr(net, name))
     deployed.deployment = choice
     return deployed
+
+
+def _check_in_float64(net: nn.Module, inputs: Inputs, choice: Deployment) -> None:
+    """Raise InputError where outputs differ by more than rounding in double precision too."""
+    precise, given = copied(net).eval().double(), inputs.map(lambda x: x.double() if x.is_floating_point() else x)
+    deployed = assemble(fold(precise, given), choice.forms, choice.channels_last)
+    check_outputs(given.call(deployed), given.call(precise), torch.float64)
 
 
 def compiled(net: nn.Module, example: Example) -> nn.Module:

@@ -5,11 +5,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 from torch.utils._pytree import tree_map
 
 from norton.deployment.following import check_follow
+from norton.deployment.layouts import Reshaping, laid_out
 from norton.graph.inputs import Inputs
 
 
@@ -47,26 +47,6 @@ class Entrance:
 def sizes_of(inputs: Inputs) -> tuple[torch.Size, ...]:
     """The sizes of all tensors."""
     return tuple(x.shape for x in inputs.tensors)
-
-
-def laid_out(value: Any, layout: torch.memory_format = torch.channels_last) -> Any:
-    """Images in a memory format; anything else as it is."""
-    return value.contiguous(memory_format=layout) if isinstance(value, Tensor) and value.ndim == 4 else value
-
-
-class Reshaping(TorchFunctionMode):
-    """Lets views be copies where a tensor cannot be viewed so, as in channels-last."""
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        kwargs = kwargs or {}
-        if func is not Tensor.view:
-            return func(*args, **kwargs)
-        if torch.compiler.is_compiling() and not isinstance(args[1], torch.dtype):
-            return Tensor.reshape(*args, **kwargs)  # memory formats may be other ones when the program runs
-        try:
-            return func(*args, **kwargs)
-        except RuntimeError:
-            return Tensor.reshape(*args, **kwargs)
 
 
 class ReshapingBegins:

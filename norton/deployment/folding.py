@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx, nn
 
-from norton.deployment.entrance import Reshaping, laid_out, sizes_of, without_entrance_
+from norton.deployment.entrance import sizes_of, without_entrance_
 from norton.deployment.exact_forms import scale_outputs_
 from norton.deployment.following import FoldedNorm, decides_by_sizes, followers, pairs_in, recorded
+from norton.deployment.layouts import Reshaping, laid_out
 from norton.deployment.norms import Foldable, foldable_norms
 from norton.graph.copies import copied, replace_
 from norton.graph.inputs import Example, Inputs, inputs_of

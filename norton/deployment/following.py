@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from torch import Tensor, fx, nn
 
 from norton.common.errors import InputError
+from norton.deployment.layouts import Reshaping
 from norton.graph.copies import copied
 from norton.graph.execution import record
 from norton.graph.inputs import Inputs
@@ -32,12 +33,14 @@ def recorded(net: nn.Module, inputs: Inputs, whole: Iterable[str] = ()) -> fx.Gr
     """
     try:
         given = inputs.to("meta")
-        return record(_to_record_(on_meta(net), whole), given.args, given.kwargs)
+        with Reshaping():
+            return record(_to_record_(on_meta(net), whole), given.args, given.kwargs)
     except Exception:  # whatever the network's own code raises without values
         pass
     try:
         given = inputs.map(Tensor.clone)
-        graph = record(_to_record_(copied(net), whole), given.args, given.kwargs)
+        with Reshaping():
+            graph = record(_to_record_(copied(net), whole), given.args, given.kwargs)
     except Exception:  # or with sizes that remember where they are from
         return None
     return None if any(node.meta.get(READ, set()) - _OF_SIZES for node in graph.nodes) else graph

@@ -145,6 +145,8 @@ def test_a_deployed_network_is_a_network_like_others(small, tmp_path):
     x = torch.randn(2, 3, 8, 8)
     deployed = deploy(small, x, repeats=1)
     wanted = small(x)
+    laid = assemble(fold(small, x), {}, channels_last=True)
+    close(deploy(laid, x, repeats=1)(x), wanted)
     for copied in (deploy(deployed, x, repeats=1), copy.deepcopy(deployed), pickle.loads(pickle.dumps(deployed))):
         close(copied(x), wanted)
     deployed.load_state_dict({name: 0 * value for name, value in deployed.state_dict().items()})

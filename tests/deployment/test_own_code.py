@@ -11,6 +11,7 @@ from torch import nn
 
 import norton
 from norton import InputError, deploy
+from norton.common.errors import NortonWarning
 from norton.deployment.assembling import assemble
 from norton.deployment.export import to_onnx, to_program
 from norton.deployment.folding import fold
@@ -267,6 +268,17 @@ def test_several_inputs_exported(tmp_path):
     assert to_int8(file, (x, other), tmp_path / "int8.onnx", batch_size=3).difference < 0.1
     with pytest.raises(InputError, match="1 tensors are given; the file takes x, other_image"):
         OnnxNet(file)(x)
+
+
+def test_rounding_of_weights_out_of_proportion_is_no_error():
+    """What is left of large numbers that cancel is rounding in the network itself."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(conv(3, 8), nn.BatchNorm2d(8)).eval(), torch.randn(2, 3, 8, 8)
+    net[0].bias.data += 1e4
+    net[1].running_mean += 1e4
+    with pytest.warns(NortonWarning, match="the deployed network is exact, but its weights"):
+        deployed = deploy(net, x, repeats=1)
+    assert not norms(deployed)
 
 
 class OtherWay(nn.Module):
