@@ -23,11 +23,13 @@ from norton.budget.pruning_curves import RATES, PruningCurves, check_criterion, 
 from norton.budget.rank_curves import RankCurve, ranks_to_try
 from norton.budget.search import RankProblem, best_split
 from norton.calibration import Calibration, check_images
+from norton.calibration.batches import Images, batches_of
 from norton.common.checks import check_type, is_whole_number
 from norton.common.errors import InputError
 from norton.decomposition.options import DecomposeOptions
 from norton.graph.copies import copied
 from norton.graph.input_sizes import stated_size
+from norton.graph.inputs import Example, remember_example_, stated_inputs
 from norton.graph.layers import network_in
 from norton.pruning.options import Pruning
 
@@ -35,7 +37,7 @@ from norton.pruning.options import Pruning
 @torch.no_grad()
 def choose_ranks(
     net: nn.Module,
-    images: Tensor | None = None,
+    images: Images | None = None,
     *,
     macs: float | None = None,
     params: float | None = None,
@@ -48,8 +50,8 @@ def choose_ranks(
     """Choose the ranks of a network's layers, and with `pruning` its pruning rates, for a budget.
 
     macs, params: the share to keep of what `norton.complexity` counts for `net`; one of the two, between 0 and 1.
-    images: (N, C, H, W), unlabelled; where None, errors of weights stand for those of outputs, with a warning.  They
-    also tell the size of images, where the network states none.
+    images: (N, C, H, W) or batches of what the network takes, unlabelled; where None, errors of weights stand for those
+    of outputs, with a warning.  They also tell what the network takes, where it states nothing.
     decomposition, calibration: of the `norton.decompose` that is to follow.  With the objective `outputs`, errors are
     those after at most one sweep, of `cp` from one start where `starts` is the default.
 
@@ -73,9 +75,8 @@ def choose_ranks(
     calibration = calibration or Calibration()
     if filters is not None and not is_whole_number(filters, 1):
         raise InputError(f"filters is {filters!r}; it must be a whole number of at least 1, or None for all")
-    if images is not None:
-        check_images(net, images)
-    method, size = decomposition.method, stated_size(net) or (None if images is None else images.shape[1:])
+    method, size = decomposition.method, _checked_size(net, images)
+    remember_example_(net, size)
     costs = Costs(net, what, method, decomposition.skip, size)
     prunable = None if pruning is None else pruning_curves_of(net, pruning)
     budget = checked_budget(costs, share, prunable)
@@ -93,6 +94,18 @@ def choose_ranks(
         found = best_split(problem, found, prunable, share)
     assert found is not None  # as `checked_budget` says
     return problem.choice(found, share, uniform, prunable)
+
+
+def _checked_size(net: nn.Module, images: Images | None) -> Example | None:
+    """What a network is counted for, if it states nothing: one of the images, as size or inputs.  Checks the images."""
+    if images is not None:
+        check_images(net, images)
+    if images is None or stated_size(net) or stated_inputs(net):
+        return None
+    if isinstance(images, Tensor):
+        return tuple(images.shape[1:])
+    one = batches_of(images, 1)[0].first(1)
+    return one.args or one.kwargs
 
 
 def _probes(
@@ -116,7 +129,7 @@ def check_feasible(
 ) -> None:
     """Raise InputError for what `choose_ranks` would refuse before it reads weights or images."""
     what, share = asked_share(macs, params)
-    costs, prunable = Costs(net, what, decomposition.method, decomposition.skip, stated_size(net)), None
+    costs, prunable = Costs(net, what, decomposition.method, decomposition.skip, None), None
     if pruning is not None:
         check_criterion(pruning.criterion)
         prunable = pruning_curves_of(net, replace(pruning, criterion="l2"))  # which needs no images

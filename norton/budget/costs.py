@@ -13,8 +13,9 @@ from norton.common.errors import InputError
 from norton.decomposition import DECOMPOSITIONS
 from norton.decomposition.ranks import Rank, layer_rules, resolve_rank
 from norton.graph.copies import copied
+from norton.graph.inputs import Example
 from norton.graph.plan import OPERATIONS
-from norton.measure.counting import complexity
+from norton.measure.counting import complexity, inputs_for
 
 QUANTITIES = {"macs": "MACs", "params": "parameters"}  # that a budget may be of
 
@@ -34,11 +35,11 @@ def asked_share(macs: Any, params: Any) -> tuple[str, float]:
 class Costs:
     """What a network costs, and with its layers at other ranks.
 
-    size: (C, H, W) of its images; None: as the network states.  layers: those that the method takes, by their first
-    name → all their names.  total, by_layer: of the network.
+    size: (C, H, W) of its images, or one of what it takes; None: as the network states.  layers: those that the method
+    takes, by their first name → all their names.  total, by_layer: of the network.
     """
 
-    def __init__(self, net: nn.Module, what: str, method: str, skip: Iterable[str] | None, size: Sequence[int] | None):
+    def __init__(self, net: nn.Module, what: str, method: str, skip: Iterable[str] | None, size: Example | None):
         self.net, self.what, self.method, self.size = net, what, method, size
         by_module: dict[nn.Module, list[str]] = {}
         for name in layer_rules(net, 1, skip, method):
@@ -47,11 +48,11 @@ class Costs:
         if "" in self.layers:
             raise InputError("a budget is for networks of several layers; this one is a single one, so give its rank")
         self.total, self.by_layer = self.count(net)
-        self._inputs = _input_shapes(net, self.layers, size or net.input_size)
+        self._inputs = _input_shapes(net, self.layers, size)
         self._known: dict[tuple, int] = {}
 
     def count(self, net: nn.Module) -> tuple[int, dict[str, int]]:
-        found = complexity(net, self.size)
+        found = complexity(net, example=self.size)
         return getattr(found, self.what), {name: getattr(cost, self.what) for name, cost in found.by_layer.items()}
 
     def shaped(self, net: nn.Module, ranks: Mapping[str, Rank | None]) -> nn.Module:
@@ -99,7 +100,7 @@ class Costs:
         }
 
 
-def _input_shapes(net: nn.Module, names: Iterable[str], size: Sequence[int]) -> dict[str, list[tuple[int, ...]]]:
+def _input_shapes(net: nn.Module, names: Iterable[str], size: Example | None) -> dict[str, list[tuple[int, ...]]]:
     """Layer → the shape of what it reads of one image, for each time that it is called."""
     net = copied(net).float().cpu().eval()
     found: dict[str, list[tuple[int, ...]]] = {name: [] for name in names}
@@ -109,7 +110,7 @@ def _input_shapes(net: nn.Module, names: Iterable[str], size: Sequence[int]) -> 
 
     for name in found:
         net.get_submodule(name).register_forward_pre_hook(partial(note, name))
-    net(torch.zeros(1, *size))
+    inputs_for(net, size).first(1).to("cpu", torch.float32).call(net)
     return found
 
 

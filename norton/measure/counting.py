@@ -83,7 +83,7 @@ def complexity(
     """
     net = network_in(net)
     count = CONVENTIONS[convention]
-    macs = without_values(net, _inputs(net, input_size, example), count)
+    macs = without_values(net, inputs_for(net, example, input_size), count)
     held: dict[str, set[nn.Parameter]] = defaultdict(set)
     for module, row in rows(net).items():
         held[row].update(module.parameters(recurse=False))
@@ -103,7 +103,8 @@ def percent_removed(part: float, whole: float) -> float:
     return 100 * (1 - part / whole)
 
 
-def _inputs(net: nn.Module, input_size: Sequence[int] | None, example: Example | None) -> Inputs:
+def inputs_for(net: nn.Module, example: Example | None, input_size: Sequence[int] | None = None) -> Inputs:
+    """What a network is counted for: an example or a size, or what the network states."""
     if example is not None and input_size is not None:
         raise InputError("both input_size and example are given; give one of them")
     if is_size(example):

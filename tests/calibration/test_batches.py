@@ -100,6 +100,16 @@ def test_statistics_and_errors_of_several_inputs():
     torch.testing.assert_close(several.n.running_var, plain.n.running_var)
 
 
+def test_a_budget_from_several_inputs():
+    plain, several = nets()
+    images, batches = data()
+    how = norton.DecomposeOptions(objective="outputs")
+    expected = norton.choose_ranks(plain, images, macs=0.6, decomposition=how, calibration=HOW)
+    found = norton.choose_ranks(several, batches["by name"], macs=0.6, decomposition=how, calibration=HOW)
+    assert found.ranks == expected.ranks
+    assert found.errors == pytest.approx(expected.errors)
+
+
 def test_how_images_become_batches():
     assert [batch.count for batch in batches_of(torch.zeros(5, 3, 4, 4), 2)] == [2, 2, 1]
     given = [(torch.zeros(3, 1), "x"), {"a": [torch.zeros(4, 2), torch.zeros(4)]}, torch.zeros(2, 1)]
