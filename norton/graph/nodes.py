@@ -16,9 +16,9 @@ def name_of(node: fx.Node) -> str:
 
 def reads_kernel_size(node: fx.Node) -> bool:
     """Whether a node asks a weight for nothing but sizes of its kernel, which do not depend on channels."""
-    dims = value_of(first_argument(node)).dim()
     if name_of(node) != "size":
         return False
+    dims = value_of(first_argument(node)).dim()
     if len(node.args) == 2 and isinstance(node.args[1], int):
         return node.args[1] % dims > 1
     return all(name_of(user) == "getitem" and user.args[1] % dims > 1 for user in node.users)

@@ -132,6 +132,21 @@ def test_pruned_again_and_counted_without_saying_the_example_again(name):
     )
 
 
+def test_tensors_that_a_forward_pass_makes():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(10, 4, 1)
+
+        def forward(self, x):
+            x = self.a(x).relu()
+            return self.b(torch.cat([x, torch.zeros(len(x), 2, *x.shape[2:], dtype=x.dtype)], 1))
+
+    net = randomised(Net().double())
+    assert "a" not in norton.wiring_of(net, A).left_whole
+    check_dead(net, A)
+
+
 # Values
 
 
