@@ -83,8 +83,8 @@ class Costs:
 
     def _alone(self, layer: nn.Module, name: str, rank: Rank) -> int:
         [shape] = self._inputs[name]
-        channels = layer.weight.shape[1]
-        shape = (*shape[:-1], channels) if isinstance(layer, nn.Linear) else (channels, *shape[1:])
+        linear = isinstance(layer, nn.Linear)
+        shape = (*shape[:-1], layer.in_features) if linear else (layer.in_channels, *shape[1:])
         key = str(layer), shape, str(rank)  # layers of the same geometry cost the same
         if key not in self._known:
             cost = complexity(DECOMPOSITIONS[self.method].shaped_like(layer, rank), shape)

@@ -174,10 +174,11 @@ def _check_patterns(patterns: Iterable[str], layers: Mapping[str, nn.Module], ne
 
 def kind(layer: _ConvNd | nn.Linear) -> str:
     """A layer in words, for messages."""
+    own = ", with a forward pass of its own" if torch_kind(layer) is None else ""
     if isinstance(layer, nn.Linear):
-        return f"a linear layer of {layer.in_features} inputs and {layer.out_features} outputs"
+        return f"a linear layer of {layer.in_features} inputs and {layer.out_features} outputs{own}"
     size, dims = "x".join(map(str, layer.kernel_size)), len(layer.kernel_size)
     what = f"{size} convolution" if dims == 2 else f"{dims}-D convolution with a kernel of {size},"
     how = "transposed " if isinstance(layer, _ConvTransposeNd) else ""
     groups = f" in {layer.groups} groups" if layer.groups > 1 else ""
-    return f"a {how}{what} of {layer.in_channels} to {layer.out_channels} channels{groups}"
+    return f"a {how}{what} of {layer.in_channels} to {layer.out_channels} channels{groups}{own}"

@@ -105,3 +105,16 @@ def test_a_layer_with_hooks_is_deployed_with_them():
     small = norton.decompose(net, {"fraction": 0.5}, "cp", starts=1)
     small.first.register_forward_hook(lambda layer, args, y: y * 2)
     torch.testing.assert_close(norton.deploy(small, x, repeats=1)(x), small(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["cp", "tucker"])
+@pytest.mark.parametrize("make", [UNet, Sound, Video])
+@pytest.mark.filterwarnings("ignore:48 images have fewer patches")
+def test_ranks_for_a_budget(make, method):
+    net, x = prepared(make)
+    how = norton.DecomposeOptions(method, options={"starts": 1} if method == "cp" else {})
+    choice = norton.choose_ranks(net, x, params=0.85, decomposition=how)
+    small = norton.decompose(net, choice.ranks, method, objective="outputs", images=x)
+    share = norton.complexity(small, example=x[:1]).params / norton.complexity(net, example=x[:1]).params
+    assert share <= 0.85
+    assert (small(x) - net(x)).norm() < 0.5 * net(x).norm()

@@ -241,7 +241,9 @@ def test_layers_derived_from_torch_are_decomposed_if_they_only_set_defaults(obje
     assert decomposed(small) == ["0"]
     assert decomposed(norton.decompose(net, FULL, "svd")) == ["4"]
     close(small(x), net(x))
-    with pytest.raises(InputError, match="1: decomposition 'cp' does not take a 3x3 convolution"):
+    with pytest.raises(
+        InputError, match="does not take a 3x3 convolution of 8 to 6 channels, with a forward pass of its own"
+    ):
         norton.decompose(net, {"1": 1})
 
 
