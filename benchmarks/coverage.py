@@ -36,7 +36,7 @@ from norton.graph.wiring import OUTPUT, Wiring
 RATE = 0.3
 ENOUGH = 0.8  # a network counts as pruned if no more of its MACs are left
 EXACT = 1e-9
-SIDES = {"inception_v4": 224, "vit_tiny_patch16_224": 224, "inception_v3": 224}
+SIDES = {"inception_v4": 224, "vit_tiny_patch16_224": 224, "inception_v3": 299, "vit_b_16": 224, "maxvit_t": 224}
 NAMES = [
     *("resnet18", "resnetv2_50", "regnety_002", "efficientnet_b0", "efficientnetv2_rw_t", "mobilenetv3_small_100"),
     *("mobilenetv4_conv_small", "convnext_atto", "convnextv2_atto", "repvgg_a0", "ghostnet_100", "ghostnetv2_100"),
@@ -104,7 +104,7 @@ def randomised(net: nn.Module) -> nn.Module:
     for key, tensor in net.state_dict().items():
         if tensor.is_floating_point() and (key.endswith(("running_var", "gamma")) or is_scale(key, tensor)):
             tensor.uniform_(0.7, 1.3, generator=generator)
-        elif key.endswith(("running_mean", "beta", "pos_embed", "cls_token")):
+        elif key.endswith(("running_mean", "beta", "pos_embed", "cls_token", "pos_embedding", "class_token", "bias_table")):
             tensor.zero_()
     for layer in net.modules():
         for key, tensor in layer._parameters.items():
@@ -186,6 +186,10 @@ def dead(net: nn.Module, wiring: Wiring, keep: dict[str, list[int]]) -> nn.Modul
         filters_of(layer)[gone] = 0
         if layer.bias is not None:
             layer.bias[gone] = 0
+        attention = net.get_submodule(name.rpartition(".")[0])
+        if isinstance(attention, nn.MultiheadAttention):  # whose heads go with the filters of what it gives
+            attention.in_proj_weight[[2 * attention.embed_dim + i for i in gone]] = 0
+            attention.in_proj_bias[[2 * attention.embed_dim + i for i in gone]] = 0
     return net
 
 

@@ -103,6 +103,9 @@ def cut_from_groups_(layer: Any, kept: Tensor) -> None:
         layer.bias = select(layer.bias, kept, 0)
 
 
+_OF_SEVERAL = (nn.RNNBase, nn.MultiheadAttention)  # weights, under other names
+
+
 def obstacle(layer: nn.Module) -> str | None:
     """Why a layer that a wiring names cannot be cut; None where it can."""
     kind = type(layer).__name__
@@ -110,7 +113,7 @@ def obstacle(layer: nn.Module) -> str | None:
     reads_and_writes = hasattr(layer, "out_channels") or hasattr(layer, "out_features")
     if not (all(slicers) if reads_and_writes else any(slicers)):
         return f"there is no slicer for a {kind}"
-    if not is_decomposed(layer) and not isinstance(layer, nn.RNNBase) and "weight" not in layer._parameters:
+    if not is_decomposed(layer) and not isinstance(layer, _OF_SEVERAL) and "weight" not in layer._parameters:
         return f"the weight of the {kind} is computed from others (a parametrisation)"
     return None
 
@@ -243,3 +246,14 @@ def _(layer: nn.RNNBase, kept: Tensor) -> None:
             setattr(layer, name, select(getattr(layer, name), kept, 1))
     layer.input_size = len(kept)
     layer.flatten_parameters()
+
+
+@cut_inputs_.register
+def _(layer: nn.MultiheadAttention, kept: Tensor) -> None:
+    """Whole heads, with as many channels of what it reads and gives; `out_proj` is cut as a layer of its own."""
+    three = torch.cat([kept + part * layer.embed_dim for part in range(3)])  # queries, keys, values
+    layer.in_proj_weight = select(select(layer.in_proj_weight, three, 0), kept, 1)
+    if layer.in_proj_bias is not None:
+        layer.in_proj_bias = select(layer.in_proj_bias, three, 0)
+    layer.num_heads = layer.num_heads * len(kept) // layer.embed_dim
+    layer.embed_dim = layer.kdim = layer.vdim = len(kept)

@@ -134,10 +134,16 @@ def _visit_attribute(tracer: ChannelTracer, node: fx.Node) -> Located:
     name, value = str(node.target), value_of(node)
     long = [dim for dim, size in enumerate(value.shape) if size > 1] if name in tracer.free_tensors else []
     users = [RULES.get(name_of(user)) for user in node.users]
-    if len(long) != 1 or all(user is not None and user.takes_entries for user in users):
+    if not long or not value.is_floating_point() or all(user is not None and user.takes_entries for user in users):
         return None  # which dimension has the channels, if any, shows what it meets: see the rules
-    channels = tracer.wiring.unwritten(value.shape[long[0]])
-    return tracer.declare_entries(node, located(channels, long[0], value.dim()), channels, node, long[0])
+    if len(long) > 1:  # perhaps the last one, as in a table with a column for each head
+        owner, _, key = name.rpartition(".")
+        place = (type(tracer.net.get_submodule(owner)).__qualname__, key)
+        tracer.wiring.doubtful[place] = None
+        if place not in tracer.wiring.other_way:
+            return None
+    channels = tracer.wiring.unwritten(value.shape[long[-1]])
+    return tracer.declare_entries(node, located(channels, long[-1], value.dim()), channels, node, long[-1])
 
 
 def _visit_output(tracer: ChannelTracer, node: fx.Node) -> Located:

@@ -20,6 +20,9 @@ class OfTheLiving(TorchFunctionMode):
             return func(*args, **kwargs)
         x, [dim] = args[0], dims
         alive = (x != 0).movedim(dim, 0).flatten(1).any(1).nonzero().flatten()
+        if name == "conv1d":  # one filter that slides along channels
+            found = func(x.index_select(dim, alive), *args[1:], **kwargs)
+            return torch.zeros_like(x).index_copy_(dim, alive, found)
         if name not in NORMS and name != "group_norm":
             return func(x.index_select(dim, alive), *args[1:], **kwargs)
         entries = [part[alive] if isinstance(part, torch.Tensor) else part for part in args[2:]]
@@ -33,6 +36,8 @@ class OfTheLiving(TorchFunctionMode):
         if name in OVER_A_DIMENSION and isinstance(args[0], torch.Tensor):
             dim = kwargs.get("dim", args[1] if len(args) > 1 else ())
             return [dim] if isinstance(dim, int) else list(dim or ())
+        if name == "conv1d":
+            return [-1] if args[0].shape[1] == args[1].shape[0] == 1 else []
         if name in NORMS and len(args[1]) == 1:
             return [-1]
         return [1] if name == "group_norm" and args[1] == 1 else []

@@ -1,11 +1,12 @@
 """Products of tensors with each other, as attention has them."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import fx
+from torch import fx, nn
 
-from norton.graph.channels import ChannelTracer, LocatedChannels, compressed
+from norton.graph.axes import Channels
+from norton.graph.channels import ChannelTracer, Located, LocatedChannels, compressed
 from norton.graph.nodes import argument, name_of, value_of
 from norton.graph.rules.table import rule
 
@@ -115,3 +116,21 @@ def einsum(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
         return None
     shape = [-1 if letter == kept[0] else 1 for letter in output]
     return LocatedChannels(torch.from_numpy(found[kept[0]][0].copy()).view(shape))
+
+
+@rule(layers=[nn.MultiheadAttention], joins=True, gives_parts=True)
+def attend_as_layer(tracer: ChannelTracer, node: fx.Node) -> Located:
+    """torch's layer is as wide inside as what it reads and gives, so heads go with as many channels of these."""
+    layer, name = cast(nn.MultiheadAttention, tracer.layer(node)), str(node.target)
+    parts = [tracer.at(argument(node, place, key)) for place, key in enumerate(("query", "key", "value"))]
+    read = [None if x is None else x.along(-1, layer.embed_dim) for x in parts]
+    if any(channels is None for channels in read) or layer.in_proj_weight is None or layer.bias_k is not None:
+        return tracer.unknown(node, "its queries, keys and values have different channels, or an offset")
+    query, *others = cast(list[Channels], read)
+    first = cast(LocatedChannels, parts[0])
+    for other in others:
+        tracer.wiring.add(query, other)
+    tracer.wiring.tie_blocks(query, layer.num_heads)
+    tracer.wiring.norm(name, query)
+    tracer.wiring.add(query, tracer.wiring.layer(f"{name}.out_proj", query))
+    return [first, None]

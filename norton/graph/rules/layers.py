@@ -20,6 +20,8 @@ def read_and_write(tracer: ChannelTracer, node: fx.Node, name: str) -> LocatedCh
     """The same for the layer of that name, which a node computes."""
     x, value, layer = tracer.input(node), value_of(first_argument(node)), tracer.net.get_submodule(name)
     dim = value.dim() - 1 - (0 if hasattr(layer, "out_features") else len(cast(Any, layer).kernel_size))
+    if x is not None and not x.shifted and value.shape[dim] == 1 and value.shape == value_of(node).shape:
+        return _slide(tracer, node, name, x)
     read = None if x is None or x.shifted else x.along(dim, value.shape[dim])
     if read is None:
         tracer.freeze_arguments(node, "it reads them in another dimension")
@@ -30,6 +32,13 @@ def read_and_write(tracer: ChannelTracer, node: fx.Node, name: str) -> LocatedCh
         tracer.unknown(node, str(error))
         tracer.keep_whole(name, f"{place_of(node)}: {error}")
     return located(tracer.wiring.written(name), dim, value_of(node).dim())
+
+
+def _slide(tracer: ChannelTracer, node: fx.Node, name: str, x: LocatedChannels) -> LocatedChannels:
+    """One filter that slides along channels, as in efficient channel attention: over the neighbours that stay."""
+    filters = tracer.wiring.layer(name, tracer.wiring.input(1))
+    tracer.wiring.freeze(filters, f"{place_of(node)}: its one filter slides along channels")
+    return x
 
 
 @rule(layers=[nn.LSTM, nn.GRU, nn.RNN], joins=True, gives_parts=True)

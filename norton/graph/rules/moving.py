@@ -142,7 +142,7 @@ def _index_follows(tracer: ChannelTracer, node: fx.Node, x: LocatedChannels) -> 
     value, asked = value_of(first_argument(node)), node.args[1]
     index: list[Any] = list(asked) if isinstance(asked, tuple) else [asked]
     plain = (int, slice, OwnNumber)
-    if not all(part is None or part is ... or type(part) in plain or _is_number(part) for part in index):
+    if not all(part is None or part is ... or type(part) in plain or _is_index(part) for part in index):
         tracer.unknown(node)
         return False
     taken = sum(part is not None and part is not ... for part in index)
@@ -153,15 +153,21 @@ def _index_follows(tracer: ChannelTracer, node: fx.Node, x: LocatedChannels) -> 
         part = by_dim[dim]
         if part == slice(None):
             continue
-        if not isinstance(part, slice) or x.dims != [dim]:
+        if not isinstance(part, slice) or x.dims != [dim] or sum(map(_is_tensor, index)) > 1:
             tracer.unknown(node, "it takes some of the channels by their position")
             return False
         _slice_follows(tracer, node, x, part)
     return True
 
 
-def _is_number(part: Any) -> bool:
-    return isinstance(part, fx.Node) and isinstance(value_of(part), int)
+def _is_index(part: Any) -> bool:
+    return isinstance(part, fx.Node) and (isinstance(value_of(part), int) or _is_tensor(part))
+
+
+def _is_tensor(part: Any) -> bool:
+    """Whether a part of an index is a tensor of places; which ones does not matter where channels are all the same."""
+    value = value_of(part) if isinstance(part, fx.Node) else None
+    return isinstance(value, Tensor) and value.dtype == torch.int64
 
 
 def _slice_follows(tracer: ChannelTracer, node: fx.Node, x: LocatedChannels, part: slice) -> None:
@@ -215,6 +221,7 @@ def _settled(tracer: ChannelTracer, node: fx.Node, found: Located) -> Located:
         )
     dim = _shrinking(tracer, node, dims, sizes)
     ids = found.ids
+    _tie_divided(tracer, sizes, dim, ids)
     for other in found.dims:
         if other != dim:
             first = ids.narrow(other, 0, 1)
@@ -235,6 +242,18 @@ def _tie_counts(tracer: ChannelTracer, counted: Channels | None, channels: Chann
     same = (sorted(tracer.wiring.representatives(ids)) for ids in (counted, channels))
     if next(same) != next(same):
         tracer.wiring.add(counted, channels)
+
+
+def _tie_divided(tracer: ChannelTracer, sizes: dict[int, Any], dim: int, ids: Tensor) -> None:
+    """A width divided by a number of heads, `C // self.num_heads`: what it counts goes with the heads."""
+    heads = sizes.get(dim)
+    for other, size in sizes.items():
+        if isinstance(heads, OwnNumber) and isinstance(size, fx.Node) and name_of(size) == "floordiv":
+            width, by = size.args
+            counted = tracer.counts.get(width) if isinstance(width, fx.Node) and by is heads else None
+            if counted is not None and len(counted) == ids.shape[dim] * ids.shape[other]:
+                own = ids.movedim((dim, other), (-2, -1)).flatten(0, -3)[0]
+                _tie_counts(tracer, counted, own.flatten().numpy())
 
 
 def _representatives(tracer: ChannelTracer, ids: Tensor) -> Tensor:
