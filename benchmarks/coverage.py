@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from helpers.living import OfTheLiving
+from helpers.living import OfTheLiving, standardised_by_the_living
 
 import norton
 from norton.common.errors import first_line
@@ -104,7 +104,9 @@ def randomised(net: nn.Module) -> nn.Module:
     for key, tensor in net.state_dict().items():
         if tensor.is_floating_point() and (key.endswith(("running_var", "gamma")) or is_scale(key, tensor)):
             tensor.uniform_(0.7, 1.3, generator=generator)
-        elif key.endswith(("running_mean", "beta", "pos_embed", "cls_token", "pos_embedding", "class_token", "bias_table")):
+        elif key.endswith(
+            ("running_mean", "beta", "pos_embed", "cls_token", "pos_embedding", "class_token", "bias_table")
+        ):
             tensor.zero_()
     for layer in net.modules():
         for key, tensor in layer._parameters.items():
@@ -151,7 +153,7 @@ def measured(name: str) -> dict[str, Any]:
     before, _ = executed(net, images)
     left, outputs = executed(small.eval(), images)
     with OfTheLiving():
-        expected = dead(net, wiring, small.plan[-1]["keep"])(images).detach()
+        expected = standardised_by_the_living(dead(net, wiring, small.plan[-1]["keep"]))(images).detach()
     axes = [axis for axis in wiring.writers if wiring.frozen.get(axis) != OUTPUT]
     frozen = {axis: wiring.frozen[axis] for axis in axes if axis in wiring.frozen}
     return {

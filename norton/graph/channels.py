@@ -162,7 +162,7 @@ class ChannelTracer:
     def check_tensors(self, graph: fx.Graph) -> None:
         """Keep parameters and buffers whole, or their layers, that a graph also reads in a way that no rule follows."""
         for node in graph.nodes:
-            if node.op != "get_attr" or self.located[node] is not None:
+            if node.op != "get_attr" or (self.located[node] is not None and str(node.target) in self.free_tensors):
                 continue
             others = [user for user in node.users if (node, user) not in self._followed and not reads_kernel_size(user)]
             if others:

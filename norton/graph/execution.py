@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from norton.graph.deciding import CALLS, TOLD, takes_values
 from norton.graph.layers import is_leaf
 from norton.graph.lines import running_line
-from norton.graph.nodes import DECIDED, READ, VALUE
+from norton.graph.nodes import DECIDED, READ, VALUE, name_of
 from norton.graph.numbers import OwnNumber
 
 # What Python asks a tensor that says nothing of its values or sizes.
@@ -151,6 +151,8 @@ class _Recorder(TorchFunctionMode):
         name = _name(func)
         if name in ("shape", "size"):
             return self.sized(name, args, kwargs, result)
+        if name == "numel":
+            return self.number(result, "call_method", name, args, kwargs)
         if takes_values(name, args, result):
             return self.told(name, args, kwargs, result)
         if name == "setitem":
@@ -278,6 +280,7 @@ class _Recorder(TorchFunctionMode):
         returned = [self.nodes[id(value)] for value in tree_leaves(output) if id(value) in self.nodes]
         unused = [node for node in self.graph.nodes if not node.users and isinstance(node.meta[VALUE], Tensor)]
         unused = [node for node in unused if node.target != "getitem" or isinstance(node.args[0].meta[VALUE], Tensor)]
+        unused = [node for node in unused if not name_of(node).endswith("_")]  # which changed a tensor in place
         return list(dict.fromkeys([*returned, *unused]))
 
 

@@ -11,7 +11,21 @@ from norton.graph.nodes import name_of, value_of
 
 MOVES = frozenset(
     (
-        *("view", "reshape", "permute", "transpose", "t", "swapaxes", "swapdims", "movedim", "moveaxis", "T", "mT"),
+        *(
+            "view",
+            "reshape",
+            "reshape_as",
+            "view_as",
+            "permute",
+            "transpose",
+            "t",
+            "swapaxes",
+            "swapdims",
+            "movedim",
+            "moveaxis",
+            "T",
+            "mT",
+        ),
         *("flatten", "unflatten", "unsqueeze", "squeeze", "expand", "repeat", "tile", "repeat_interleave", "flip"),
         *("chunk", "split", "tensor_split", "unsafe_chunk", "unsafe_split", "split_with_sizes", "unbind", "narrow"),
         *("select", "getitem", "cat", "concat", "concatenate", "stack", "hstack", "vstack"),

@@ -6,6 +6,11 @@ from norton.graph.layers import NORM_LAYERS, WRITING_LAYERS, is_decomposed
 
 # Cut as wholes, all of their entries per channel together.
 ENTRY_LAYERS = (*NORM_LAYERS, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
+# Whole numbers of torch's layers that slicers change.
+OWN_NUMBERS = {
+    *("groups", "in_channels", "out_channels", "in_features", "out_features"),
+    *("num_groups", "num_channels", "num_features", "num_parameters", "normalized_shape"),
+}
 
 
 def sharing_layers(net: nn.Module) -> set[str]:

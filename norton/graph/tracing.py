@@ -14,11 +14,13 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from norton.common.errors import InputError
+from norton.graph.axes import Channels
 from norton.graph.channels import ChannelTracer, Located, located
 from norton.graph.copies import copied
 from norton.graph.deciding import freeze_undecided
 from norton.graph.execution import record
 from norton.graph.inputs import Example, Inputs, candidate_inputs
+from norton.graph.layers import TRANSPOSED_LAYERS, WRITING_LAYERS
 from norton.graph.meta import at_inputs, on_meta
 from norton.graph.nodes import DECIDED, holds_tensor, name_of, value_of
 from norton.graph.numbers import mark_numbers_
@@ -132,18 +134,29 @@ def _visit_input(tracer: ChannelTracer, node: fx.Node) -> Located:
 def _visit_attribute(tracer: ChannelTracer, node: fx.Node) -> Located:
     """A parameter or buffer outside of layers may have an entry per channel: then it is cut with them."""
     name, value = str(node.target), value_of(node)
+    owner, _, key = name.rpartition(".")
+    if (filters := _filters_of(tracer, owner, key)) is not None:
+        return located(filters, 0, value.dim())
     long = [dim for dim, size in enumerate(value.shape) if size > 1] if name in tracer.free_tensors else []
     users = [RULES.get(name_of(user)) for user in node.users]
     if not long or not value.is_floating_point() or all(user is not None and user.takes_entries for user in users):
         return None  # which dimension has the channels, if any, shows what it meets: see the rules
     if len(long) > 1:  # perhaps the last one, as in a table with a column for each head
-        owner, _, key = name.rpartition(".")
         place = (type(tracer.net.get_submodule(owner)).__qualname__, key)
         tracer.wiring.doubtful[place] = None
         if place not in tracer.wiring.other_way:
             return None
     channels = tracer.wiring.unwritten(value.shape[long[-1]])
     return tracer.declare_entries(node, located(channels, long[-1], value.dim()), channels, node, long[-1])
+
+
+def _filters_of(tracer: ChannelTracer, owner: str, key: str) -> Channels | None:
+    """The filters that the weight or bias of a layer has along its first dimension."""
+    layer = tracer.net.get_submodule(owner)
+    plain = isinstance(layer, WRITING_LAYERS) and not isinstance(layer, TRANSPOSED_LAYERS)
+    if not plain or key not in ("weight", "bias") or key not in layer._parameters or owner in tracer.kept_whole:
+        return None
+    return tracer.wiring.written_by(owner)
 
 
 def _visit_output(tracer: ChannelTracer, node: fx.Node) -> Located:

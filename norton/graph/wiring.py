@@ -15,7 +15,8 @@ from torch import nn
 
 from norton.common.tables import ShownAsTable
 from norton.graph.axes import Axes, Channels, find_axes
-from norton.graph.layers import is_decomposed
+from norton.graph.layers import WRITING_LAYERS, is_decomposed, width
+from norton.graph.parameters import ENTRY_LAYERS, OWN_NUMBERS
 
 OUTPUT = "it is the network's output"  # the reason why the last layer stays whole
 INPUT = "it depends on the network's input, or on channels that cannot be followed"
@@ -70,22 +71,28 @@ class Wiring(ShownAsTable):
 
         A layer that is called again reads and writes what it did before.
         """
-        layer, before = self._layers[name], self._written.get(name)
-        if before is not None and name in self._by_groups:
-            self._tie_groups(x, before, layer.groups)
-        elif before is not None:
-            self.add(dict(self.reads)[name], x)
-        if before is not None:
-            return before
-        written = self.unwritten(layer.out_channels if hasattr(layer, "out_channels") else layer.out_features)
+        layer, written = self._layers[name], self.written_by(name)
+        if name in self._by_groups:
+            self._tie_groups(x, written, layer.groups)
+            return written
+        if (before := dict(self.reads).get(name)) is not None:
+            self.add(before, x)
+            return written
         if self._goes_by_groups(name, len(x)):
             self._tie_groups(x, written, layer.groups)
         else:
             for channels in (x, written):
                 self.tie_alike(channels, getattr(layer, "groups", 1))
             self.reads.append((name, x))
-        self._written[name] = written
+            self._found = None
         return written
+
+    def written_by(self, name: str) -> Channels:
+        """The filters of a layer, which need not have been called yet."""
+        if name not in self._written:
+            layer = self._layers[name]
+            self._written[name] = self.unwritten(width(layer))
+        return self._written[name]
 
     def read(self, name: str, x: Channels) -> None:
         """A layer that reads x, and of which all that it writes stays."""
@@ -122,7 +129,13 @@ class Wiring(ShownAsTable):
         return x
 
     def size(self, name: str, x: Channels) -> None:
-        """A number that a module holds, which counts these channels, a multiple or a part of them."""
+        """A number that a module holds, which counts these channels, a multiple or a part of them.
+
+        Those of torch's layers follow by themselves when the layer is cut.
+        """
+        owner, _, key = name.rpartition(".")
+        if isinstance(self._layers[owner], (*WRITING_LAYERS, *ENTRY_LAYERS)) and key.partition("[")[0] in OWN_NUMBERS:
+            return
         before = self.sizes.setdefault(name, x)
         if before is not x:
             short, long = sorted((before, x), key=len)
@@ -224,6 +237,11 @@ class Wiring(ShownAsTable):
         """The filters of all layers that may go."""
         free = self.writers.keys() - self.frozen.keys()
         return sum(self.width(axis) * sum(self.filters(axis)) for axis in free if self.width(axis) > 1)
+
+    @property
+    def has_frozen(self) -> bool:
+        """Whether any channels were said to stay."""
+        return bool(self._frozen)
 
     @property
     def is_free(self) -> bool:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.func import functional_call
 
 import norton
-from helpers.living import OfTheLiving
+from helpers.living import OfTheLiving, standardised_by_the_living
 from norton.graph.inputs import Inputs
 from norton.graph.layers import TRANSPOSED_LAYERS, width
 from norton.graph.plan import apply_plan_
@@ -140,7 +140,7 @@ def dead_outputs(net, wiring, keep, x):
                 else:
                     tensor[dead] = 0
     with OfTheLiving():
-        return _called(net, changed, x)
+        return _called(standardised_by_the_living(copy.deepcopy(net)), changed, x)
 
 
 def check_exact(net, wiring, small, keep, x=None):

@@ -112,6 +112,30 @@ class Standardised(nn.Conv2d):
         return F.conv2d(x, weight, self.bias, padding=1)
 
 
+class GainedWeights(nn.Conv2d):
+    """As NFNets have it, with a gain for each filter."""
+
+    def __init__(self, inputs, filters, kernel):
+        super().__init__(inputs, filters, kernel)
+        self.gain = nn.Parameter(torch.rand(filters, 1, 1, 1) + 0.5)
+
+    def forward(self, x):
+        gain = (self.gain * 0.7).view(-1)
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, weight=gain, training=True, momentum=0.0).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, padding=1)
+
+
+class Turned(nn.Conv2d):
+    def forward(self, x):
+        return F.conv2d(x, self.weight.flip(0), self.bias, padding=1)
+
+
+class TurnedInputs(nn.Conv2d):
+    def forward(self, x):
+        return F.conv2d(x, self.weight.flip(1), self.bias, padding=1)
+
+
 class Masked(nn.Conv2d):
     """It also reads its weight in another way."""
 
@@ -315,8 +339,11 @@ FOLLOWED = {  # name → network, widths of the axes that can be pruned, first w
     "depthwise of a concatenation": (
         of(concatenated_read, c=Padded(16, 16, 3, groups=16), fc=nn.Linear(16, 5)), {"a": 8, "b": 8}, {"fc"}
     ),
-    "depthwise, written down": (of(plain, b=Depthwise8(8, 8, 3, groups=8)), {}, {"a", "fc"}),
-    "standardised weights": (of(normed, n=Standardised(8, 8, 3)), NO_A, {"a", "fc"}),
+    "depthwise, written down": (of(plain, b=Depthwise8(8, 8, 3, groups=8)), {}, {"a", "b", "fc"}),
+    "standardised weights": (of(normed, n=Standardised(8, 8, 3)), {"a": 8, "n": 8, "b": 8}, {"fc"}),
+    "weights that are turned": (of(normed, n=Turned(8, 8, 3)), NO_A, {"a", "n", "fc"}),
+    "weights turned by their inputs": (of(normed, n=TurnedInputs(8, 8, 3)), NO_A, {"a", "n", "fc"}),
+    "weights with a gain": (of(normed, n=GainedWeights(8, 8, 3)), {"a": 8, "n": 8, "b": 8}, {"fc"}),
     "a weight also read otherwise": (of(normed, n=Masked(8, 8, 3)), NO_A, {"a", "n", "fc"}),
     "a width read from a weight": (of(normed, n=OfWidth(8, 8, 3)), NO_A, {"a", "n", "fc"}),
     "layers as functions": (

@@ -41,3 +41,29 @@ class OfTheLiving(TorchFunctionMode):
         if name in NORMS and len(args[1]) == 1:
             return [-1]
         return [1] if name == "group_norm" and args[1] == 1 else []
+
+
+def standardised_by_the_living(net):
+    """A network whose convolutions with a forward pass of their own compute their weights of the inputs that live."""
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.Conv2d) and type(layer).forward is not torch.nn.Conv2d.forward:
+            layer.forward = _of_living_inputs(layer)
+    return net
+
+
+def _of_living_inputs(layer):
+    forward = layer.forward
+
+    def of_living_inputs(x):
+        alive = (x != 0).movedim(1, 0).flatten(1).any(1).nonzero().flatten()
+        each, weight = layer.in_channels // layer.groups, layer._parameters["weight"]
+        of_a_group = [i for i in range(each) if i in alive]
+        if [g * each + i for g in range(layer.groups) for i in of_a_group] != alive.tolist():  # whole groups are dead
+            return forward(x)
+        layer._parameters["weight"] = weight[:, of_a_group]
+        try:
+            return forward(x[:, alive])
+        finally:
+            layer._parameters["weight"] = weight
+
+    return of_living_inputs

@@ -6,8 +6,10 @@ from torch import Tensor, fx, nn
 
 from norton.graph.axes import Channels
 from norton.graph.channels import ChannelTracer, LocatedChannels
+from norton.graph.layers import TRANSPOSED_LAYERS, is_decomposed
 from norton.graph.nodes import argument, first_argument, name_of, value_of
 from norton.graph.numbers import OwnNumber, is_own
+from norton.graph.rules.computed_weights import ancestors, comes_of, filters_stand, inputs_stand, read_by_all
 from norton.graph.rules.layers import read_and_write
 from norton.graph.rules.table import rule
 
@@ -26,26 +28,45 @@ _WRITERS: dict[str, type[nn.Module]] = {
 def write(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """The filters of a layer that hands its own weight and bias to the function that its kind of layer calls."""
     weight, bias = argument(node, 1, "weight"), argument(node, 2, "bias")
-    name = str(weight.target).rpartition(".")[0]
-    layer = tracer.net.get_submodule(name) if weight.op == "get_attr" else None
-    if not isinstance(layer, _WRITERS[name_of(node)]) or not all(
-        tensor is None or (tensor.op == "get_attr" and tensor.target == f"{name}.{key}".lstrip("."))
-        for key, tensor in (("weight", weight), ("bias", bias))
-    ):
+    name = _layer_of(tracer, weight, _WRITERS[name_of(node)])
+    if name is None or (bias is not None and not comes_of(bias, name, "bias")):
         return tracer.unknown(node, "its weight and bias are not those of one layer")
+    layer = tracer.net.get_submodule(name)
     groups = argument(node, 6, "groups", 1)
     if not is_own(groups, f"{name}.groups") and (groups, getattr(layer, "groups", 1)) != (1, 1):
         return tracer.unknown(node, f"its number of groups does not follow that of {name}")
     for tensor in (weight, bias):
-        if tensor is not None:
-            tracer.read_by(tensor, node)
+        if tensor is None:
+            continue
+        if tensor.op != "get_attr" and not _is_followed(tracer, tensor, name, layer, tensor is weight):
+            return tracer.unknown(node, f"it computes the weight or bias of {name} in a way that is not followed")
+        read_by_all(tracer, [*ancestors(tensor), node])
     return read_and_write(tracer, node, name)
+
+
+def _layer_of(tracer: ChannelTracer, weight: fx.Node, kind: type[nn.Module]) -> str | None:
+    """The layer of that kind whose weight this is, or is computed of."""
+    names = (str(one.target).rpartition(".")[0] for one in ancestors(weight) if one.op == "get_attr")
+    for name in names:
+        if isinstance(tracer.net.get_submodule(name), kind) and comes_of(weight, name, "weight"):
+            return name
+    return None
+
+
+def _is_followed(tracer: ChannelTracer, tensor: fx.Node, name: str, layer: nn.Module, is_weight: bool) -> bool:
+    """Whether a computed weight or bias of a layer has its filters, and its inputs, at their places."""
+    plain = not isinstance(layer, TRANSPOSED_LAYERS) and not is_decomposed(layer)
+    if not plain or not filters_stand(tracer, tensor, tracer.wiring.written_by(name)):
+        return False
+    return not is_weight or inputs_stand(tracer, tensor, f"{name}.weight".lstrip("."))
 
 
 @rule("batch_norm instance_norm prelu", joins=True, takes_entries=True)
 def normalise(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """Channels at their place, with tensors that have an entry for each."""
     x = tracer.input(node)
+    if x is not None and 1 not in x.dims and not x.shifted and value_of(node).shape[1] > 1:
+        return x  # along other dimensions, over which statistics are those of what stays
     channels = None if x is None or x.shifted else x.along(1, value_of(node).shape[1])
     if x is None or channels is None:
         return tracer.unknown(node)
@@ -62,10 +83,8 @@ def group_norm(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     if groups > 1:
         if not isinstance(groups, OwnNumber):
             return tracer.unknown(node, "its number of groups is written down, and does not follow the channels")
-        owner, _, key = groups.names[0].rpartition(".")
         tracer.declare(node, x, tracer.wiring.tie_blocks, channels, int(groups))
-        if key != "num_groups" or not isinstance(tracer.net.get_submodule(owner), nn.GroupNorm):
-            tracer.declare(node, x, tracer.wiring.size, groups.names[0], channels)
+        tracer.declare(node, x, tracer.wiring.size, groups.names[0], channels)
     return with_entries(tracer, node, x, channels, _other_tensors(node))
 
 

@@ -95,7 +95,5 @@ def layer_norm(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     if not isinstance(size := sizes[0], OwnNumber | fx.Node):
         return tracer.unknown(node, f"it normalises {size} channels, which is written down and does not follow them")
     if isinstance(size, OwnNumber):
-        owner, _, key = size.names[0].rpartition(".")
-        if not key.startswith("normalized_shape") or not isinstance(tracer.net.get_submodule(owner), nn.LayerNorm):
-            tracer.declare(node, x, tracer.wiring.size, size.names[0], channels)
+        tracer.declare(node, x, tracer.wiring.size, size.names[0], channels)
     return with_entries(tracer, node, x, channels, [arg for arg in node.all_input_nodes[1:] if arg.op == "get_attr"])
