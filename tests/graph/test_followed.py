@@ -3,7 +3,8 @@
 import pytest
 import torch
 from helpers.cutting import CHOICES, dead_outputs, outputs_without_offsets, pruned, wired
-from helpers.followed import FOLLOWED, Conv3, Norm, Padded
+from helpers.derived_layers import Conv3, Norm, Padded
+from helpers.followed import FOLLOWED
 
 import norton
 from norton.graph.layers import torch_kind
