@@ -1,5 +1,7 @@
 """Layers derived from torch's: some only set defaults, others have a forward pass of their own."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
