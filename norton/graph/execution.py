@@ -22,6 +22,7 @@ from norton.graph.layers import is_leaf
 from norton.graph.lines import running_line
 from norton.graph.nodes import DECIDED, READ, VALUE, name_of
 from norton.graph.numbers import OwnNumber
+from norton.graph.weight_norms import is_weight_normed
 
 # What Python asks a tensor that says nothing of its values or sizes.
 _DESCRIBING = {
@@ -171,7 +172,8 @@ class _Recorder(TorchFunctionMode):
         handles = []
         for name, module in self.net.named_modules():
             enter, leave = self._hooks(name, module)
-            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            first = is_weight_normed(module)  # its weight is computed by a hook, as a part of it
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=first))
             handles.append(module.register_forward_hook(leave, with_kwargs=True))
         try:
             yield

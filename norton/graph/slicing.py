@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from norton.graph.layers import TRANSPOSED_LAYERS, is_decomposed
 from norton.graph.numbers import change_number_
+from norton.graph.weight_norms import is_weight_normed, plain_weights
 from norton.graph.wiring import Channels, Wiring, positions
 
 
@@ -33,14 +34,15 @@ def cut_(net: nn.Module, wiring: Wiring, keep: Mapping[int, Sequence[int]]) -> N
     }
     for name, (left, total) in numbers.items():
         change_number_(net, name, partial(_share, name, left, total))
-    for name, channels in inputs.items():
-        cut_inputs_(net.get_submodule(name), index(channels))
-    for name, channels in outputs.items():
-        layer: Any = net.get_submodule(name)
-        if getattr(layer, "groups", 1) > 1 and name in read:
-            cut_from_groups_(layer, index(channels))
-        else:
-            cut_outputs_(layer, index(channels))
+    with plain_weights({net.get_submodule(name) for name in (*inputs, *outputs)}):
+        for name, channels in inputs.items():
+            cut_inputs_(net.get_submodule(name), index(channels))
+        for name, channels in outputs.items():
+            layer: Any = net.get_submodule(name)
+            if getattr(layer, "groups", 1) > 1 and name in read:
+                cut_from_groups_(layer, index(channels))
+            else:
+                cut_outputs_(layer, index(channels))
     for name, channels, dim in parameters:
         path, _, attribute = name.rpartition(".")
         owner = net.get_submodule(path)
@@ -113,7 +115,8 @@ def obstacle(layer: nn.Module) -> str | None:
     reads_and_writes = hasattr(layer, "out_channels") or hasattr(layer, "out_features")
     if not (all(slicers) if reads_and_writes else any(slicers)):
         return f"there is no slicer for a {kind}"
-    if not is_decomposed(layer) and not isinstance(layer, _OF_SEVERAL) and "weight" not in layer._parameters:
+    plain = "weight" in layer._parameters or is_weight_normed(layer)
+    if not is_decomposed(layer) and not isinstance(layer, _OF_SEVERAL) and not plain:
         return f"the weight of the {kind} is computed from others (a parametrisation)"
     return None
 

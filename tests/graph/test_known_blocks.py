@@ -26,6 +26,7 @@ BLOCKS = {
     "CBAM": (b.CBAM, {"conv", "mlp.1", "mlp.3"}),
     "SE": (b.SE, {"conv", "fc.0", "fc.2"}),
     "selective kernel": (b.SelectiveKernel, {"paths.0.conv", "paths.1.conv", "fc_reduce", "fc_select"}),
+    "split attention": (b.SplitAttention, {"stem", "conv", "fc1", "fc2"}),
     "U-Net, transposed": (b.UNet, {"inc.conv", "down.1.conv", "up", "conv.conv"}),
     "U-Net, interpolated": (lambda: b.UNet(True), {"inc.conv", "down.1.conv", "conv.conv"}),
     "OSNet": (b.OSNet, {"conv1.conv", "streams.0.0.1.conv", "streams.1.0.1.conv", "gate.1", "gate.3", "conv3.conv"}),
@@ -36,6 +37,7 @@ BLOCKS = {
     "ConvLSTM": (n.ConvLSTM, {"stem"}),
     "ConvNeXt": (n.ConvNeXt, {"stem", "dwconv", "pwconv1", "pwconv2"}),
     "ConvNeXt V2": (lambda: n.ConvNeXt(True), {"stem", "dwconv", "pwconv1", "pwconv2"}),
+    "weight norm": (n.WeightNormed, {"stem", "a", "b", "c"}),
     "RepVGG": (n.RepVGG, {"stem", "rbr_dense.0", "rbr_1x1.0"}),
     "MobileOne": (n.MobileOne, {"stem", "dw.0.conv", "dw.1.conv", "dw_scale.conv", "pw.0.conv", "pw.1.conv"}),
     "LSTM": (n.Recurrent, {"stem", "cnn.0"}),
@@ -130,6 +132,7 @@ def images(count, *size):
     return torch.randn(count, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
 @pytest.mark.parametrize("name", BLOCKS)
 def test_known_blocks(name):
     make, layers = BLOCKS[name]

@@ -131,9 +131,8 @@ def test_a_bad_example(example):
 
 
 def test_a_weight_that_a_hook_computes_stays_whole():
-    with pytest.warns(FutureWarning):
-        normed = nn.utils.weight_norm(conv(8, 8))
-    net, x = nn.Sequential(conv(3, 16), nn.ReLU(), conv(16, 8), nn.ReLU(), normed), torch.randn(2, 3, 8, 8)
+    normed = nn.utils.spectral_norm(conv(8, 8))
+    net, x = nn.Sequential(conv(3, 16), nn.ReLU(), conv(16, 8), nn.ReLU(), normed).eval(), torch.randn(2, 3, 8, 8)
     wanted = net(x)  # after which torch does not copy it
     assert {"2", "4"} <= norton.wiring_of(net).left_whole.keys()
     small = norton.prune(net, 0.5, criterion="l2", options=norton.PruneOptions(min_filters=1))

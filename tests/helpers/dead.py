@@ -5,13 +5,12 @@ position of every image: silent.  Silent channels have no part in anything: no o
 over channels (a mean, a norm) is computed over the others.
 """
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
+from norton.graph.copies import copied
 from norton.graph.layers import TRANSPOSED_LAYERS
 
 # In the place of activations that are zero for more than zero, by which a channel that lives could look silent.
@@ -122,7 +121,7 @@ def _only_dim(args, kwargs) -> int | None:
 @torch.no_grad()
 def with_dead_filters(net: nn.Module, gone: dict[str, list[int]]) -> nn.Module:
     """A copy of a network in which these filters of each layer are zero."""
-    net = copy.deepcopy(net)
+    net = copied(net)
     for name, filters in gone.items():
         layer = net.get_submodule(name)
         around = net.get_submodule(name.rpartition(".")[0])
@@ -130,15 +129,31 @@ def with_dead_filters(net: nn.Module, gone: dict[str, list[int]]) -> nn.Module:
             for part in around.in_proj_weight.chunk(3), around.in_proj_bias.chunk(3):
                 for entries in part:
                     entries[filters] = 0
+        weight = layer.weight.detach().clone()
         if isinstance(layer, TRANSPOSED_LAYERS):  # (inputs, outputs of a group, ...)
-            each = layer.weight.shape[1]
-            for group, weight in enumerate(layer.weight.chunk(layer.groups)):
-                weight[:, [f - group * each for f in filters if f // each == group]] = 0
+            each = weight.shape[1]
+            for group, part in enumerate(weight.chunk(layer.groups)):
+                part[:, [f - group * each for f in filters if f // each == group]] = 0
         else:
-            layer.weight[filters] = 0
+            weight[filters] = 0
+        set_weight_(layer, weight)
         if layer.bias is not None:
             layer.bias[filters] = 0
     return net
+
+
+def set_weight_(layer: nn.Module, weight: Tensor) -> None:
+    """Give a layer a weight, of which a weight norm has lengths and directions."""
+    lengths = torch.norm_except_dim(weight, 2, 0)
+    directions = torch.where(lengths == 0, 1, weight)
+    if nn.utils.parametrize.is_parametrized(layer):
+        layer.parametrizations.weight.original0.copy_(lengths)
+        layer.parametrizations.weight.original1.copy_(directions)
+    elif hasattr(layer, "weight_g"):
+        layer.weight_g.copy_(lengths)
+        layer.weight_v.copy_(directions)
+    else:
+        layer.weight.copy_(weight)
 
 
 @torch.no_grad()

@@ -6,6 +6,8 @@ from torch import nn
 
 from helpers.known_blocks import WIDTH, ConvBN
 
+OLD_WEIGHT_NORM = nn.utils.weight_norm  # which torch calls deprecated
+
 
 class L2Norm(nn.Module):
     """SSD's, with a scale per channel."""
@@ -115,26 +117,18 @@ class ConvNeXt(nn.Module):
         return x + y.permute(0, 3, 1, 2)
 
 
-class StdConv2d(nn.Conv2d):
-    def forward(self, x):
-        w = self.weight
-        v, m = torch.var_mean(w, dim=[1, 2, 3], keepdim=True, unbiased=False)
-        return F.conv2d(
-            x, (w - m) / torch.sqrt(v + 1e-5), self.bias, self.stride, self.padding, self.dilation, self.groups
-        )
-
-
-class Standardised(nn.Module):
-    """Weight-standardised, weight-normed and spectral-normed convolutions."""
+class WeightNormed(nn.Module):
+    """Torch's weight norm in its two forms, as super-resolution and audio have it."""
 
     def __init__(self):
         super().__init__()
-        self.out, self.a, self.norm = 16, StdConv2d(WIDTH, 24, 3, padding=1), nn.GroupNorm(8, 24)
-        self.b = nn.utils.parametrizations.weight_norm(nn.Conv2d(24, 20, 3, padding=1))
-        self.c = nn.Conv2d(20, 16, 3, padding=1)
+        self.out = 16
+        self.a = nn.utils.parametrizations.weight_norm(nn.Conv2d(WIDTH, 24, 3, padding=1))
+        self.b = nn.utils.parametrizations.weight_norm(nn.ConvTranspose2d(24, 20, 3, padding=1))
+        self.c = OLD_WEIGHT_NORM(nn.Conv2d(20, 16, 3, padding=1))
 
     def forward(self, x):
-        return self.c(F.relu(self.b(F.relu(self.norm(self.a(x))))))
+        return self.c(F.relu(self.b(F.relu(self.a(x)))))
 
 
 class RepVGG(nn.Module):
