@@ -13,6 +13,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -146,7 +147,9 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         # Torch's own code compares sizes, which decides nothing.
-        result = func(*fx.node.map_aggregate(args, _without_node), **fx.node.map_aggregate(kwargs, _without_node))
+        args_of_torch, kwargs_of_torch = (fx.node.map_aggregate(given, _without_node) for given in (args, kwargs))
+        shortcut = _normalised if func is F.batch_norm and args and args[0].is_meta else func
+        result = shortcut(*args_of_torch, **kwargs_of_torch)
         if self.inside or not any(isinstance(value, Tensor) for value in tree_leaves((args, kwargs))):
             return result
         name = _name(func)
@@ -284,6 +287,14 @@ class _Recorder(TorchFunctionMode):
         unused = [node for node in unused if node.target != "getitem" or isinstance(node.args[0].meta[VALUE], Tensor)]
         unused = [node for node in unused if not name_of(node).endswith("_")]  # which changed a tensor in place
         return list(dict.fromkeys([*returned, *unused]))
+
+
+def _normalised(input: Tensor, *entries: Tensor | None, **more: Any) -> Tensor:
+    """What BatchNorm gives of a tensor without values, which takes torch milliseconds to find out."""
+    for tensor in (*entries, *more.values()):
+        if isinstance(tensor, Tensor) and tensor.shape != input.shape[1:2]:
+            raise RuntimeError(f"a norm has {len(tensor)} entries for {input.shape[1]} channels")
+    return torch.empty_like(input)
 
 
 def _without_node(value: Any) -> Any:

@@ -358,8 +358,8 @@ def positions(wiring: Wiring, channels: Channels, keep: Mapping[int, Sequence[in
     """
     axis, unit = wiring.axis_at(channels), wiring.unit_at(channels)
     rank = unit.copy()  # place of a unit in the new order, -1 where it goes
-    for changed, kept in keep.items():
-        ranks = np.full(wiring.width(changed), -1)
+    for changed in wiring.axes_in(channels) & keep.keys():
+        kept, ranks = keep[changed], np.full(wiring.width(changed), -1)
         ranks[list(kept)] = np.arange(len(kept))
         own = axis == changed
         rank[own] = ranks[unit[own]]
