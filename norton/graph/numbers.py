@@ -54,7 +54,7 @@ def mark_numbers_(net: nn.Module) -> nn.Module:
             used = not key.startswith("_") if own else key in _OF_TORCH and isinstance(module, _layers_with(key))
             marked = _marked(f"{path}.{key}".lstrip("."), value) if used else value
             if marked is not value:
-                setattr(module, key, marked)
+                vars(module)[key] = marked  # whatever the module does where attributes are set
     return net
 
 
@@ -79,10 +79,10 @@ def change_number_(net: nn.Module, name: str, change: Callable[[int], int]) -> N
     """Change a number of that name, in place; lists are replaced, since others may hold them."""
     path, _, key = re.sub(r"\[\d+\]$", "", name).rpartition(".")
     owner, place = net.get_submodule(path), re.search(r"\[(\d+)\]$", name)
-    held = getattr(owner, key)
+    held = vars(owner)[key]
     if place is None:
-        setattr(owner, key, change(held))
+        vars(owner)[key] = change(held)
         return
     items = list(held)
     items[int(place[1])] = change(items[int(place[1])])
-    setattr(owner, key, type(held)(items))
+    vars(owner)[key] = type(held)(items)

@@ -181,21 +181,10 @@ def _misplaced(tracer: ChannelTracer, node: fx.Node, other: fx.Node, keep: Mappi
 
 
 # Their numbers are sizes and places, and show in the shape of what they give.
-_ABOUT_SHAPE = {
-    *("view", "reshape", "expand", "getitem", "split", "chunk", "narrow", "unflatten", "repeat", "tile", "pad"),
-    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "interpolate", "split_with_sizes"),
-    *("new_zeros", "new_ones", "new_empty", "new_full", "unfold", "fold", "pixel_shuffle", "pixel_unshuffle"),
-    *(
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "group_norm",
-        "layer_norm",
-        "rms_norm",
-        "tensor_split",
-        "unsafe_split",
-        "repeat_interleave",
-    ),
+_ABOUT_SHAPE = MOVES | {
+    *("conv1d", "conv2d", "conv3d", "group_norm", "layer_norm", "rms_norm", "interpolate", "pad", "unfold", "fold"),
+    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
+    *("new_zeros", "new_ones", "new_empty", "new_full"),
 }
 
 

@@ -20,7 +20,7 @@ def read_and_write(tracer: ChannelTracer, node: fx.Node, name: str) -> LocatedCh
     """The same for the layer of that name, which a node computes."""
     x, value, layer = tracer.input(node), value_of(first_argument(node)), tracer.net.get_submodule(name)
     dim = value.dim() - 1 - (0 if hasattr(layer, "out_features") else len(cast(Any, layer).kernel_size))
-    if x is not None and not x.shifted and value.shape[dim] == 1 and value.shape == value_of(node).shape:
+    if x is not None and x.dims and not x.shifted and value.shape[dim] == 1 and value.shape == value_of(node).shape:
         return _slide(tracer, node, name, x)
     read = None if x is None or x.shifted else x.along(dim, value.shape[dim])
     if read is None:

@@ -36,7 +36,9 @@ def move(tracer: ChannelTracer, node: fx.Node) -> Located:
     if not given:
         return None
     name = operation(tracer, node)
-    if any(x.shifted for x in given) or (name == "squeeze" and len(node.args) + len(node.kwargs) < 2):
+    if any(x.shifted for x in given):
+        return tracer.unknown(node)
+    if name == "squeeze" and len(node.args) + len(node.kwargs) < 2:
         return tracer.unknown(node, "squeeze without a dimension also removes a channel axis of width 1")
     if name in (*_PARTS, "unbind", "select", "getitem", "narrow") and not _parts_follow(tracer, node, given[0]):
         return None
@@ -272,7 +274,7 @@ def _shrinking(tracer: ChannelTracer, node: fx.Node, dims: list[int], sizes: dic
     channels, the size that is computed of theirs does, and the same number goes from each group.
     """
     if node.op == "call_method" and name_of(node) in _JOINS:
-        joined = argument(node, 1, "dim", 0)
+        joined = argument(node, 1, "dim", argument(node, 1, "axis", 0)) % value_of(node).dim()
         return next((dim for dim in dims if dim != joined), dims[0])
     own = [dim for dim in dims if isinstance(sizes.get(dim), OwnNumber)]
     others = [dim for dim in dims if dim not in own]
