@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from norton.graph.channels import ChannelTracer
-from norton.graph.nodes import VALUE
+from norton.graph.nodes import depending_on_inputs, name_of, value_of
 
 CALLS = "calls"  # the modules whose forward pass runs at a node, outermost first, each with the number of its call
 TOLD = "told"  # set where Python takes values, or where what a tensor has depends on them
@@ -21,22 +21,37 @@ TOLD = "told"  # set where Python takes values, or where what a tensor has depen
 REASON = "the network decides by values here, so that it may take another way for other data"
 _TOLD_BY = {"bool", "item", "tolist", "int", "float", "index", "complex", "numpy", "array", "is_nonzero"}
 _TOLD_BY |= {"contains", "equal", "allclose"}
-_SIZED_BY = {"nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount", "histogram"}
+_SIZED_BY = {"nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount", "histogram", "nms"}
 
 
 def takes_values(name: str, args: tuple, result: Any) -> bool:
     """Whether an operation tells Python what is in a tensor, or gives one whose size depends on it."""
     if not any(isinstance(value, Tensor) for value in tree_leaves(result)):
         return name in _TOLD_BY
-    if name == "getitem":  # by a mask
-        return any(isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in tree_leaves(args[1:]))
-    return name in _SIZED_BY or (name == "where" and len(args) == 1)
+    return name in _SIZED_BY or (name == "where" and len(args) == 1) or indexes_by_values(name, args)
+
+
+def indexes_by_values(name: str, args: tuple) -> bool:
+    """Whether an index takes or sets a part whose size depends on values: of a mask, or of the ends of a slice."""
+    if name not in ("getitem", "setitem"):
+        return False
+    parts = tree_leaves(args[1])
+    slices = (part for part in parts if isinstance(part, slice))
+    if any(isinstance(end, Tensor) for part in slices for end in (part.start, part.stop, part.step)):
+        return True
+    return name == "getitem" and any(isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in parts)
 
 
 def values_decided(graph: fx.Graph) -> list[Any]:
-    """What Python took of values, in order; see `norton.graph.execution.record`."""
-    told = [node.meta[VALUE] for node in graph.nodes if node.meta.get(TOLD) and node.target != "argument"]
-    return [value for value in told if not any(isinstance(x, Tensor) for x in tree_leaves(value))]
+    """What Python took of values, in order, see `norton.graph.execution.record`; of parts by values, their index."""
+    told = [node for node in graph.nodes if node.meta.get(TOLD) and node.target != "argument"]
+    by_index = ("getitem", "setitem")
+    return [fx.node.map_arg(node.args[1], value_of) if name_of(node) in by_index else value_of(node) for node in told]
+
+
+def decides_by_data(graph: fx.Graph) -> bool:
+    """Whether Python takes values that depend on the network's inputs."""
+    return any(node.meta.get(TOLD) for node in depending_on_inputs(graph))
 
 
 def freeze_undecided(tracer: ChannelTracer, graph: fx.Graph) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from norton.graph.deciding import CALLS, TOLD, takes_values
+from norton.graph.deciding import CALLS, TOLD, indexes_by_values, takes_values
 from norton.graph.layers import is_leaf
 from norton.graph.lines import running_line
 from norton.graph.nodes import DECIDED, READ, VALUE, name_of
@@ -45,7 +45,7 @@ def record(
     """The operations of a forward pass on these arguments, in the mode that the network is in.
 
     decided: what Python is told where it takes values of tensors, in this order, instead of what they are; so that a
-    network whose values have changed takes the same way again.
+    network whose values have changed takes the same way again, see `norton.graph.deciding.values_decided`.
 
     Raises whatever the network's own code raises; the error then has the attributes `place`, the layer it arose in,
     and `graph`, what was recorded before it.
@@ -145,14 +145,15 @@ class _Recorder(TorchFunctionMode):
     # What the network does
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs, name, given = kwargs or {}, _name(func), args
+        if not self.inside and indexes_by_values(name, args) and (index := next(self.decided, None)) is not None:
+            given = (args[0], index, *args[2:])
         # Torch's own code compares sizes, which decides nothing.
-        args_of_torch, kwargs_of_torch = (fx.node.map_aggregate(given, _without_node) for given in (args, kwargs))
+        args_of_torch, kwargs_of_torch = (fx.node.map_aggregate(part, _without_node) for part in (given, kwargs))
         shortcut = _normalised if func is F.batch_norm and args and args[0].is_meta else func
         result = shortcut(*args_of_torch, **kwargs_of_torch)
         if self.inside or not any(isinstance(value, Tensor) for value in tree_leaves((args, kwargs))):
             return result
-        name = _name(func)
         if name in ("shape", "size"):
             return self.sized(name, args, kwargs, result)
         if name == "numel":
@@ -160,7 +161,9 @@ class _Recorder(TorchFunctionMode):
         if takes_values(name, args, result):
             return self.told(name, args, kwargs, result)
         if name == "setitem":
-            self.hold(args[0], self.add("call_method", name, args, kwargs, args[0]))
+            node = self.add("call_method", name, args, kwargs, args[0])
+            node.meta[TOLD] = indexes_by_values(name, args)
+            self.hold(args[0], node)
         elif any(isinstance(value, Tensor) for value in tree_leaves(result)):
             own = not (getattr(func, "__module__", None) or "torch").startswith(("torch", "_operator", "builtins"))
             op, target = ("call_function", func) if own else ("call_method", name)
@@ -260,10 +263,11 @@ class _Recorder(TorchFunctionMode):
         )
 
     def told(self, name: str, args: tuple, kwargs: dict[str, Any], result: Any) -> Any:
-        """What Python takes of the values of tensors."""
+        """What Python takes of the values of tensors, or what has a size that depends on them."""
         self.took_values = True
         if not any(isinstance(value, Tensor) for value in tree_leaves(result)):
             self.read(name, args, kwargs)
+        if name != "getitem":
             result = next(self.decided, result)
         node = self.add("call_method", name, args, kwargs, result)
         node.meta[TOLD] = True

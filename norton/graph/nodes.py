@@ -55,3 +55,12 @@ def holds_tensor(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(holds_tensor, value))
     return isinstance(value, Tensor)
+
+
+def depending_on_inputs(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that compute something of the network's inputs, rather than of parameters alone."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or any(arg in found for arg in node.all_input_nodes):
+            found.add(node)
+    return found

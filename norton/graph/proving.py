@@ -21,7 +21,7 @@ from norton.graph.deciding import values_decided
 from norton.graph.execution import LINE, record
 from norton.graph.inputs import Inputs
 from norton.graph.moving import MOVES, moved
-from norton.graph.nodes import first_argument, holds_tensor, name_of, place_of, value_of
+from norton.graph.nodes import depending_on_inputs, first_argument, holds_tensor, name_of, place_of, value_of
 from norton.graph.slicing import SizeError, cut_
 from norton.graph.wiring import Wiring, positions
 
@@ -77,7 +77,8 @@ def _tried(
     error = None
     try:
         given = one.inputs.map(Tensor.clone)
-        after = record(cut.train(one.training), given.args, given.kwargs, decided=values_decided(one.graph))
+        own = copy.deepcopy(cut).train(one.training)  # what one pass leaves in it, the next would find
+        after = record(own, given.args, given.kwargs, decided=values_decided(one.graph))
     except Exception as failure:  # whatever the network's own code raises
         after, error = failure.graph, first_line(failure)  # type: ignore[attr-defined]
     found = disagreement(tracer, one.graph, after, keep, error)
@@ -116,7 +117,7 @@ def disagreement(
     after: up to where it failed, if it did, with that error.
     """
     old, new = list(before.nodes), list(after.nodes)
-    computed = _depends_on_inputs(before)
+    computed = depending_on_inputs(before)
     for node, other in zip(old, new, strict=False):
         if (node.op, name_of(node)) != (other.op, name_of(other)):
             return Disagreement(node, "its code takes another way when the number of channels changes")
@@ -127,15 +128,6 @@ def disagreement(
         failed = next(left, old[-1])  # parameters and numbers are recorded when an operation takes them
         return Disagreement(failed, f"it does not follow the number of channels ({error or 'its code ends there'})")
     return None
-
-
-def _depends_on_inputs(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes that compute something of the network's inputs, rather than of parameters alone."""
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op == "placeholder" or any(arg in found for arg in node.all_input_nodes):
-            found.add(node)
-    return found
 
 
 def _differs(tracer: ChannelTracer, node: fx.Node, other: fx.Node, keep: Mapping[int, Sequence[int]]) -> str | None:

@@ -8,16 +8,18 @@ dependency graph was the alternative: it needs a forward pass with gradients, an
 into ours, which recorded plans replay, so that it saves little.)
 """
 
+import copy
 from collections.abc import Sequence, Set
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from norton.common.errors import InputError
 from norton.graph.axes import Channels
 from norton.graph.channels import ChannelTracer, Located, located
 from norton.graph.copies import copied
-from norton.graph.deciding import freeze_undecided
+from norton.graph.deciding import decides_by_data, freeze_undecided
 from norton.graph.execution import record
 from norton.graph.inputs import Example, Inputs, candidate_inputs
 from norton.graph.layers import TRANSPOSED_LAYERS, WRITING_LAYERS
@@ -70,27 +72,61 @@ def _followed(net: nn.Module, made: nn.Module, records: Sequence[Record], other_
 
 
 def recorded(net: nn.Module, example: Example | None) -> tuple[nn.Module, list[Record]]:
-    """A copy of a network and what it computes: on the meta device, or with values where that is not enough."""
+    """A copy of a network and what it computes: on the meta device, or with values where that is not enough.
+
+    Values of images whose size alone is known are made up, for networks that need values of their own tensors, such as
+    the strides of a detector's maps.
+    """
     candidates = candidate_inputs(net, example)
     made = mark_numbers_(on_meta(net))
     try:
         return made, _in_both_modes(made, [inputs.to("meta") for inputs in candidates])
-    except InputError:
-        if any(x.is_meta for inputs in candidates for x in inputs.tensors):
+    except InputError as error:
+        made_up = any(x.is_meta for inputs in candidates for x in inputs.tensors)
+        if made_up and "meta" not in str(error):
             raise
+        failed = error
     made, device = mark_numbers_(copied(net)), next(net.parameters()).device
-    return made, _in_both_modes(made, [inputs.to(device) for inputs in candidates])
+    records = _in_both_modes(made, [inputs.map(_with_values).to(device) for inputs in candidates])
+    if made_up and any(decides_by_data(one.graph) for one in records):
+        raise failed
+    return made, records
+
+
+def _with_values(x: Tensor) -> Tensor:
+    return torch.rand(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype) if x.is_meta else x
 
 
 def _in_both_modes(net: nn.Module, candidates: Sequence[Inputs]) -> list[Record]:
-    """In training mode, and in evaluation mode where that differs."""
+    """In training mode, and in evaluation mode where that differs.
+
+    In evaluation mode alone for a network that takes the candidates in no other, such as a detector whose training
+    needs targets, if all of its layers are called then.
+    """
     found: dict[str, Record] = {}
+    failed = None
     for training in (True, False):
-        records = records_at(net.train(training), candidates)
+        try:
+            records = records_at(net.train(training), candidates)
+        except InputError as error:
+            if failed is not None or not training:
+                raise failed or error from None
+            failed = error
+            continue
+        if failed is not None and not _calls_all_layers(net, records):
+            raise failed
         for one in records:
             found.setdefault(str(one.graph), one)
         candidates = [one.inputs for one in records]
     return list(found.values())
+
+
+def _calls_all_layers(net: nn.Module, records: Sequence[Record]) -> bool:
+    called = {str(node.target) for one in records for node in one.graph.nodes if node.op == "call_module"}
+    called |= {
+        str(node.target).rpartition(".")[0] for one in records for node in one.graph.nodes if node.op == "get_attr"
+    }
+    return all(name in called for name, layer in net.named_modules() if layer._parameters)
 
 
 def records_at(net: nn.Module, candidates: Sequence[Inputs]) -> list[Record]:
@@ -100,9 +136,9 @@ def records_at(net: nn.Module, candidates: Sequence[Inputs]) -> list[Record]:
     """
 
     def run(inputs: Inputs) -> Record:
-        # On a copy of the tensors, which a network may change.
+        # On copies, since a network may change its tensors and what it holds, such as anchors that it makes once.
         given = inputs.map(Tensor.clone)
-        return Record(net.training, inputs, record(net, given.args, given.kwargs))
+        return Record(net.training, inputs, record(copy.deepcopy(net), given.args, given.kwargs))
 
     found: list[Record] = []
     for _, one in at_inputs(net, candidates, run):

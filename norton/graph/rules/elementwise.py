@@ -32,7 +32,7 @@ def fill(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     return tracer.input(node)
 
 
-@rule("new_zeros new_ones new_empty new_full new_tensor")
+@rule("new_zeros new_ones new_empty new_full new_tensor", joins=True)  # also filled with a tensor of one number
 def make(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """A new tensor of a size of its own, of which only the type and device are another one's."""
     return None
