@@ -22,7 +22,7 @@ BLOCKS = {
     "GhostNet": (b.Ghost, {"primary_conv.0", "cheap_operation.0"}),
     "mixed convolutions": (b.Mixed, {"expand", "convs.0", "convs.1"}),
     "coordinate attention": (b.Coordinate, {"stem", "conv1", "conv_h", "conv_w"}),
-    "ECA": (b.ECA, {"reduce"}),
+    "ECA": (b.ECA, {"reduce", "expand"}),
     "CBAM": (b.CBAM, {"conv", "mlp.1", "mlp.3"}),
     "SE": (b.SE, {"conv", "fc.0", "fc.2"}),
     "selective kernel": (b.SelectiveKernel, {"paths.0.conv", "paths.1.conv", "fc_reduce", "fc_select"}),
@@ -37,6 +37,7 @@ BLOCKS = {
     "ConvLSTM": (n.ConvLSTM, {"stem"}),
     "ConvNeXt": (n.ConvNeXt, {"stem", "dwconv", "pwconv1", "pwconv2"}),
     "ConvNeXt V2": (lambda: n.ConvNeXt(True), {"stem", "dwconv", "pwconv1", "pwconv2"}),
+    "weight-standardised": (n.Standardised, {"stem", "a", "b"}),
     "weight norm": (n.WeightNormed, {"stem", "a", "b", "c"}),
     "RepVGG": (n.RepVGG, {"stem", "rbr_dense.0", "rbr_1x1.0"}),
     "MobileOne": (n.MobileOne, {"stem", "dw.0.conv", "dw.1.conv", "dw_scale.conv", "pw.0.conv", "pw.1.conv"}),
@@ -46,7 +47,7 @@ BLOCKS = {
     "ViT, fused": (lambda: n.Transformer(n.SelfAttention(fused=True)), {"stem", "attn.qkv", "attn.proj", "mlp.fc1"}),
     "ViT, gated": (lambda: n.Transformer(n.SelfAttention(), gated=True), {"stem", "attn.qkv", "mlp.fc1", "mlp.fc2"}),
     "attention by hand": (lambda: n.Transformer(n.ByHand()), {"stem", "attn.to_q", "attn.to_kv", "mlp.fc1"}),
-    "MultiheadAttention": (lambda: n.Transformer(n.OfTorch()), {"mlp.fc1"}),
+    "MultiheadAttention": (lambda: n.Transformer(n.OfTorch()), {"stem", "attn.attn.out_proj", "mlp.fc1"}),
     "Swin": (n.Window, {"stem", "attn.qkv", "attn.proj", "mlp.fc1"}),
 }
 

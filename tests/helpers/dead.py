@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
+from helpers.living import standardised_by_the_living
 from norton.graph.copies import copied
 from norton.graph.layers import TRANSPOSED_LAYERS
 
@@ -139,7 +140,7 @@ def with_dead_filters(net: nn.Module, gone: dict[str, list[int]]) -> nn.Module:
         set_weight_(layer, weight)
         if layer.bias is not None:
             layer.bias[filters] = 0
-    return net
+    return standardised_by_the_living(net)
 
 
 def set_weight_(layer: nn.Module, weight: Tensor) -> None:

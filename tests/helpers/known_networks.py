@@ -117,6 +117,24 @@ class ConvNeXt(nn.Module):
         return x + y.permute(0, 3, 1, 2)
 
 
+class StdConv2d(nn.Conv2d):
+    def forward(self, x):
+        w = self.weight
+        v, m = torch.var_mean(w, dim=[1, 2, 3], keepdim=True, unbiased=False)
+        w = (w - m) / torch.sqrt(v + 1e-5)
+        return F.conv2d(x, w, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class Standardised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out, self.a, self.norm = 16, StdConv2d(WIDTH, 24, 3, padding=1), nn.GroupNorm(8, 24)
+        self.b = StdConv2d(24, 16, 3, padding=1)
+
+    def forward(self, x):
+        return self.b(F.relu(self.norm(self.a(x))))
+
+
 class WeightNormed(nn.Module):
     """Torch's weight norm in its two forms, as super-resolution and audio have it."""
 

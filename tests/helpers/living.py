@@ -46,8 +46,9 @@ class OfTheLiving(TorchFunctionMode):
 def standardised_by_the_living(net):
     """A network whose convolutions with a forward pass of their own compute their weights of the inputs that live."""
     for layer in net.modules():
-        if isinstance(layer, torch.nn.Conv2d) and type(layer).forward is not torch.nn.Conv2d.forward:
-            layer.forward = _of_living_inputs(layer)
+        for kind in (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d):
+            if isinstance(layer, kind) and type(layer).forward is not kind.forward:
+                layer.forward = _of_living_inputs(layer)
     return net
 
 

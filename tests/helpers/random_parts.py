@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helpers.random_blocks import BATCH, POOL, Chain, block, conv, per_channel
+from helpers.random_blocks import BATCH, CONV, POOL, Chain, block, conv, per_channel
 
 
 @block("c2f", forms=6, branches=1)
@@ -320,25 +320,35 @@ class Attention(nn.Module):
         return ((q @ k.transpose(-2, -1)) * self.scale).softmax(dim=-1) @ v
 
 
-@block("standardised", forms=2)
+def standardised(kind):
+    """A convolution whose filters have a mean of zero."""
+
+    class Standard(kind):
+        def forward(self, x):
+            rest = tuple(range(1, self.weight.dim()))
+            weight = self.weight - self.weight.mean(rest, keepdim=True)
+            return self._conv_forward(x, weight / (weight.std(rest, keepdim=True) + 1e-5), self.bias)
+
+    return Standard
+
+
+STANDARD = {dims: standardised(kind) for dims, kind in CONV.items()}
+
+
+@block("standardised", forms=3)
 class Standardised(nn.Module):
     """Filters without their mean, or weight-normed ones."""
 
     def __init__(self, dims, width, form, inner):
         super().__init__()
-        self.out, self.form, self.dims = 8, form, dims
-        self.conv = conv(dims, width, 8)
-        if form:
+        self.out, self.dims = 8, dims
+        self.conv = STANDARD[dims](width, 8, 3, padding=1) if form == 0 else conv(dims, width, 8)
+        if form == 1:
             nn.utils.parametrizations.weight_norm(self.conv)
+        if form == 2:
+            nn.utils.parametrizations.spectral_norm(self.conv)
         self.norm = nn.GroupNorm(4, 8)
         self.gain = nn.Parameter(torch.rand(8) + 0.5)
 
     def forward(self, x):
-        if self.form:
-            y = self.conv(x)
-        else:
-            weight = self.conv.weight
-            rest = tuple(range(1, weight.dim()))
-            weight = (weight - weight.mean(rest, keepdim=True)) / (weight.std(rest, keepdim=True) + 1e-5)
-            y = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[self.dims](x, weight, self.conv.bias, padding=1)
-        return F.silu(self.norm(y)) * per_channel(self.gain, self.dims)
+        return F.silu(self.norm(self.conv(x))) * per_channel(self.gain, self.dims)
