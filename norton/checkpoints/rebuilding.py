@@ -1,7 +1,7 @@
 """Networks from checkpoints: by the plan in a file of ours, by the shapes of weights in a published one."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +86,9 @@ def network_of_plan(content: Mapping[str, Any], path: str | Path, arch: str | No
         raise InputError(f"{path}: holds a {content['arch'] or 'network of its own'}, not a {arch} as told")
     if net is None and content["arch"] is not None and is_path(content["arch"]):
         check_named(content["arch"], arch, path)
-    with _without_values(content["arch"]):
+    with nullcontext() if net is not None else _without_values(content["arch"]):
         if net is not None:
-            dense = copied(network_in(net)).to("meta")
+            dense = copied(network_in(net))  # with what it holds beside its state, such as buffers that no file has
             if content["input_size"] is not None:
                 dense.input_size = tuple(content["input_size"])
             remember_example_(dense, content.get("example"))

@@ -174,3 +174,24 @@ def test_a_buffer_in_a_list():
             return self.b(self.a(x).relu()) * torch.stack([self.one, self.one]).sum()
 
     check_cut(randomised(Net().double()), (3, 32, 32), (IMAGES,), {"b"})
+
+
+def test_files_take_what_they_do_not_hold_from_the_dense_network(tmp_path):
+    """Strides that are no state, and a norm's buffer that is not saved."""
+
+    class Scaled(Detector):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1), persistent=False)
+
+        def forward(self, x):
+            return super().forward(x - self.mean)
+
+    options, net = norton.PruneOptions(min_filters=1), randomised(Scaled().double())
+    net.mean = net.mean.double()
+    small = norton.prune(net, 0.3, criterion="l2", options=options, example=(3, 32, 32))
+    small = norton.decompose(small, 2, starts=1, iterations=1)
+    small = norton.prune(small, 0.3, criterion="l2", options=options).eval()
+    with pytest.warns(norton.common.errors.NortonWarning, match="net="):
+        path = norton.save(small, tmp_path / "small.pt")
+    assert torch.equal(norton.load(path, net=net)(IMAGES), small(IMAGES))
