@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from norton.graph.declarations import declaration_of
 from norton.graph.inputs import Inputs
 from norton.graph.layers import is_decomposed, is_norm
 
@@ -50,7 +51,7 @@ def layers_of(net: nn.Module) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     inside: set[nn.Module] = set()
     for name, module in net.named_modules():
-        whole = is_decomposed(module) or getattr(module, "traced_whole", False)
+        whole = is_decomposed(module) or getattr(module, "traced_whole", False) or declaration_of(module) is not None
         if module not in inside and name and (whole or is_norm(module) or not any(nn.Module.children(module))):
             found[name] = module
             inside.update(nn.Module.modules(module))

@@ -11,6 +11,7 @@ from norton.common.checks import is_whole_number
 from norton.common.errors import InputError, warn
 from norton.common.registry import Registry
 from norton.graph.copies import computed_otherwise
+from norton.graph.declarations import inside_declared
 from norton.graph.inputs import Example
 from norton.graph.layers import is_decomposed, torch_kind
 from norton.graph.reading import weights_read
@@ -150,9 +151,11 @@ def check_rank(name: str, rank: int, full: int, what: str) -> int:
 
 
 def _outside(net: nn.Module) -> dict[str, nn.Module]:
-    """Name → module, without the parts of decomposed layers."""
+    """Name → module, without the parts of decomposed layers, and without declared layers and theirs."""
     inside = tuple(f"{name}." for name, layer in net.named_modules() if is_decomposed(layer))
-    return {n: layer for n, layer in net.named_modules(remove_duplicate=False) if not n.startswith(inside)}
+    declared = dict(inside_declared(net))
+    modules = net.named_modules(remove_duplicate=False)
+    return {n: layer for n, layer in modules if not n.startswith(inside) and n not in declared}
 
 
 def _check_patterns(patterns: Iterable[str], layers: Mapping[str, nn.Module], net: nn.Module, method: str) -> None:

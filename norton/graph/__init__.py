@@ -4,7 +4,8 @@
 that follow from it.  For that, `execution` records a forward pass on some `inputs`, run on `meta` tensors at one of the
 `input_sizes` (`deciding` is about networks that need values), `channels` are followed through it by the `rules`, one
 per operation, with ids that are moved (`moving`) as the numbers are, and `proving` runs the network again after trial
-cuts.  `numbers` that modules hold tell whose they are.
+cuts.  `numbers` that modules hold tell whose they are.  `rule` and `declare` (`declarations`) are for operations and
+layers of a user's own.
 `slicing` cuts layers; `plan` is what was done to a network, as plain data that can be replayed; `layers` and
 `parameters` answer what other rooms ask of single layers.
 
@@ -15,12 +16,16 @@ Imports `common` alone.  What a network loses is decided in `pruning`; ranks are
 import torch
 from torch import nn
 
+from norton.graph.channels import ChannelTracer, LocatedChannels, located
 from norton.graph.inputs import Example
 from norton.graph.layers import check_has_layers, network_in
 from norton.graph.plan import OPERATIONS
+from norton.graph.rules import declare, rule
 from norton.graph.slicing import cut_, freeze_obstacles
 from norton.graph.tracing import trace_wiring
 from norton.graph.wiring import Wiring
+
+__all__ = ["ChannelTracer", "LocatedChannels", "Wiring", "declare", "located", "rule", "wiring_of"]
 
 
 def wiring_of(net: nn.Module, example: Example | None = None) -> Wiring:

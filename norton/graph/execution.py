@@ -32,6 +32,7 @@ _DESCRIBING = {
     *("is_floating_point", "is_complex", "is_contiguous", "is_inference", "get_device", "element_size", "itemsize"),
     *("stride", "storage_offset", "data_ptr", "has_names", "retains_grad", "is_shared", "is_pinned", "type"),
 }
+_OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 LINE = "line"  # where the network's code asks for an operation: (file, number), among the notes of its node
 
 
@@ -165,8 +166,7 @@ class _Recorder(TorchFunctionMode):
             node.meta[TOLD] = indexes_by_values(name, args)
             self.hold(args[0], node)
         elif any(isinstance(value, Tensor) for value in tree_leaves(result)):
-            own = not (getattr(func, "__module__", None) or "torch").startswith(("torch", "_operator", "builtins"))
-            op, target = ("call_function", func) if own else ("call_method", name)
+            op, target = ("call_function", own_operation(func)) if _is_own(func) else ("call_method", name)
             self.give(self.add(op, target, args, kwargs, result), result)
         elif name not in _DESCRIBING:
             self.read(name, args, kwargs)
@@ -310,6 +310,19 @@ class _Node:
 
     def __init__(self, node: fx.Node):
         self.node = node
+
+
+def _is_own(func: Any) -> bool:
+    """Whether a function is none of torch's, whatever its name says: a user's, or a custom operator."""
+    if isinstance(func, _OPERATORS):
+        return getattr(own_operation(func), "_qualified_op_name", "aten").partition("::")[0] not in ("aten", "prims")
+    return not (getattr(func, "__module__", None) or "torch").startswith(("torch", "_operator", "builtins"))
+
+
+def own_operation(func: Any) -> Any:
+    """A function as records name it: a custom operator, which has several forms, by what they have in common."""
+    func = getattr(func, "_opoverload", func)  # of `torch.library.custom_op`
+    return func.overloadpacket if isinstance(func, torch._ops.OpOverload) else func
 
 
 def _name(func: Any) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from norton.common.errors import InputError
+from norton.graph.declarations import declaration_of, filters_of_declared
 
 Form = Literal["factored", "grouped", "composed"]
 FORMS = (*get_args(Form), "fast")
@@ -67,8 +68,17 @@ def is_decomposed(layer: nn.Module) -> TypeGuard[Any]:
 
 
 def width(layer: nn.Module) -> int:
-    """The filters of a convolution or linear layer, decomposed or not."""
+    """The filters of a convolution or linear layer, decomposed or not, or of a declared layer that writes some."""
+    if (declaration := declaration_of(layer)) is not None and declaration.main is not None:
+        return filters_of_declared(layer, declaration).shape[0]
     return getattr(layer, "out_channels" if hasattr(layer, "out_channels") else "out_features")
+
+
+def filter_dimension(layer: nn.Module) -> int:
+    """Where the filters of a layer are in what it gives."""
+    if (declaration := declaration_of(layer)) is not None:
+        return declaration.dim
+    return -1 if hasattr(layer, "out_features") else 1
 
 
 def weight_of(layer: nn.Module) -> Tensor:
@@ -78,11 +88,11 @@ def weight_of(layer: nn.Module) -> Tensor:
 
 def torch_kind(layer: nn.Module) -> type[nn.Module] | None:
     """The class of torch whose computation a layer runs: its own, or the one that it is derived from, if it changes
-    nothing but defaults; None for a layer that computes in its own way.
+    nothing but defaults; None for a layer that computes in its own way, or was declared.
 
     A parametrised layer counts as what it was, see `torch.nn.utils.parametrize.is_parametrized`.
     """
-    if "forward" in vars(layer):
+    if "forward" in vars(layer) or declaration_of(layer) is not None:
         return None
     for kind in type(layer).__mro__:
         if kind.__module__ == "torch.nn.utils.parametrize":
@@ -95,8 +105,8 @@ def torch_kind(layer: nn.Module) -> type[nn.Module] | None:
 
 
 def is_leaf(layer: nn.Module) -> bool:
-    """Whether a module is recorded as one operation: torch's own layers, decomposed and packed ones."""
-    if is_decomposed(layer) or getattr(layer, "traced_whole", False):
+    """Whether a module is recorded as one operation: torch's own layers, declared, decomposed and packed ones."""
+    if is_decomposed(layer) or declaration_of(layer) is not None or getattr(layer, "traced_whole", False):
         return True
     kind = torch_kind(layer)
     return kind is not None and not issubclass(kind, nn.Sequential)
@@ -104,19 +114,21 @@ def is_leaf(layer: nn.Module) -> bool:
 
 def is_transposed(layer: nn.Module) -> bool:
     """Whether a layer is a transposed convolution, decomposed or not."""
-    return getattr(layer, "transposed", False)
+    return declaration_of(layer) is None and getattr(layer, "transposed", False)
 
 
 def groups_of(layer: nn.Module) -> int:
-    """The groups of a convolution, decomposed or not; of a linear layer one."""
-    return getattr(layer, "groups", 1)
+    """The groups of a convolution, decomposed or not; of a linear or a declared layer one."""
+    return 1 if declaration_of(layer) is not None else getattr(layer, "groups", 1)
 
 
 def filters_first(layer: nn.Module) -> Tensor:
     """(O, C / groups, ...): the weight of a layer with its filters in the first dimension.
 
-    Of a decomposed layer, that of the dense layer that it equals.
+    Of a decomposed layer, that of the dense layer that it equals; of a declared layer its tensor with the filters.
     """
+    if (declaration := declaration_of(layer)) is not None:
+        return filters_of_declared(layer, declaration)
     return in_layout_of(layer, layer.composed_weight() if is_decomposed(layer) else cast(Tensor, layer.weight))
 
 

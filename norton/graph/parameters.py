@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from norton.graph.declarations import inside_declared
 from norton.graph.layers import NORM_LAYERS, WRITING_LAYERS, is_decomposed
 
 # Cut as wholes, all of their entries per channel together.
@@ -16,24 +17,31 @@ OWN_NUMBERS = {
 def sharing_layers(net: nn.Module) -> set[str]:
     """Layers that share a parameter with another layer."""
     owners: dict[int, set[str]] = {}
+    declared = dict(inside_declared(net))
     for name, layer in net.named_modules():
         for parameter in layer._parameters.values():
             if parameter is not None:
-                owners.setdefault(id(parameter), set()).add(name)
+                owners.setdefault(id(parameter), set()).add(declared.get(name, name))
     return set().union(*(names for names in owners.values() if len(names) > 1))
 
 
 def free_tensors(net: nn.Module) -> set[str]:
     """Parameters and buffers, known by one name only, that may be cut by it or together with the norm they belong to.
 
-    Those of layers that read or write channels are not among them.
+    Those of layers that read or write channels are not among them, nor those of declared layers.
     """
+    declared = dict(inside_declared(net))
     names: dict[int, list[str]] = {}
     for path, layer in net.named_modules():
         for key, tensor in [*layer._parameters.items(), *layer._buffers.items()]:
             names.setdefault(id(tensor), []).append(f"{path}.{key}" if path else key)
     alone = {known[0] for known in names.values() if len(known) == 1}
-    return {name for name in alone if _is_free(net.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])}
+    return {
+        name
+        for name in alone
+        if name.rpartition(".")[0] not in declared
+        and _is_free(net.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])
+    }
 
 
 def _is_free(layer: nn.Module, key: str) -> bool:

@@ -7,7 +7,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from norton.graph.layers import TRANSPOSED_LAYERS, is_decomposed
+from norton.graph.declarations import declaration_of, holder
+from norton.graph.layers import TRANSPOSED_LAYERS, groups_of, is_decomposed
 from norton.graph.numbers import change_number_
 from norton.graph.weight_norms import is_weight_normed, plain_weights
 from norton.graph.wiring import Channels, Wiring, positions
@@ -39,7 +40,7 @@ def cut_(net: nn.Module, wiring: Wiring, keep: Mapping[int, Sequence[int]]) -> N
             cut_inputs_(net.get_submodule(name), index(channels))
         for name, channels in outputs.items():
             layer: Any = net.get_submodule(name)
-            if getattr(layer, "groups", 1) > 1 and name in read:
+            if groups_of(layer) > 1 and name in read:
                 cut_from_groups_(layer, index(channels))
             else:
                 cut_outputs_(layer, index(channels))
@@ -111,6 +112,15 @@ _OF_SEVERAL = (nn.RNNBase, nn.MultiheadAttention)  # weights, under other names
 def obstacle(layer: nn.Module) -> str | None:
     """Why a layer that a wiring names cannot be cut; None where it can."""
     kind = type(layer).__name__
+    if (declaration := declaration_of(layer)) is not None:
+        named = [item for part in (declaration.reads, declaration.writes, declaration.passes) for item in part.items()]
+        owners = [holder(layer, name) for name, dim in named if dim is not None]
+        held = [
+            (key, getattr(owner, key) is None or key in {*owner._parameters, *owner._buffers}) for owner, key in owners
+        ]
+        return next(
+            (f"the {key} of the {kind} is no parameter or buffer" for key, is_held in held if not is_held), None
+        )
     slicers = [cut.dispatch(type(layer)) is not cut.dispatch(object) for cut in (cut_inputs_, cut_outputs_)]
     reads_and_writes = hasattr(layer, "out_channels") or hasattr(layer, "out_features")
     if not (all(slicers) if reads_and_writes else any(slicers)):

@@ -20,6 +20,7 @@ from norton.graph.axes import Channels
 from norton.graph.channels import ChannelTracer, Located, located
 from norton.graph.copies import copied
 from norton.graph.deciding import decides_by_data, freeze_undecided
+from norton.graph.declarations import declaration_of
 from norton.graph.execution import record
 from norton.graph.inputs import Example, Inputs, candidate_inputs
 from norton.graph.layers import TRANSPOSED_LAYERS, WRITING_LAYERS
@@ -27,7 +28,7 @@ from norton.graph.meta import at_inputs, on_meta
 from norton.graph.nodes import DECIDED, holds_tensor, name_of, value_of
 from norton.graph.numbers import mark_numbers_
 from norton.graph.proving import Record, prove_
-from norton.graph.rules import RULES, Rule, counted_channels, rule_of_layer
+from norton.graph.rules import FUNCTION_RULES, RULES, Rule, check_declared, counted_channels, rule_of_layer
 from norton.graph.slicing import freeze_obstacles
 from norton.graph.wiring import Wiring
 
@@ -50,6 +51,7 @@ def trace_wiring(net: nn.Module, example: Example | None = None) -> Wiring:
     """
     if next(net.parameters(), None) is None:
         raise InputError(f"{net._get_name()} has no parameters, so there is nothing to cut; pass the network around it")
+    check_declared(net)
     made, records = recorded(net, example)
     tracer = _followed(net, made, records, set())
     for place in list(tracer.wiring.doubtful):  # the other way round, where that leaves more to cut
@@ -190,7 +192,13 @@ def _filters_of(tracer: ChannelTracer, owner: str, key: str) -> Channels | None:
     """The filters that the weight or bias of a layer has along its first dimension."""
     layer = tracer.net.get_submodule(owner)
     plain = isinstance(layer, WRITING_LAYERS) and not isinstance(layer, TRANSPOSED_LAYERS)
-    if not plain or key not in ("weight", "bias") or key not in layer._parameters or owner in tracer.kept_whole:
+    if (
+        declaration_of(layer) is not None
+        or not plain
+        or key not in ("weight", "bias")
+        or key not in layer._parameters
+        or owner in tracer.kept_whole
+    ):
         return None
     return tracer.wiring.written_by(owner)
 
@@ -205,7 +213,7 @@ def _visit_function(tracer: ChannelTracer, node: fx.Node) -> Located:
     """A computation with numbers, or a function that torch lets through as one operation."""
     if getattr(node.target, "crops_or_pads", False) and (x := tracer.input(node)):
         return x._replace(shifted=True)
-    return _apply(tracer, node, None)  # a user's function may have any name
+    return _apply(tracer, node, FUNCTION_RULES.get(node.target))  # not by its name, which may be any
 
 
 def _visit_method(tracer: ChannelTracer, node: fx.Node) -> Located:

@@ -15,7 +15,7 @@ from torch import nn
 
 from norton.common.tables import ShownAsTable
 from norton.graph.axes import Axes, Channels, find_axes
-from norton.graph.layers import WRITING_LAYERS, is_decomposed, width
+from norton.graph.layers import WRITING_LAYERS, groups_of, is_decomposed, width
 from norton.graph.parameters import ENTRY_LAYERS, OWN_NUMBERS
 
 OUTPUT = "it is the network's output"  # the reason why the last layer stays whole
@@ -82,7 +82,7 @@ class Wiring(ShownAsTable):
             self._tie_groups(x, written, layer.groups)
         else:
             for channels in (x, written):
-                self.tie_alike(channels, getattr(layer, "groups", 1))
+                self.tie_alike(channels, groups_of(layer))
             self.reads.append((name, x))
             self._found = None
         return written
@@ -327,7 +327,7 @@ class Wiring(ShownAsTable):
         A group has something of what it reads in each unit of the other way, so that both sides count.
         """
         layer = self._layers[name]
-        groups = getattr(layer, "groups", 1)
+        groups = groups_of(layer)
         each = min(inputs, layer.out_channels) // groups if groups > 1 else 1
         if each == 1:
             if groups > 1:

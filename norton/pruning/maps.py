@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from norton.calibration.batches import Images, batches_of, count_of
 from norton.common.errors import InputError
 from norton.graph.inputs import Inputs
-from norton.graph.layers import in_form, width
+from norton.graph.layers import filter_dimension, in_form, width
 from norton.pruning.criteria.kinds import CRITERIA, MapCriterion
 
 Sources = Mapping[str, nn.Module]  # layer → the module whose output is its map
@@ -139,7 +139,7 @@ def as_maps(output: Tensor, layer: nn.Module) -> Tensor:
     A convolution has its filters in dimension 1, a linear layer in the last one: (N, O), (N, tokens, O) or channels
     last, (N, H, W, O).
     """
-    filters, dim = width(layer), -1 if hasattr(layer, "out_features") else 1
+    filters, dim = width(layer), filter_dimension(layer)
     if not 2 <= output.ndim <= 4 or output.shape[dim] != filters:
         raise InputError(
             f"its output of shape {tuple(output.shape)} is no map of its {filters} filters, (N, O, H, W) or, of a "

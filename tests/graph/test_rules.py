@@ -1,9 +1,11 @@
 """The table of rules: one for each operation, and a new one is a function with a decorator."""
 
+import pytest
 import torch
 from torch import nn
 
 import norton
+from norton.graph import located
 from norton.graph.layers import ELEMENTWISE_LAYERS, NORM_LAYERS
 from norton.graph.rules import table
 from norton.graph.rules.table import LAYER_RULES, RULES, Rule, rule, rule_of_layer
@@ -26,6 +28,58 @@ def test_a_rule_of_ones_own_is_followed(monkeypatch):
     assert norton.wiring_of(Cumulated()).left_whole["a"] == "cumsum in the forward pass: tracing does not follow it"
     monkeypatch.setitem(RULES, "cumsum", Rule(lambda tracer, node: tracer.input(node)))
     assert set(norton.wiring_of(Cumulated()).left_whole) == {"fc"}
+
+
+@torch.library.custom_op("norton_tests::relu", mutates_args=())
+def running_sum(x: torch.Tensor) -> torch.Tensor:
+    """A custom operator that is called as one of torch's functions is, and computes something else."""
+    return x.cumsum(1)
+
+
+@running_sum.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+def let_through(x):
+    """A function that records see as one operation, with the last dimension first."""
+    if torch.overrides.has_torch_function_unary(x):
+        return torch.overrides.handle_torch_function(let_through, (x,), x)
+    return x.sort(2).values.movedim(3, 0)
+
+
+def plain(x):
+    """A function that is seen by what it calls."""
+    return torch.relu(x) * 2
+
+
+class Calling(Cumulated):
+    def __init__(self, function):
+        super().__init__()
+        self.name = function.__name__ if function in (let_through, plain) else "running_sum"
+
+    def forward(self, x):
+        y = globals()[self.name](self.a(x))
+        return self.fc(self.b(y.movedim(0, 3) if self.name == "let_through" else y).mean((2, 3)))
+
+
+def shifted_back(tracer, node):
+    """Where the channels of `let_through` are."""
+    x = tracer.input(node)
+    return None if x is None else located(x.along(1, 8), 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("function", "follow"), [(running_sum, lambda tracer, node: tracer.input(node)), (let_through, shifted_back)]
+)
+def test_a_function_of_ones_own_is_followed_by_a_rule_of_its_own_alone(function, follow):
+    assert {"a", "fc"} <= set(norton.wiring_of(Calling(function)).left_whole)
+    norton.graph.rule(functions=[function])(follow)
+    assert set(norton.wiring_of(Calling(function)).left_whole) == {"fc"}
+
+
+def test_a_plain_function_needs_no_rule():
+    assert set(norton.wiring_of(Calling(plain)).left_whole) == {"fc"}
 
 
 def test_the_decorator_registers_names_and_types(monkeypatch):

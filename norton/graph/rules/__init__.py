@@ -10,8 +10,18 @@ Imports `norton.graph.channels` and what lies below it; `norton.graph.tracing` u
 
 from norton.common.registry import import_submodules
 from norton.graph.rules.counts import counted_channels
-from norton.graph.rules.table import RULES, Rule, rule_of_layer
+from norton.graph.rules.declared import check_declared, declare
+from norton.graph.rules.table import FUNCTION_RULES, RULES, Rule, rule, rule_of_layer
 
 import_submodules(__name__)
 
-__all__ = ["RULES", "Rule", "counted_channels", "rule_of_layer"]
+__all__ = [
+    "FUNCTION_RULES",
+    "RULES",
+    "Rule",
+    "check_declared",
+    "counted_channels",
+    "declare",
+    "rule",
+    "rule_of_layer",
+]

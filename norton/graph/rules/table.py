@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx, nn
 
 from norton.graph.channels import ChannelTracer, Located
+from norton.graph.execution import own_operation
 from norton.graph.layers import is_decomposed
 
 Follow = Callable[[ChannelTracer, fx.Node], Located]
@@ -29,6 +31,7 @@ class Rule:
 
 
 RULES: dict[str, Rule] = {}  # name of a function or method → rule
+FUNCTION_RULES: dict[Any, Rule] = {}  # function of a user's own, or custom operator → rule
 LAYER_RULES: dict[type[nn.Module], Rule] = {}  # type of a layer → rule, also for the types derived from it
 
 
@@ -36,17 +39,34 @@ def rule(
     operations: str = "",
     *,
     layers: Iterable[type[nn.Module]] = (),
+    functions: Iterable[Callable] = (),
     joins: bool = False,
     takes_shifted: bool = False,
     takes_entries: bool = False,
     gives_parts: bool = False,
 ) -> Callable[[Follow], Follow]:
-    """Decorator that makes a function the rule of operations (names with spaces between them) and types of layers."""
+    """Decorator that makes a function the rule of operations, of types of layers, and of functions of a user's own.
+
+        @norton.graph.rule("cumsum", layers=[MyActivation])
+        def keep(tracer, node):
+            return tracer.input(node)  # each channel for itself, at its place
+
+    A rule takes a `ChannelTracer` and the node of an operation, and returns where the channels are in what the node
+    gives (`located`), or None.  A rule that is there already is replaced.
+
+    operations: names of torch's functions and of methods of tensors, with spaces between them.  layers: types, also for
+    those derived from them; layers of your own are better declared, see `norton.graph.declare`.  functions: custom
+    operators of `torch.library`, and functions that call `torch.overrides.handle_torch_function`; those that do not
+    are followed by the operations inside of them, and need no rule.
+
+    joins, takes_shifted, takes_entries, gives_parts: see `norton.graph.rules.table.Rule`.
+    """
 
     def register(follow: Follow) -> Follow:
         entry = Rule(follow, joins, takes_shifted, takes_entries, gives_parts)
         RULES.update(dict.fromkeys(operations.split(), entry))
         LAYER_RULES.update(dict.fromkeys(layers, entry))
+        FUNCTION_RULES.update(dict.fromkeys(map(own_operation, functions), entry))
         return follow
 
     return register
