@@ -22,8 +22,10 @@ from norton.graph.layers import (
     convolution_like,
     filters_first,
     groups_of,
+    in_layout_of,
     is_transposed,
     joint_padding,
+    scale_filters_,
     weight_of,
 )
 from norton.graph.slicing import cut_from_groups_, cut_inputs_, cut_outputs_, select
@@ -94,8 +96,23 @@ class FactoredLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight of the dense layer that this one equals, for networks that read it."""
+        """The weight of the dense layer that this one equals, for networks that read it.
+
+        It may be set to itself with each filter times a number, as code does that folds a BatchNorm into the layer
+        before it (`torch.nn.utils.fusion`); the last part then is scaled.  Raises ValueError for any other weight.
+        """
         return self.composed_weight()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "weight":
+            super().__setattr__(name, value)
+            return
+        old, new = filters_first(self).detach().flatten(1), in_layout_of(self, value.detach()).flatten(1)
+        eps, size = torch.finfo(old.dtype).eps, torch.linalg.vector_norm(new)
+        scale = (old * new).sum(1) / old.square().sum(1).clamp_min(torch.finfo(old.dtype).tiny)
+        if not torch.linalg.vector_norm(new - scale[:, None] * old) <= 8 * eps * size:
+            raise ValueError(f"the weight of a {type(self).__name__} is a product of its parts; set those, or scale it")
+        scale_filters_(self, scale)
 
     # Geometry, read off the parts so that surgery has nothing to keep in step
 

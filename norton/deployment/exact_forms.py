@@ -20,10 +20,9 @@ from norton.graph.copies import is_hooked
 from norton.graph.layers import (
     as_dense,
     convolution_like,
-    groups_of,
-    in_layout_of,
     is_decomposed,
     joint_padding,
+    scale_filters_,
 )
 
 DENSE, FUSED = "dense", "fused"
@@ -210,13 +209,9 @@ def _kernel_of(vertical: nn.Conv2d, horizontal: nn.Conv2d) -> nn.Conv2d:
 
 def scale_outputs_(layer: nn.Module, scale: Tensor, shift: Tensor) -> None:
     """Let a convolution or linear layer, decomposed or not, give scale · y + shift, (O,) each, instead of y."""
-    last = layer.feature[-1] if is_decomposed(layer) else layer
-    weight = in_layout_of(last, last.weight.data)  # filters first; those of CP are terms, channel r·O + o of each group
-    by_group = scale.view(groups_of(layer), 1, -1)
-    by_row = by_group.expand(-1, len(weight) // len(scale), -1).reshape(-1, *[1] * (weight.ndim - 1))
-    last.weight.data.copy_(in_layout_of(last, weight * by_row.to(weight.dtype)))
+    scale_filters_(layer, scale)
     bias = shift if layer.bias is None else shift + scale * layer.bias.data
-    layer.bias = nn.Parameter(bias.to(last.weight.dtype))
+    layer.bias = nn.Parameter(bias.to(next(layer.parameters()).dtype))
 
 
 def _convolution(weight: Tensor, like: Any, bias: Tensor | None, groups: int) -> Any:

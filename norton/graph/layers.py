@@ -142,6 +142,15 @@ def in_layout_of(layer: nn.Module, weight: Tensor) -> Tensor:
     return weight.unflatten(0, (groups_of(layer), -1)).transpose(1, 2).flatten(0, 1).contiguous()
 
 
+def scale_filters_(layer: nn.Module, scale: Tensor) -> None:
+    """Multiply each filter of a layer, decomposed or not, by a number, in place; scale: (O,)."""
+    last = cast(Any, layer).feature[-1] if is_decomposed(layer) else cast(Any, layer)
+    weight = in_layout_of(last, last.weight.data)  # filters first; those of CP are terms, channel r·O + o of each group
+    by_group = scale.view(groups_of(layer), 1, -1)
+    by_row = by_group.expand(-1, len(weight) // len(scale), -1).reshape(-1, *[1] * (weight.ndim - 1))
+    last.weight.data.copy_(in_layout_of(last, weight * by_row.to(weight.dtype)))
+
+
 def is_norm(layer: nn.Module) -> bool:
     """Whether a layer is a BatchNorm that keeps statistics."""
     return isinstance(layer, _BatchNorm) and layer.track_running_stats

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import spectral_norm, weight_norm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import norton
 from norton import InputError
@@ -278,3 +279,38 @@ def test_what_was_set_on_a_layer_stays(tmp_path):
     for one in (small, norton.load(tmp_path / "net.pt", net=net)):
         assert (one[1].i, one[1].f) == (1, [-1, 0])
         assert not hasattr(one[0], "i")
+
+
+# BatchNorm folded by others' code
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("method", [*SPATIAL, "svd"])
+def test_batchnorm_is_folded_as_torch_folds_it(method, groups, bias):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 6, 1 if method == "svd" else 3, groups=groups, bias=bias)
+    if not DECOMPOSITIONS[method].accepts(conv):
+        pytest.skip("takes no groups")
+    norm, x = nn.BatchNorm2d(6), torch.randn(4, 4, 8, 8)
+    with torch.no_grad():
+        for tensor in (norm.weight, norm.running_var):
+            tensor.uniform_(0.5, 2)
+        for tensor in (norm.bias, norm.running_mean):
+            tensor.uniform_(-1, 1)
+    small = norton.decompose(nn.Sequential(conv, norm), 1, method, example=x).eval()
+    folded = fuse_conv_bn_eval(*small)
+    assert is_decomposed(folded)
+    close(folded(x), small(x))
+
+
+def test_other_weights_are_refused():
+    layer = norton.decompose(nn.Conv2d(3, 6, 3), 1)
+    for weight in (
+        torch.randn(6, 3, 3, 3),
+        layer.weight + 1e-3,
+        layer.weight.flip(0),
+        torch.full((6, 3, 3, 3), torch.nan),
+    ):
+        with pytest.raises(ValueError, match="is a product of its parts"):
+            layer.weight = nn.Parameter(weight.detach())
