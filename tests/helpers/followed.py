@@ -105,6 +105,11 @@ def halves(m, x):
     return m.fc(m.b(first * second).mean((2, 3)))
 
 
+def in_parts(m, x):
+    first, second, third = m.a(x).split(m.part, 1)
+    return m.fc(m.b(torch.cat([second, third, first], 1)).mean((2, 3)))
+
+
 def joined_rows_of_two(m, x):
     return m.fc(m.c(torch.cat([m.a(x), m.b(x)], 2)).relu().mean((2, 3)))
 
@@ -243,6 +248,7 @@ FOLLOWED = {  # name → network, widths of the axes that can be pruned, first w
         of(coordinate_attention, b=conv(8, 4, 1), c=conv(4, 8, 1), d=conv(4, 8, 1)), {"a": 8, "b": 4}, {"fc"}
     ),
     "parts of rows": (of(rows_one_by_one, c=conv(8, 8)), {"a": 8, "b": 8}, {"fc"}),
+    "parts of which the last is shorter": (of(in_parts, b=conv(8, 8), part=3), NO_A, {"a", "fc"}),
     "halves of the channels": (of(halves, b=conv(4, 8)), {"a": 4, "b": 8}, {"fc"}),
     "rows of two maps": (of(joined_rows_of_two, b=conv(3, 8), c=conv(8, 8)), {"a": 8, "c": 8}, {"fc"}),
     "unit length": (of(scaled_to_unit_length, scale=scale(8)), BOTH, {"fc"}),

@@ -93,6 +93,9 @@ def _parts_follow(tracer: ChannelTracer, node: fx.Node, x: LocatedChannels) -> b
     sizes = _section_sizes(node)
     if not isinstance(sizes, list | tuple):
         whole, rest = divmod(len(channels), int(_value(sizes)))
+        if rest and type(sizes) is not int:  # else it would be divided into more parts when fewer go from the last one
+            tracer.unknown(node, "it divides channels into parts of different sizes")
+            return False
         sizes = [sizes] * whole + ([rest] if rest else [])
     place = 0
     for size in sizes:
