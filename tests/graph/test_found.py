@@ -1,7 +1,7 @@
 """What random networks found, each as small as it was shown."""
 
 import pytest
-from helpers.random_checks import exact
+from helpers.random_checks import exact, wiring_and_example
 
 # What was wrong → the network that showed it, and the number that its cut is drawn by.
 FOUND = {
@@ -11,6 +11,20 @@ FOUND = {
         1,
     ),
 }
+
+
+# Blocks of which nothing but the outputs has to stay.
+FOLLOWED = {
+    "a GroupNorm of one group": ("norm", 5, []),
+    "parts by narrow": ("unequal", 3, []),
+    "halves by glu": ("glu", 5, []),
+}
+
+
+@pytest.mark.parametrize("what", FOLLOWED)
+def test_followed(what):
+    _, wiring, _ = wiring_and_example((2, "one", "features", [FOLLOWED[what]]))
+    assert set(wiring.left_whole) == {"fc"}
 
 
 @pytest.mark.parametrize("what", FOUND)

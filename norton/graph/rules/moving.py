@@ -81,6 +81,9 @@ def _parts_follow(tracer: ChannelTracer, node: fx.Node, x: LocatedChannels) -> b
     dim = argument(node, 1 if name in ("unbind", "select", "narrow") else 2, "dim", 0) % dims
     if dim not in x.dims:
         return True
+    if x.dims == [dim] and name == "narrow":
+        _part_follows(tracer, node, x)
+        return True
     if x.dims != [dim] or name in ("unbind", "select", "narrow", "tensor_split"):
         tracer.unknown(node, "it takes some of the channels by their position")
         return False
@@ -103,6 +106,15 @@ def _parts_follow(tracer: ChannelTracer, node: fx.Node, x: LocatedChannels) -> b
         _count(tracer, node, x, size, part)
         place += len(part)
     return True
+
+
+def _part_follows(tracer: ChannelTracer, node: fx.Node, x: LocatedChannels) -> None:
+    """The start and the length of a part are the numbers of channels in front of it and in it."""
+    channels, start, length = x.ids.flatten().numpy(), argument(node, 2, "start"), argument(node, 3, "length")
+    first = int(_value(start))
+    for size, part in ((start, channels[:first]), (length, channels[first : first + int(_value(length))])):
+        if len(part):
+            _count(tracer, node, x, size, part)
 
 
 def _section_sizes(node: fx.Node) -> Any:
