@@ -3,6 +3,8 @@
 import torch
 from torch.overrides import TorchFunctionMode
 
+from norton.graph.declarations import declaration_of
+
 OVER_A_DIMENSION = ("mean", "std", "var", "amax", "amin", "max", "min", "var_mean")
 NORMS = {"layer_norm": 2, "rms_norm": 2}  # where the first tensor of entries per channel is among the arguments
 
