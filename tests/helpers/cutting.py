@@ -7,9 +7,8 @@ from torch import nn
 from torch.func import functional_call
 
 import norton
-from helpers.living import OfTheLiving, standardised_by_the_living
+from helpers.dead import Silence, with_dead_filters
 from norton.graph.inputs import Inputs
-from norton.graph.layers import TRANSPOSED_LAYERS, width
 from norton.graph.plan import apply_plan_
 from norton.graph.wiring import positions
 from norton.pruning.allocation import Allocation
@@ -111,7 +110,9 @@ def without_offsets(net):
 
 @torch.no_grad()
 def outputs_without_offsets(net, x):
-    return _called(net, without_offsets(net), x)
+    """The outputs of a network with linear norms, in which what is silent stays so, see `helpers.dead`."""
+    with Silence():
+        return _called(net, without_offsets(net), x)
 
 
 def _called(net, tensors, x):
@@ -126,21 +127,7 @@ def dead_outputs(net, wiring, keep, x):
 
     Of the wiring it asks only which filters go: where their channels lead, the network itself shows.
     """
-    changed = without_offsets(net)
-    for name, gone in wiring.gone_filters(keep).items():
-        layer = net.get_submodule(name)
-        dead = torch.isin(torch.arange(width(layer)), torch.tensor(gone))
-        for key in ("weight", "bias"):
-            if getattr(layer, key) is not None:
-                path = f"{name}.{key}"
-                tensor = changed[path] = changed.get(path, getattr(layer, key)).clone()
-                if key == "weight" and isinstance(layer, TRANSPOSED_LAYERS):  # (inputs, outputs of a group, ...)
-                    for weight, lost in zip(tensor.chunk(layer.groups), dead.chunk(layer.groups), strict=True):
-                        weight[:, lost] = 0
-                else:
-                    tensor[dead] = 0
-    with OfTheLiving():
-        return _called(standardised_by_the_living(copy.deepcopy(net)), changed, x)
+    return outputs_without_offsets(with_dead_filters(net, wiring.gone_filters(keep)), x)
 
 
 def check_exact(net, wiring, small, keep, x=None):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
-from helpers.living import standardised_by_the_living
 from norton.graph.copies import copied
+from norton.graph.declarations import declaration_of
 from norton.graph.layers import TRANSPOSED_LAYERS
 
 # In the place of activations that are zero for more than zero, by which a channel that lives could look silent.
@@ -155,6 +155,34 @@ def set_weight_(layer: nn.Module, weight: Tensor) -> None:
         layer.weight_v.copy_(directions)
     else:
         layer.weight.copy_(weight)
+
+
+def standardised_by_the_living(net):
+    """A network whose convolutions with a forward pass of their own compute their weights of the inputs that live."""
+    for layer in net.modules():
+        for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+            own = isinstance(layer, kind) and type(layer).forward is not kind.forward
+            if own and declaration_of(layer) is None:
+                layer.forward = _of_living_inputs(layer)
+    return net
+
+
+def _of_living_inputs(layer):
+    forward = layer.forward
+
+    def of_living_inputs(x):
+        alive = (x != 0).movedim(1, 0).flatten(1).any(1).nonzero().flatten()
+        each, weight = layer.in_channels // layer.groups, layer._parameters["weight"]
+        of_a_group = [i for i in range(each) if i in alive]
+        if [g * each + i for g in range(layer.groups) for i in of_a_group] != alive.tolist():  # whole groups are dead
+            return forward(x)
+        layer._parameters["weight"] = weight[:, of_a_group]
+        try:
+            return forward(x[:, alive])
+        finally:
+            layer._parameters["weight"] = weight
+
+    return of_living_inputs
 
 
 @torch.no_grad()
