@@ -7,6 +7,7 @@ number that comes of a size; a node holds what it gave, see `norton.graph.nodes.
 """
 
 import operator
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -20,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from norton.graph.deciding import CALLS, TOLD, indexes_by_values, takes_values
 from norton.graph.layers import is_leaf
-from norton.graph.lines import running_line
+from norton.graph.lines import running_line, runs_in_einops
 from norton.graph.nodes import DECIDED, READ, VALUE, name_of
 from norton.graph.numbers import OwnNumber
 from norton.graph.weight_norms import is_weight_normed
@@ -53,7 +54,7 @@ def record(
     """
     recorder = _Recorder(net, decided)
     device = next((tensor.device for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)), "cpu")
-    with recorder.watching(), torch.device(device), recorder:
+    with recorder.watching(), torch.device(device), _einops_without_memory(), recorder:
         for value in tree_leaves((args, kwargs)):
             recorder.add_input(value)
         try:
@@ -63,6 +64,21 @@ def record(
             raise
     recorder.graph.output(recorder.outputs(output)).meta[VALUE] = None
     return recorder.graph
+
+
+@contextmanager
+def _einops_without_memory() -> Iterator[None]:
+    """Let einops, where it is in use, compute sizes anew: else it gives numbers of an earlier call for equal ones."""
+    module = sys.modules.get("einops.einops")
+    if module is None:
+        yield
+        return
+    remembering = module._reconstruct_from_shape
+    module._reconstruct_from_shape = module._reconstruct_from_shape_uncached  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        module._reconstruct_from_shape = remembering  # type: ignore[attr-defined]
 
 
 class _Recorded:
@@ -100,7 +116,7 @@ def _deciding(function: Callable) -> Callable:
 
     def decide(self: Any, *others: Any) -> Any:
         for number in (self, *others):
-            if isinstance(number, _Recorded):
+            if isinstance(number, _Recorded) and not runs_in_einops():
                 number.node.meta[DECIDED] = True
         return function(self, *others)
 

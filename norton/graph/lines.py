@@ -11,12 +11,27 @@ import torch
 _ELSEWHERE = tuple(os.path.join(os.path.dirname(file), "") for file in (torch.__file__, __file__))
 
 
+_EINOPS = os.path.join("", "einops", "")
+
+
 def running_line() -> tuple[str, int]:
-    """File and number of the innermost line that runs now."""
+    """File and number of the innermost line that runs now, of the network's own code."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_ELSEWHERE):
+    while frame.f_back is not None and (_is_elsewhere(frame.f_code.co_filename) or _EINOPS in frame.f_code.co_filename):
         frame = frame.f_back
     return frame.f_code.co_filename, frame.f_lineno
+
+
+def runs_in_einops() -> bool:
+    """Whether the line that runs now is one of einops, which asks sizes for nothing but whether they fit."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _is_elsewhere(frame.f_code.co_filename):
+        frame = frame.f_back
+    return _EINOPS in frame.f_code.co_filename
+
+
+def _is_elsewhere(file: str) -> bool:
+    return file.startswith(_ELSEWHERE)
 
 
 def line_of(error: Exception) -> str:
