@@ -21,7 +21,7 @@ GIANT = 120e6  # parameters, from which on shapes alone are looked at
 FEW = ("squeezenet1_1", "lraspp_mobilenet_v3_large", "mc3_18")
 NAMES = [name for kind in (models, models.segmentation, models.video) for name in models.list_models(module=kind)]
 SIZES = {
-    **{"inception_v3": (3, 75, 75), "vit_h_14": (3, 112, 112), "maxvit_t": (3, 224, 224)},
+    **{"inception_v3": (3, 299, 299), "vit_h_14": (3, 112, 112), "maxvit_t": (3, 224, 224)},
     **{"s3d": (3, 14, 224, 224), "mvit_v1_b": (3, 16, 224, 224), "mvit_v2_s": (3, 16, 224, 224)},
 }
 OPTIONS = {
