@@ -244,6 +244,8 @@ class _Recorder(TorchFunctionMode):
 
     def argument(self, value: Any) -> Any:
         """A value as an argument of a node."""
+        if isinstance(value, _Recorded) and value.recorder is not self:
+            return _plain(value)  # of an earlier record, which the network's code remembered
         if isinstance(value, _Recorded | _Node):
             return value.node
         if not isinstance(value, Tensor):

@@ -1,5 +1,6 @@
 """Networks made of derived layers, of layers called as functions, and of operations that move channels about."""
 
+import functools
 import math
 
 import torch
@@ -103,6 +104,16 @@ def rows_one_by_one(m, x):
 def halves(m, x):
     first, second = m.a(x).chunk(2, 1)
     return m.fc(m.b(first * second).mean((2, 3)))
+
+
+@functools.cache
+def half(size):
+    return size // 2
+
+
+def halves_remembered(m, x):
+    y = m.a(x)
+    return m.fc(m.b(y.view(len(y), 2, half(y.shape[1]), *y.shape[2:]).sum(1)).mean((2, 3)))
 
 
 def in_parts(m, x):
@@ -248,6 +259,7 @@ FOLLOWED = {  # name → network, widths of the axes that can be pruned, first w
         of(coordinate_attention, b=conv(8, 4, 1), c=conv(4, 8, 1), d=conv(4, 8, 1)), {"a": 8, "b": 4}, {"fc"}
     ),
     "parts of rows": (of(rows_one_by_one, c=conv(8, 8)), {"a": 8, "b": 8}, {"fc"}),
+    "a size that the code remembers": (of(halves_remembered, b=conv(4, 8)), {}, {"a", "b", "fc"}),
     "parts of which the last is shorter": (of(in_parts, b=conv(8, 8), part=3), NO_A, {"a", "fc"}),
     "halves of the channels": (of(halves, b=conv(4, 8)), {"a": 4, "b": 8}, {"fc"}),
     "rows of two maps": (of(joined_rows_of_two, b=conv(3, 8), c=conv(8, 8)), {"a": 8, "c": 8}, {"fc"}),
