@@ -10,7 +10,6 @@ leaves, where it is installed: `pip install torch-pruning`.
 """
 
 import argparse
-import copy
 import json
 import subprocess
 import sys
@@ -26,12 +25,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from helpers.living import OfTheLiving, standardised_by_the_living
+from helpers.dead import largest_error, outputs, with_dead_filters
 
 import norton
 from norton.common.errors import first_line
 from norton.graph.layers import width
-from norton.graph.wiring import OUTPUT, Wiring
+from norton.graph.wiring import OUTPUT
 
 RATE = 0.3
 ENOUGH = 0.8  # a network counts as pruned if no more of its MACs are left
@@ -150,16 +149,14 @@ def measured(name: str) -> dict[str, Any]:
             small = norton.prune(net, RATE, criterion="l2", example=(3, side, side))
     except norton.InputError as error:
         return {"problem": first_line(error), "seconds": time.process_time() - start}
-    before, _ = executed(net, images)
-    left, outputs = executed(small.eval(), images)
-    with OfTheLiving():
-        expected = standardised_by_the_living(dead(net, wiring, small.plan[-1]["keep"]))(images).detach()
+    keep = {wiring.axis_of(first): kept for first, kept in small.plan[-1]["keep"].items()}
+    expected = outputs(with_dead_filters(net, wiring.gone_filters(keep)), (images,))
     axes = [axis for axis in wiring.writers if wiring.frozen.get(axis) != OUTPUT]
     frozen = {axis: wiring.frozen[axis] for axis in axes if axis in wiring.frozen}
     return {
         "seconds": seconds,
-        "left": left / before,
-        "error": ((outputs - expected).abs().max() / (expected - expected.mean(0)).abs().max()).item(),
+        "left": executed(small.eval(), images) / executed(net, images),
+        "error": largest_error(outputs(small, (images,)), expected),
         "whole": sum(map(wiring.width, frozen)) / max(1, sum(map(wiring.width, axes))),
         "reasons": Counter(kind_of(reason) for reason in frozen.values()).most_common(3),
     }
@@ -172,36 +169,11 @@ def kind_of(reason: str) -> str:
 
 
 @torch.no_grad()
-def executed(net: nn.Module, images: Tensor) -> tuple[float, Tensor]:
-    """MACs as torch counts what is executed, and the outputs."""
+def executed(net: nn.Module, images: Tensor) -> float:
+    """MACs as torch counts what is executed."""
     with FlopCounterMode(display=False) as counter:
-        outputs = net(images)
-    return counter.get_total_flops() / 2, outputs
-
-
-@torch.no_grad()
-def dead(net: nn.Module, wiring: Wiring, keep: dict[str, list[int]]) -> nn.Module:
-    """A copy in which the filters that go are zero; where their channels lead, the network itself shows."""
-    net = copy.deepcopy(net)
-    for name, gone in wiring.gone_filters({wiring.axis_of(first): kept for first, kept in keep.items()}).items():
-        layer: Any = net.get_submodule(name)
-        filters_of(layer)[gone] = 0
-        if layer.bias is not None:
-            layer.bias[gone] = 0
-        attention = net.get_submodule(name.rpartition(".")[0])
-        if isinstance(attention, nn.MultiheadAttention):  # whose heads go with the filters of what it gives
-            attention.in_proj_weight[[2 * attention.embed_dim + i for i in gone]] = 0
-            attention.in_proj_bias[[2 * attention.embed_dim + i for i in gone]] = 0
-    return net
-
-
-def filters_of(layer: Any) -> Tensor:
-    """A view of a layer's weight with its filters in the first dimension."""
-    if not isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-        return layer.weight
-    if layer.groups == 1:
-        return layer.weight.transpose(0, 1)
-    raise ValueError("a grouped transposed convolution has no such view")
+        net(images)
+    return counter.get_total_flops() / 2
 
 
 def by_torch_pruning(name: str) -> dict[str, Any]:
@@ -212,14 +184,14 @@ def by_torch_pruning(name: str) -> dict[str, Any]:
         return {"problem": "not installed"}
     net, side = network(name)
     net, images = net.float(), torch.randn(1, 3, side, side)
-    before, _ = executed(net, images)
+    before = executed(net, images)
     classifier = [m for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d) and width(m) == 10]
     importance = torch_pruning.importance.MagnitudeImportance(p=2)
     pruner = torch_pruning.pruner.MagnitudePruner(
         net, images, importance=importance, pruning_ratio=RATE, ignored_layers=classifier
     )
     pruner.step()
-    return {"left": executed(net, images)[0] / before}
+    return {"left": executed(net, images) / before}
 
 
 def line(name: str, own: dict[str, Any], other: dict[str, Any]) -> str:
