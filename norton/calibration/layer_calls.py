@@ -64,6 +64,8 @@ def record_calls(net: nn.Module, inputs: Inputs) -> LayerCalls:
     recorder = _Recorder()
     handles = []
     for name, layer in layers_of(net).items():
+        if isinstance(layer, torch.jit.ScriptModule):
+            continue  # which takes no hooks
         handles.append(layer.register_forward_pre_hook(recorder.before(name), with_kwargs=True))
         handles.append(layer.register_forward_hook(recorder.after(name), with_kwargs=True))
     try:

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from norton.graph.deciding import CALLS, TOLD, indexes_by_values, takes_values
@@ -54,7 +56,7 @@ def record(
     """
     recorder = _Recorder(net, decided)
     device = next((tensor.device for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)), "cpu")
-    with recorder.watching(), torch.device(device), _einops_without_memory(), recorder:
+    with recorder.watching(), torch.device(device), _einops_without_memory(), _PastFunctions(recorder), recorder:
         for value in tree_leaves((args, kwargs)):
             recorder.add_input(value)
         try:
@@ -153,6 +155,7 @@ class _Recorder(TorchFunctionMode):
         self.calls: list[tuple[str, int]] = []  # these, each with the number of its call
         self.called = 0
         self.inside = 0  # of how many leaves
+        self.computing = 0  # how many of torch's functions
 
     @property
     def place(self) -> str:
@@ -168,7 +171,9 @@ class _Recorder(TorchFunctionMode):
         # Torch's own code compares sizes, which decides nothing.
         args_of_torch, kwargs_of_torch = (fx.node.map_aggregate(part, _without_node) for part in (given, kwargs))
         shortcut = _normalised if func is F.batch_norm and args and args[0].is_meta else func
-        result = shortcut(*args_of_torch, **kwargs_of_torch)
+        with self.in_torch():
+            result = shortcut(*args_of_torch, **kwargs_of_torch)
+        name = "vmap" if _is_transformed(result, args) else name
         if self.inside or not any(isinstance(value, Tensor) for value in tree_leaves((args, kwargs))):
             return result
         if name in ("shape", "size"):
@@ -189,10 +194,31 @@ class _Recorder(TorchFunctionMode):
         return result
 
     @contextmanager
+    def in_torch(self) -> Iterator[None]:
+        """What one of torch's functions does is a part of it."""
+        self.computing += 1
+        try:
+            yield
+        finally:
+            self.computing -= 1
+
+    def past_functions(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """An operation as torch dispatches it; none of its functions was called where it comes from scripted code."""
+        if self.computing or self.inside:
+            return func(*args, **kwargs)
+        with self.in_torch():
+            result = func(*args, **kwargs)
+        if any(id(value) in self.nodes for value in tree_leaves((args, kwargs))):
+            self.give(self.add("call_method", str(func), args, kwargs, result), result)
+        return result
+
+    @contextmanager
     def watching(self) -> Iterator[None]:
         """Hooks on all modules, which tell where an operation happens."""
         handles = []
         for name, module in self.net.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # it takes no hooks, and shows what it computes as scripted code does
             enter, leave = self._hooks(name, module)
             first = is_weight_normed(module)  # its weight is computed by a hook, as a part of it
             handles.append(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=first))
@@ -204,7 +230,7 @@ class _Recorder(TorchFunctionMode):
                 handle.remove()
 
     def _hooks(self, name: str, module: nn.Module) -> tuple[Callable, Callable]:
-        leaf = bool(name) and is_leaf(module)
+        leaf = bool(name) and is_leaf(module) and not module._forward_hooks  # which may change what it gives
 
         def enter(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             self.path.append(name)
@@ -251,6 +277,8 @@ class _Recorder(TorchFunctionMode):
         if not isinstance(value, Tensor):
             known = value is None or value is ... or isinstance(value, (*fx.node.base_types, slice))
             return value if known else type(value).__name__
+        while is_functorch_wrapped_tensor(value):
+            value = get_unwrapped(value)
         if id(value) not in self.nodes:  # a parameter, a buffer, or a tensor that no recorded operation made
             self.hold(value, self.add("get_attr", self.names.get(id(value), ""), (), {}, value))
         return self.nodes[id(value)]
@@ -317,6 +345,22 @@ def _normalised(input: Tensor, *entries: Tensor | None, **more: Any) -> Tensor:
         if isinstance(tensor, Tensor) and tensor.shape != input.shape[1:2]:
             raise RuntimeError(f"a norm has {len(tensor)} entries for {input.shape[1]} channels")
     return torch.empty_like(input)
+
+
+class _PastFunctions(TorchDispatchMode):
+    """Shows a recorder what torch computes without that one of its functions is called."""
+
+    def __init__(self, recorder: _Recorder):
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        return self.recorder.past_functions(func, args, kwargs or {})
+
+
+def _is_transformed(*values: Any) -> bool:
+    """Whether tensors stand for others, with other dimensions, as inside of `torch.vmap`."""
+    return any(isinstance(value, Tensor) and is_functorch_wrapped_tensor(value) for value in tree_leaves(values))
 
 
 def _without_node(value: Any) -> Any:

@@ -9,6 +9,7 @@ from torch import fx, nn
 from norton.graph.channels import ChannelTracer, LocatedChannels
 from norton.graph.nodes import argument, first_argument, name_of, value_of
 from norton.graph.numbers import OwnNumber
+from norton.graph.rules.computed_weights import ancestors
 from norton.graph.rules.functional import with_entries
 from norton.graph.rules.table import rule
 
@@ -25,6 +26,8 @@ def reduce(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | list | Non
     gone = {dim % value.dim() for dim in ([dims] if isinstance(dims, int) else dims)}
     if gone & set(x.dims) and (x.shifted or _order(node) == 0):
         return tracer.unknown(node, "it mixes all channels")
+    if gone & set(x.dims) and _of_entries(tracer, node):
+        return tracer.unknown(node, "it mixes entries of a parameter, which are the same whatever the channels are")
     if gone & set(x.dims) and any(_is_index(user) for user in node.users):
         return tracer.unknown(node, "it gives the place of a channel")
     first = value_of(node) if hasattr(value_of(node), "dim") else value_of(node)[0]
@@ -33,6 +36,13 @@ def reduce(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | list | Non
         ids = ids.narrow(dim, 0, 1) if first.dim() == value.dim() else ids.select(dim, 0)
     found = None if gone & set(x.dims) else x._replace(ids=ids)
     return found if hasattr(value_of(node), "dim") else [found, found]
+
+
+def _of_entries(tracer: ChannelTracer, node: fx.Node) -> bool:
+    """Whether a node computes something of parameters outside of layers alone."""
+    behind = ancestors(node)
+    leaves = [one for one in behind if one.op in ("placeholder", "call_module", "get_attr")]
+    return all(one.op == "get_attr" and str(one.target) in tracer.free_tensors for one in leaves)
 
 
 def _is_index(part: fx.Node) -> bool:
