@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from coverage import RATE, dead, executed, fitted, randomised
-from helpers.living import OfTheLiving
+from coverage import RATE, executed, fitted, randomised
+from helpers.dead import largest_error, outputs, with_dead_filters
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -70,15 +70,14 @@ def pruned(net: nn.Module, images: Tensor) -> dict[str, Any]:
     wiring = norton.wiring_of(net, images)
     traced = time.process_time() - start
     small = norton.prune(net, RATE, criterion="l2", example=images).eval()
-    (before, _), (left, outputs) = executed(net, images), executed(small, images)
-    with OfTheLiving(), torch.no_grad():
-        expected = flat(dead(net, wiring, small.plan[-1]["keep"])(images))
+    keep = {wiring.axis_of(first): kept for first, kept in small.plan[-1]["keep"].items()}
+    both = small, with_dead_filters(net, wiring.gone_filters(keep))
     print(*(f"{layer} stays whole: {reason}" for layer, reason in wiring.left_whole.items()), sep="\n")
     return {
         "traced in s": f"{traced:.1f}",
         "axes left whole": f"{len(wiring.frozen)} of {len(wiring.writers)}",
-        "MACs left": f"{left / before:.3f}",
-        "error against dead filters": f"{relative(flat(outputs), expected):.0e}",
+        "MACs left": f"{executed(small, images) / executed(net, images):.3f}",
+        "error against dead filters": f"{largest_error(*(outputs(each, (images,)) for each in both)):.0e}",
     }
 
 
