@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from norton.graph.deciding import CALLS, TOLD, indexes_by_values, takes_values
 from norton.graph.layers import is_leaf
 from norton.graph.lines import running_line, runs_in_einops
-from norton.graph.nodes import DECIDED, READ, VALUE, name_of
+from norton.graph.nodes import DECIDED, HOLDING_NUMBERS, READ, VALUE, name_of
 from norton.graph.numbers import OwnNumber
 from norton.graph.weight_norms import is_weight_normed
 
@@ -174,7 +174,11 @@ class _Recorder(TorchFunctionMode):
         with self.in_torch():
             result = shortcut(*args_of_torch, **kwargs_of_torch)
         name = "vmap" if _is_transformed(result, args) else name
-        if self.inside or not any(isinstance(value, Tensor) for value in tree_leaves((args, kwargs))):
+        if self.inside:
+            return result
+        if not any(isinstance(value, Tensor) for value in tree_leaves((args, kwargs))):
+            if name in HOLDING_NUMBERS and isinstance(result, Tensor):
+                self.give(self.add("call_method", name, args, kwargs, result), result)
             return result
         if name in ("shape", "size"):
             return self.sized(name, args, kwargs, result)

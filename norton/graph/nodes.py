@@ -8,6 +8,9 @@ DECIDED = "decided"  # set where Python took a number that a node computes, such
 READ = "read"  # the functions by which Python took what a node computes, such as `item` or `len`
 VALUE = "value"  # where `norton.graph.execution` leaves what a node computes, among its notes (`node.meta`)
 
+# Functions that put numbers into a tensor that no other tensor says anything of.
+HOLDING_NUMBERS = ("tensor", "as_tensor", "scalar_tensor", "full")
+
 
 def name_of(node: fx.Node) -> str:
     """The name of the function, method or attribute of a node."""

@@ -21,7 +21,15 @@ from norton.graph.deciding import values_decided
 from norton.graph.execution import LINE, record
 from norton.graph.inputs import Inputs
 from norton.graph.moving import MOVES, moved
-from norton.graph.nodes import depending_on_inputs, first_argument, holds_tensor, name_of, place_of, value_of
+from norton.graph.nodes import (
+    HOLDING_NUMBERS,
+    depending_on_inputs,
+    first_argument,
+    holds_tensor,
+    name_of,
+    place_of,
+    value_of,
+)
 from norton.graph.slicing import SizeError, cut_
 from norton.graph.wiring import Wiring, positions
 
@@ -121,6 +129,10 @@ def disagreement(
     for node, other in zip(old, new, strict=False):
         if (node.op, name_of(node)) != (other.op, name_of(other)):
             return Disagreement(node, "its code takes another way when the number of channels changes")
+        if name_of(node) in HOLDING_NUMBERS and [*_numbers(node)] != [*_numbers(other)]:
+            return Disagreement(node, COUNTED)
+        if node.op == "get_attr" and not node.target and _holds_another_number(node, other):
+            return Disagreement(node, COUNTED)
         if node in computed and (reason := _differs(tracer, node, other, keep)):
             return Disagreement(node, reason)
     if error is not None or len(new) < len(old):
@@ -176,16 +188,25 @@ def _misplaced(tracer: ChannelTracer, node: fx.Node, other: fx.Node, keep: Mappi
 _ABOUT_SHAPE = MOVES | {
     *("conv1d", "conv2d", "conv3d", "group_norm", "layer_norm", "rms_norm", "interpolate", "pad", "unfold", "fold"),
     *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
-    *("new_zeros", "new_ones", "new_empty", "new_full"),
+    *("new_zeros", "new_ones", "new_empty"),
 }
+_FILLED = {"full": 1, "new_full": 2}  # where what is no size begins among the arguments
 
 
 def _numbers(node: fx.Node) -> Iterator[Any]:
     """The numbers that an operation computes with."""
     if node.op == "call_module" or name_of(node) in _ABOUT_SHAPE:
         return
-    given = tree_leaves(fx.node.map_arg((node.args, node.kwargs), _number_of))
+    args = node.args[_FILLED.get(name_of(node), 0) :]
+    given = tree_leaves(fx.node.map_arg((args, node.kwargs), _number_of))
     yield from (value for value in given if isinstance(value, int | float))
+
+
+def _holds_another_number(node: fx.Node, other: fx.Node) -> bool:
+    """Whether a tensor of one number, which code made where no record shows it, has another one."""
+    value, now = value_of(node), value_of(other)
+    known = not value.is_meta and not now.is_meta and value.numel() == now.numel() == 1
+    return known and value.item() != now.item()
 
 
 def _number_of(arg: fx.Node) -> Any:
@@ -203,6 +224,8 @@ def freeze_at(tracer: ChannelTracer, node: fx.Node, reason: str) -> None:
     tracer.freeze_arguments(node, reason)
     for x in located_in(tracer.located.get(node)):
         tracer.freeze(x, node, reason)
+    if not node.all_input_nodes:
+        _freeze_ahead(tracer, node, reason)
     behind, seen = [arg for arg in node.all_input_nodes if not located_in(tracer.located.get(arg))], set()
     while behind:
         arg = behind.pop()
@@ -214,3 +237,15 @@ def freeze_at(tracer: ChannelTracer, node: fx.Node, reason: str) -> None:
                 tracer.freeze(x, node, reason)
         else:
             behind += arg.all_input_nodes
+
+
+def _freeze_ahead(tracer: ChannelTracer, node: fx.Node, reason: str) -> None:
+    """Keep the channels that what a node gives meets first."""
+    ahead, seen = [node], set()
+    while ahead:
+        for user in ahead.pop().users:
+            for x in (found := tracer.arguments(user)):
+                tracer.freeze(x, node, reason)
+            if not found and user not in seen:
+                seen.add(user)
+                ahead.append(user)

@@ -4,6 +4,7 @@ from torch import fx
 
 from norton.graph.channels import ChannelTracer, LocatedChannels
 from norton.graph.layers import ELEMENTWISE_LAYERS
+from norton.graph.nodes import argument, name_of
 from norton.graph.rules.table import rule
 
 
@@ -29,10 +30,26 @@ def convert(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
 @rule("zeros_like ones_like empty_like full_like rand_like randn_like")
 def fill(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """A new tensor with the same channels."""
+    if name_of(node) == "full_like":
+        tracer.freeze_counts(node, _filling(node, 1))
     return tracer.input(node)
 
 
 @rule("new_zeros new_ones new_empty new_full new_tensor", joins=True)  # also filled with a tensor of one number
 def make(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """A new tensor of a size of its own, of which only the type and device are another one's."""
+    tracer.freeze_counts(node, _filling(node, 1 if name_of(node) == "new_tensor" else 2))
     return None
+
+
+@rule("full")
+def make_full(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+    """A new tensor of a size and a value."""
+    tracer.freeze_counts(node, _filling(node, 1))
+    return None
+
+
+def _filling(node: fx.Node, position: int) -> list[fx.Node]:
+    """The number that fills a new tensor, where it comes of a size."""
+    value = argument(node, position, "data" if name_of(node) == "new_tensor" else "fill_value")
+    return [value] if isinstance(value, fx.Node) else []

@@ -105,6 +105,8 @@ def _parts_follow(tracer: ChannelTracer, node: fx.Node, x: LocatedChannels) -> b
         part = channels[place : place + int(_value(size))]
         _count(tracer, node, x, size, part)
         place += len(part)
+    if all(isinstance(size, fx.Node) and not _counts(tracer, size, _value(size)) for size in sizes):
+        tracer.wiring.add(*_blocks(channels, math.gcd(*map(_value, sizes))))  # shares of the number of channels
     return True
 
 
@@ -131,9 +133,18 @@ def _count(tracer: ChannelTracer, node: fx.Node, x: LocatedChannels, size: Any, 
     """A size in the code is the number of these channels."""
     if isinstance(size, OwnNumber) and size.names:
         tracer.declare(node, x, tracer.wiring.size, size.names[0], part)
+    elif _counts(tracer, size, len(part)):
+        _tie_counts(tracer, tracer.counts[size], part)
     elif not isinstance(size, fx.Node):
         reason = f"it takes {size} of the channels, which is written down and does not follow them"
         tracer.freeze(LocatedChannels(torch.from_numpy(part)), node, reason)
+
+
+def _counts(tracer: ChannelTracer, size: Any, number: int) -> bool:
+    """Whether a size is the number of so many channels, of whatever tensor, rather than computed of it."""
+    if not isinstance(size, fx.Node) or name_of(size) not in ("size", "getitem"):
+        return False
+    return len(tracer.counts.get(size, ())) == number
 
 
 def _tie_parts(tracer: ChannelTracer, node: fx.Node, parts: Located) -> None:
@@ -202,7 +213,9 @@ def _slice_follows(tracer: ChannelTracer, node: fx.Node, x: LocatedChannels, par
         if place == 0 or place >= len(channels):
             continue
         before, behind = channels[:place], channels[place:]
-        if isinstance(end, fx.Node):  # a part of the number of channels, which then goes from all parts alike
+        if _counts(tracer, end, place):
+            _tie_counts(tracer, tracer.counts[end], before)
+        elif isinstance(end, fx.Node):  # a part of the number of channels, which then goes from all parts alike
             tracer.wiring.add(*_blocks(channels, math.gcd(len(before), len(channels))))
         else:
             _count(tracer, node, x, -end if place < 0 else end, behind if place < 0 else before)
