@@ -153,6 +153,10 @@ class ChannelTracer:
         """A node takes a parameter or buffer in a way that is followed."""
         self._followed.add((tensor, node))
 
+    def is_read_by(self, tensor: fx.Node, node: fx.Node) -> bool:
+        """Whether a rule has said that a node takes a parameter or buffer in a way that is followed."""
+        return (tensor, node) in self._followed
+
     def keep_whole(self, name: str, reason: str) -> None:
         """Keep all that a layer or a parameter outside of layers meets, anywhere; the first reason counts."""
         self.kept_whole.setdefault(name, reason)

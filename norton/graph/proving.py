@@ -175,8 +175,8 @@ def _misplaced(tracer: ChannelTracer, node: fx.Node, other: fx.Node, keep: Mappi
             ids = ids.index_select(dim, torch.tensor(positions(wiring, channels, keep)))
         return ids
 
-    if any(isinstance(tracer.located.get(arg), list) for arg in node.all_input_nodes):
-        return None
+    if any(isinstance(tracer.located.get(arg), list) or tracer.is_read_by(arg, node) for arg in node.all_input_nodes):
+        return None  # several tensors, or places in a buffer, which has no values here
     found = moved(other, lambda arg: left(tracer.at(before[arg])), None)
     expected = left(x)
     if expected is not None and isinstance(found, Tensor) and not bool(((found == expected) | (found < 0)).all()):

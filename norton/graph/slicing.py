@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial, singledispatch
 from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +31,11 @@ def cut_(net: nn.Module, wiring: Wiring, keep: Mapping[int, Sequence[int]]) -> N
     parameters = [
         (name, positions(wiring, x, keep), dim) for name, x, dim in wiring.parameters if _changes(wiring, x, keep)
     ]
+    indices = {
+        name: (index(positions(wiring, x, keep)), index(positions(wiring, y, keep)), len(x))
+        for name, (x, y) in wiring.indices.items()
+        if _changes(wiring, np.concatenate([x, y]), keep)
+    }
     numbers = {
         name: (len(positions(wiring, x, keep)), len(x)) for name, x in wiring.sizes.items() if _changes(wiring, x, keep)
     }
@@ -48,6 +54,20 @@ def cut_(net: nn.Module, wiring: Wiring, keep: Mapping[int, Sequence[int]]) -> N
         path, _, attribute = name.rpartition(".")
         owner = net.get_submodule(path)
         setattr(owner, attribute, select(getattr(owner, attribute), index(channels), dim))
+    for name, (indexed, given, count) in indices.items():
+        path, _, attribute = name.rpartition(".")
+        owner = net.get_submodule(path)
+        setattr(owner, attribute, _renumbered(getattr(owner, attribute), indexed, given, count))
+
+
+def _renumbered(places: Tensor, indexed: Tensor, given: Tensor, count: int) -> Tensor:
+    """Places among `count` channels, as places among those of them that stay, of what stays of the channels there."""
+    left = places.index_select(0, given.to(places.device))
+    if left.is_meta:
+        return left
+    new = torch.empty(count, dtype=places.dtype, device=places.device)
+    new[indexed.to(places.device)] = torch.arange(len(indexed), dtype=places.dtype, device=places.device)
+    return new[left]
 
 
 class SizeError(ValueError):

@@ -33,6 +33,7 @@ class Wiring(ShownAsTable):
     parameters: (name, channels, dimension) for parameters outside of layers, such as a scale per channel.
     doubtful: layers and lines of code whose channels may go in either of two ways; other_way: those of them where they
     go in the one that is not the default.
+    indices: name of a buffer of whole numbers → (channels that it indexes, channels that this gives).
     sizes: name of a number (`blocks.0.num_heads`, `blocks.0.splits[1]`) → the channels that it counts, or a multiple.
     """
 
@@ -51,6 +52,7 @@ class Wiring(ShownAsTable):
         self.reads: list[tuple[str, Channels]] = []
         self.parameters: list[tuple[str, Channels, int]] = []
         self.sizes: dict[str, Channels] = {}
+        self.indices: dict[str, tuple[Channels, Channels]] = {}
 
     # What a model declares
 
@@ -143,6 +145,13 @@ class Wiring(ShownAsTable):
                 raise ValueError(f"{name} counts {len(before)} channels elsewhere, and {len(x)} here")
             self.add(np.repeat(short, len(long) // len(short)), long)
 
+    def index(self, name: str, x: Channels, y: Channels) -> None:
+        """A buffer of places in x, by which y is made: its entries get the new places of those that stay."""
+        before = self.indices.setdefault(name, (x, y))
+        for known, now in zip(before, (x, y), strict=True):
+            if known is not now:
+                self.add(known, now)
+
     def add(self, x: Channels, y: Channels) -> Channels:
         """An element-wise sum or product: channels that meet can only go together.
 
@@ -202,9 +211,10 @@ class Wiring(ShownAsTable):
             self._found = None
 
     def freeze_layer(self, name: str, reason: str) -> None:
-        """Keep all that a layer reads, passes and writes, or all entries of a parameter outside of layers."""
-        parameters = [(known, x) for known, x, _ in self.parameters]
-        for known, x in [*self.reads, *self.passes, *self._written.items(), *parameters]:
+        """Keep all that a layer reads, passes and writes, or all that a parameter or buffer outside of layers meets."""
+        others = [(known, x) for known, x, _ in self.parameters]
+        others += [(known, x) for known, both in self.indices.items() for x in both]
+        for known, x in [*self.reads, *self.passes, *self._written.items(), *others]:
             if known == name:
                 self.freeze(x, reason)
 

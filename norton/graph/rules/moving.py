@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from norton.graph.axes import Channels
 from norton.graph.channels import ChannelTracer, Located, LocatedChannels, compressed, located_in
@@ -40,6 +40,8 @@ def move(tracer: ChannelTracer, node: fx.Node) -> Located:
         return tracer.unknown(node)
     if name == "squeeze" and len(node.args) + len(node.kwargs) < 2:
         return tracer.unknown(node, "squeeze without a dimension also removes a channel axis of width 1")
+    if (index := _index_of_channels(tracer, node, given[0])) is not None:
+        return _taken(tracer, node, given[0], index)
     if name in (*_PARTS, "unbind", "select", "getitem", "narrow") and not _parts_follow(tracer, node, given[0]):
         return None
     layer = tracer.layer(node) if node.op == "call_module" else None
@@ -196,6 +198,40 @@ def _is_tensor(part: Any) -> bool:
     """Whether a part of an index is a tensor of places; which ones does not matter where channels are all the same."""
     value = value_of(part) if isinstance(part, fx.Node) else None
     return isinstance(value, Tensor) and value.dtype == torch.int64
+
+
+def _index_of_channels(tracer: ChannelTracer, node: fx.Node, x: LocatedChannels) -> fx.Node | None:
+    """The tensor of places by which an operation takes channels, and takes nothing else than whole dimensions."""
+    dims = value_of(first_argument(node)).dim() if isinstance(first_argument(node), fx.Node) else 0
+    if node.op == "call_method" and name_of(node) == "index_select":
+        dim, index = argument(node, 1, "dim"), argument(node, 2, "index")
+        return index if x.dims == [dim % dims] else None
+    if node.op != "call_method" or name_of(node) != "getitem":
+        return None
+    asked = node.args[1]
+    parts: list[Any] = list(asked) if isinstance(asked, tuple) else [asked]
+    found = [place for place, part in enumerate(parts) if _is_tensor(part)]
+    if len(found) != 1 or any(part != slice(None) for part in parts if not _is_tensor(part) and part is not ...):
+        return None
+    front = all(part is not ... for part in parts[: found[0]])
+    dim = found[0] if front else dims - len(parts) + found[0]
+    return parts[found[0]] if x.dims == [dim] else None
+
+
+def _taken(tracer: ChannelTracer, node: fx.Node, x: LocatedChannels, index: fx.Node) -> LocatedChannels | None:
+    """Channels in the order, and as often, as a buffer of places says, whose values the network itself has."""
+    name = str(index.target)
+    if index.op != "get_attr" or name not in tracer.free_tensors or isinstance(value_of(index), nn.Parameter):
+        return tracer.unknown(node, "it takes channels by places that are no buffer of a module")
+    places = tracer.net.get_buffer(name)
+    [dim] = x.dims
+    count = x.ids.shape[dim]
+    if places.is_meta or places.dim() != 1 or not bool(((places >= 0) & (places < count)).all()):
+        return tracer.unknown(node, f"it takes channels by {name}, whose places are not known, or counted from the end")
+    found = LocatedChannels(x.ids.index_select(dim, places.cpu()))
+    tracer.read_by(index, node)
+    both = (ids.flatten().numpy() for ids in (x.ids, found.ids))
+    return tracer.declare(node, found, tracer.wiring.index, name, *both)
 
 
 def _slice_follows(tracer: ChannelTracer, node: fx.Node, x: LocatedChannels, part: slice) -> None:
