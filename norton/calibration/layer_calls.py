@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from norton.graph.deciding import sized_by_values
 from norton.graph.declarations import declaration_of
 from norton.graph.inputs import Inputs
 from norton.graph.layers import is_decomposed, is_norm
@@ -25,12 +26,14 @@ class LayerCalls:
     """The forward pass of one image.
 
     order: the layers as they are called.  readers: layer → the layers that take its output directly, None for each
-    other use of it.  held: bytes, the most at once.
+    other use of it.  held: bytes, the most at once.  loose: the layers that are called after the network has
+    taken parts by values, such as the boxes that a detector finds, so that another network gives them others.
     """
 
     order: list[str] = field(default_factory=list)
     readers: dict[str, list[str | None]] = field(default_factory=dict)
     held: int = 0
+    loose: set[str] = field(default_factory=set)
 
     @cached_property
     def first(self) -> dict[str, int]:
@@ -86,6 +89,7 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.calls = LayerCalls()
         self.inside = 0  # of how many layers
+        self.loose = False  # whether parts were taken by values
         self.outputs: dict[int, tuple[str, weakref.ref[Tensor]]] = {}  # id of a tensor → the layer that gave it
         self.alive: list[weakref.ref[Tensor]] = []
 
@@ -93,6 +97,8 @@ class _Recorder(TorchFunctionMode):
         if not self.inside and getattr(func, "__name__", "") not in _ABOUT:
             for value in tree_leaves((args, kwargs)):
                 self.uses(value, None)
+        name = getattr(func, "__name__", "").strip("_")
+        self.loose |= not self.inside and bool(self.calls.order) and sized_by_values(name, args)
         result = func(*args, **(kwargs or {}))
         self.alive += [weakref.ref(value) for value in tree_leaves(result) if isinstance(value, Tensor)]
         return result
@@ -102,6 +108,8 @@ class _Recorder(TorchFunctionMode):
             self.inside += 1
             if self.inside == 1:
                 self.calls.order.append(name)
+                if self.loose:
+                    self.calls.loose.add(name)
                 for value in tree_leaves((args, dict(kwargs))):
                     self.uses(value, name)
                 self.measure()

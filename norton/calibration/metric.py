@@ -45,11 +45,15 @@ class Metric:
     def solve(self, rows: Tensor) -> Tensor:
         """(n, D): the rows times the inverse of S."""
         parts = rows.split(self.sizes, dim=-1)
-        found = [
-            torch.cholesky_solve(part.mT, torch.linalg.cholesky(block)).mT
-            for part, block in zip(parts, self.blocks, strict=True)
-        ]
+        found = [self._solved(part, block) for part, block in zip(parts, self.blocks, strict=True)]
         return torch.cat(found, dim=-1)
+
+    def _solved(self, rows: Tensor, block: Tensor) -> Tensor:
+        factor, failed = torch.linalg.cholesky_ex(block)
+        if not failed:
+            return torch.cholesky_solve(rows.mT, factor).mT
+        values, vectors = torch.linalg.eigh(block)  # of inputs that do not vary, rounding leaves less than nothing
+        return (rows @ vectors / values.clamp_min(self.level)) @ vectors.mT
 
     def squares(self, rows: Tensor) -> Tensor:
         """(n,): wᵀ S w of each row."""

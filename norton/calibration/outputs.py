@@ -64,9 +64,10 @@ def fit_to_outputs(
     Biases are corrected so that each output keeps its mean; where a layer has none, a BatchNorm that alone reads it is.
     In the sequential form the means of all BatchNorms follow those of their inputs.
 
-    Warns of layers that the images do not reach, that are called several times or have hooks, which are fitted to their
-    weights, of too few images, and where memory asks for a cheaper form.  Raises InputError for images that do not fit,
-    values that are not finite, and a network that calls its layers in another order for other images.
+    Warns of layers that the images do not reach, that are called several times, have hooks or read what values choose
+    (the boxes that a detector finds), which are fitted to their weights, of too few images, and where memory asks for a
+    cheaper form.  Raises InputError for images that do not fit, values that are not finite, and a network that calls
+    its layers in another order for other images.
     """
     check_images(before, images)
     result = copied(small).eval()
@@ -114,6 +115,7 @@ class _Fitting:
     few_patches: list[str] = field(default_factory=list)
     in_blocks: list[str] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)
+    loose: list[str] = field(default_factory=list)
     hooked: list[str] = field(default_factory=list)
     unreached: list[str] = field(default_factory=list)
 
@@ -147,7 +149,8 @@ class _Fitting:
 
     def order(self, fits: Mapping[str, LayerFit]) -> list[str]:
         """Layers to be fitted and BatchNorms to be corrected, in the order in which they are computed."""
-        norms = {name for name, layer in self.after.net.named_modules() if is_norm(layer)} - self.after.repeated
+        norms = {name for name, layer in self.after.net.named_modules() if is_norm(layer)}
+        norms -= self.after.repeated | self.after.loose
         wanted = fits.keys() | norms if self.how.sequential else fits.keys()
         return [name for name in self.after.calls if name in wanted]
 
@@ -155,6 +158,9 @@ class _Fitting:
         """The layer that takes the place of one, its bias or the mean of its BatchNorm in `result` corrected."""
         if name in self.after.repeated:  # what it reads later depends on what it becomes
             self.repeated.append(name)
+            return fit(weight_of(layer), None)
+        if name in self.after.loose:
+            self.loose.append(name)
             return fit(weight_of(layer), None)
         if is_hooked(layer):  # what it reads and gives may be other than what is seen around it
             self.hooked.append(name)
@@ -245,6 +251,7 @@ class _Fitting:
                 self.in_blocks,
             ),
             ("called several times: {}; weights alone decide there", self.repeated),
+            ("called with what values of the network choose: {}; weights alone decide there", self.loose),
             ("called with hooks: {}; weights alone decide there", self.hooked),
         ):
             if layers:

@@ -51,6 +51,11 @@ class Replay:
         """The layers that are called several times."""
         return self.recorded.repeated
 
+    @property
+    def loose(self) -> set[str]:
+        """The layers that another network gives other parts of its images, see `LayerCalls`."""
+        return self.recorded.loose
+
     def inputs(self, name: str) -> Iterator[Tensor]:
         """What a layer reads in each batch."""
         for run in self._at(self.calls[name]):

@@ -28,6 +28,11 @@ def takes_values(name: str, args: tuple, result: Any) -> bool:
     """Whether an operation tells Python what is in a tensor, or gives one whose size depends on it."""
     if not any(isinstance(value, Tensor) for value in tree_leaves(result)):
         return name in _TOLD_BY
+    return sized_by_values(name, args)
+
+
+def sized_by_values(name: str, args: tuple) -> bool:
+    """Whether the size of what an operation gives depends on values."""
     return name in _SIZED_BY or (name == "where" and len(args) == 1) or indexes_by_values(name, args)
 
 
