@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torchvision
 from helpers.cutting import randomised
 from helpers.dead import outputs, with_dead_filters
 from torch import nn
@@ -195,3 +196,25 @@ def test_files_take_what_they_do_not_hold_from_the_dense_network(tmp_path):
     with pytest.warns(norton.common.errors.NortonWarning, match="net="):
         path = norton.save(small, tmp_path / "small.pt")
     assert torch.equal(norton.load(path, net=net)(IMAGES), small(IMAGES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [
+    "fasterrcnn_mobilenet_v3_large_320_fpn", "ssdlite320_mobilenet_v3_large", "retinanet_resnet50_fpn",
+])  # fmt: skip
+def test_torchvisions_detectors(name):
+    """As they come, exactly; and their training goes on."""
+    torch.manual_seed(0)
+    sizes = {} if name.startswith("ssd") else {"min_size": 64, "max_size": 64}
+    make = getattr(torchvision.models.detection, name)
+    net = make(weights=None, weights_backbone=None, num_classes=4, **sizes).double().eval()
+    images = list(torch.rand(2, 3, 64, 64, dtype=torch.float64))
+    wiring = norton.wiring_of(net, (images,))
+    small = norton.prune(net, 0.3, criterion="l2", example=(images,))
+    assert sum(p.numel() for p in small.parameters()) < 0.7 * sum(p.numel() for p in net.parameters())
+    keep = {wiring.axis_of(layer): kept for layer, kept in small.plan[-1]["keep"].items()}
+    expected = outputs(with_dead_filters(net, wiring.gone_filters(keep)), (images,))
+    for one, other in zip(outputs(small, (images,)), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    target = {"boxes": torch.tensor([[1.0, 1, 30, 30]]).double(), "labels": torch.tensor([1])}
+    sum(small.train()(images, [target, target]).values()).backward()
