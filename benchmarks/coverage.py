@@ -35,6 +35,7 @@ from norton.graph.wiring import OUTPUT
 RATE = 0.3
 ENOUGH = 0.8  # a network counts as pruned if no more of its MACs are left
 EXACT = 1e-9
+EACH = norton.PruneOptions(min_filters=1)  # of all layers, small ones too, as Torch-Pruning does
 SIDES = {"inception_v4": 224, "vit_tiny_patch16_224": 224, "inception_v3": 299, "vit_b_16": 224, "maxvit_t": 224}
 NAMES = [
     *("resnet18", "resnetv2_50", "regnety_002", "efficientnet_b0", "efficientnetv2_rw_t", "mobilenetv3_small_100"),
@@ -146,7 +147,7 @@ def measured(name: str) -> dict[str, Any]:
             warnings.simplefilter("ignore")
             wiring = norton.wiring_of(net, (3, side, side))
             seconds = time.process_time() - start
-            small = norton.prune(net, RATE, criterion="l2", example=(3, side, side))
+            small = norton.prune(net, RATE, "l2", options=EACH, example=(3, side, side))
     except norton.InputError as error:
         return {"problem": first_line(error), "seconds": time.process_time() - start}
     keep = {wiring.axis_of(first): kept for first, kept in small.plan[-1]["keep"].items()}
