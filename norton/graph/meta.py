@@ -68,8 +68,13 @@ def _told(error: Exception) -> str:
     return f"{layer}{line_of(error) or 'its forward pass'}: {first_line(error)}"
 
 
+def needs_values(error: Exception) -> bool:
+    """Whether a network failed since torch asks for values that a tensor on the meta device has not."""
+    return "meta" in str(error).lower()
+
+
 def _way_out(error: Exception) -> str:
-    if "meta" in str(error).lower():  # torch asks for values that a tensor on the meta device has not
+    if needs_values(error):
         return f"its forward pass needs values: pass example= with real data, {HOW_TO_DECLARE}"
     return (
         "pass example=, an input, its size (channels, height, width), a tuple of several inputs or a dict of "

@@ -24,7 +24,7 @@ from norton.graph.declarations import declaration_of
 from norton.graph.execution import record
 from norton.graph.inputs import Example, Inputs, candidate_inputs
 from norton.graph.layers import TRANSPOSED_LAYERS, WRITING_LAYERS
-from norton.graph.meta import at_inputs, on_meta
+from norton.graph.meta import at_inputs, needs_values, on_meta
 from norton.graph.nodes import DECIDED, holds_tensor, name_of, value_of
 from norton.graph.numbers import mark_numbers_
 from norton.graph.proving import Record, prove_
@@ -85,7 +85,7 @@ def recorded(net: nn.Module, example: Example | None) -> tuple[nn.Module, list[R
         return made, _in_both_modes(made, [inputs.to("meta") for inputs in candidates])
     except InputError as error:
         made_up = any(x.is_meta for inputs in candidates for x in inputs.tensors)
-        if made_up and "meta" not in str(error):
+        if made_up and not needs_values(error):
             raise
         failed = error
     made, device = mark_numbers_(copied(net)), next(net.parameters()).device
@@ -112,7 +112,7 @@ def _in_both_modes(net: nn.Module, candidates: Sequence[Inputs]) -> list[Record]
             records = records_at(net.train(training), candidates)
         except InputError as error:
             if failed is not None or not training:
-                raise failed or error from None
+                raise error if failed is None or needs_values(error) else failed from None
             failed = error
             continue
         if failed is not None and not _calls_all_layers(net, records):

@@ -75,7 +75,7 @@ class Found(nn.Module):
 
     def forward(self, images, targets=None):
         assert not self.training or targets is not None, "targets should not be none when in training mode"
-        rows = self.rows(torch.stack(images))
+        rows = self.rows(torch.stack(list(images)))
         if self.training:
             return sum(((rows["labels"] - target) ** 2).mean() for target in targets)
         return [self.left(row) for row in rows.transpose(1, 2)]
@@ -125,6 +125,8 @@ def test_boxes_that_are_found_by_values():
     net = randomised(Found().double())
     small, found = check_cut(net, (list(IMAGES),), (list(IMAGES),), WHOLE_INSIDE)
     assert len(found) == 4 and all(len(part) for part in found) and found[1].any()
+    with pytest.raises(norton.InputError, match="needs values: pass example= with real data"):
+        norton.wiring_of(net, (3, 32, 32))
     loss = small.train()(list(IMAGES), torch.zeros(2, 1, 1).double())
     loss.backward()
     assert small.rows.stem[0].weight.grad.any()
