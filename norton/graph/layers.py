@@ -28,6 +28,8 @@ NORM_LAYERS = (
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED_LAYERS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 WRITING_LAYERS = (*CONVOLUTIONS, *TRANSPOSED_LAYERS, nn.Linear)
+# Modules of torch that do nothing but call others.
+_AROUND_LAYERS = (nn.Sequential, nn.TransformerEncoder, nn.TransformerEncoderLayer)
 # What a class that is derived from one of torch's may not define, if it is to compute as that does.
 _COMPUTING = {
     *("forward", "_conv_forward", "_output_padding", "_apply_instance_norm", "__call__", "_call_impl"),
@@ -109,7 +111,7 @@ def is_leaf(layer: nn.Module) -> bool:
     if is_decomposed(layer) or declaration_of(layer) is not None or getattr(layer, "traced_whole", False):
         return True
     kind = torch_kind(layer)
-    return kind is not None and not issubclass(kind, nn.Sequential)
+    return kind is not None and not issubclass(kind, _AROUND_LAYERS)
 
 
 def is_transposed(layer: nn.Module) -> bool:

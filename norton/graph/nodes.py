@@ -37,8 +37,10 @@ def place_of(node: fx.Node) -> str:
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
-    """An argument, by position or by name."""
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+    """An argument, by position or by name; torch also calls a dimension an axis, as NumPy does."""
+    if len(node.args) > position:
+        return node.args[position]
+    return node.kwargs.get(name, node.kwargs.get("axis", default) if name == "dim" else default)
 
 
 def first_argument(node: fx.Node) -> Any:

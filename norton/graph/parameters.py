@@ -49,7 +49,8 @@ def _is_free(layer: nn.Module, key: str) -> bool:
     if isinstance(layer, WRITING_LAYERS):
         return key not in ("weight", "bias")
     return not is_decomposed(layer) and (
-        isinstance(layer, ENTRY_LAYERS) or not type(layer).__module__.startswith("torch.nn")
+        isinstance(layer, (*ENTRY_LAYERS, nn.ParameterList, nn.ParameterDict))
+        or not type(layer).__module__.startswith("torch.nn")
     )
 
 

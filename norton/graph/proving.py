@@ -188,7 +188,7 @@ def _misplaced(tracer: ChannelTracer, node: fx.Node, other: fx.Node, keep: Mappi
 _ABOUT_SHAPE = MOVES | {
     *("conv1d", "conv2d", "conv3d", "group_norm", "layer_norm", "rms_norm", "interpolate", "pad", "unfold", "fold"),
     *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
-    *("new_zeros", "new_ones", "new_empty"),
+    *("new_zeros", "new_ones", "new_empty", "affine_grid"),
 }
 _FILLED = {"full": 1, "new_full": 2}  # where what is no size begins among the arguments
 

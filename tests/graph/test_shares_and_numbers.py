@@ -4,23 +4,10 @@ import math
 
 import pytest
 import torch
-from helpers.random_checks import cut, random_keep
+from helpers.between import Between, wiring_of_exact
 from torch import nn
 
 import norton
-
-
-class Net(nn.Module):
-    """Between two convolutions, a function of what the first one writes."""
-
-    def __init__(self, between, width=16):
-        super().__init__()
-        self.first = nn.Conv2d(3, width, 3, padding=1, bias=False)
-        self.second, self.head = nn.Conv2d(width, 8, 3, padding=1, bias=False), nn.Linear(8, 4)
-        self.between = between
-
-    def forward(self, x):
-        return self.head(torch.tanh(self.second(self.between(self, torch.tanh(self.first(x))))).mean((2, 3)))
 
 
 def first_quarter(net, x):
@@ -44,18 +31,8 @@ NUMBERS = {
 
 @pytest.mark.parametrize("what", NUMBERS)
 def test_numbers_of_channels(what):
-    torch.manual_seed(0)
-    net, images = Net(NUMBERS[what]).double().eval(), torch.randn(3, 3, 8, 8).double()
-    wiring = norton.wiring_of(net, images)
+    wiring = wiring_of_exact(lambda: Between(NUMBERS[what]))
     assert ("number of" in wiring.left_whole.get("first", "")) == (what != "a share")
-    for number in range(4 if what == "a share" else 1):
-        keep = random_keep(wiring, number)
-        small, dead = cut(net, wiring, keep), Net(NUMBERS[what]).double().eval()
-        dead.load_state_dict(net.state_dict())
-        with torch.no_grad():
-            for name, filters in wiring.gone_filters(keep).items():
-                dead.get_submodule(name).weight[filters] = 0
-            assert torch.allclose(small(images), dead(images), atol=1e-12)
 
 
 class ByOthers(nn.Module):

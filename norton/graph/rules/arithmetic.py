@@ -10,7 +10,7 @@ from norton.graph.rules.table import rule
 
 @rule(
     """add add_ iadd sub sub_ isub mul mul_ imul multiply truediv itruediv div div_ true_divide pow maximum minimum
-    addcmul addcmul_ addcdiv lerp""",
+    addcmul addcmul_ addcdiv lerp gt ge lt le eq ne logical_and logical_or where masked_fill masked_fill_""",
     joins=True,
     takes_shifted=True,
 )
@@ -122,28 +122,16 @@ def gate(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
 
 @rule("expand_as", joins=True)
 def expand_as(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
-    """A tensor repeated to the size of another one, whose channels it has."""
+    """A tensor repeated to the size of another one, whose channels it has where it had the same for all."""
     x, other = tracer.input(node), argument(node, 1, "other")
+    dims, y = value_of(node).dim(), tracer.at(other)
+    shape = _shape(first_argument(node), dims)
+    if y is not None and all(shape[dim] == 1 for dim in y.dims):
+        tracer.freeze(x, node, "it is repeated for all channels of another tensor")
+        return _lifted(y, dims)
     if x is None:
         return None
-    dims, y = value_of(node).dim(), tracer.at(other)
     x = _lifted(x, dims)
     if y is None or not x.dims:
         return x if y is None else tracer.unknown(node)
-    return _meet(tracer, node, (x, _shape(first_argument(node), dims)), (y, _shape(other, dims)))
-
-
-@rule("where masked_fill masked_fill_", joins=True)
-def choose(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
-    """Numbers of one tensor or another, where a mask says so that is the same for all channels."""
-    masked, *others = [arg for arg in node.all_input_nodes if isinstance(value_of(arg), Tensor)]
-    mask, main = (others[0], masked) if "fill" in name_of(node) else (masked, others[0])
-    dims = value_of(node).dim()
-    x = tracer.at(main)
-    rest = [arg for arg in (masked, *others) if arg is not main]
-    if x is None:
-        return tracer.unknown(node)
-    x = _lifted(x, dims)
-    if tracer.at(mask) is not None or any(_shape(arg, dims)[dim] > 1 for arg in rest for dim in x.dims):
-        return tracer.unknown(node)
-    return x
+    return _meet(tracer, node, (x, shape), (y, _shape(other, dims)))

@@ -13,7 +13,7 @@ from norton.graph.rules.table import rule
     logsigmoid tanh tanh_ hardswish hardswish_ hardsigmoid hardsigmoid_ hardtanh hardtanh_ hardshrink softshrink
     softplus softsign rrelu threshold exp log log1p expm1 sqrt rsqrt square abs neg sin cos erf sign reciprocal clamp
     clamp_ clip clone contiguous detach data float half double bfloat16 type dropout dropout1d dropout2d dropout3d
-    alpha_dropout feature_dropout feature_alpha_dropout stochastic_depth zero_""",
+    alpha_dropout feature_dropout feature_alpha_dropout stochastic_depth zero_ round floor ceil trunc logical_not""",
     layers=ELEMENTWISE_LAYERS,
 )
 def keep(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:

@@ -9,14 +9,17 @@ from torch import fx, nn
 from norton.graph.channels import ChannelTracer, LocatedChannels
 from norton.graph.nodes import argument, first_argument, name_of, value_of
 from norton.graph.numbers import OwnNumber
+from norton.graph.rules.arithmetic import combine
 from norton.graph.rules.computed_weights import ancestors
 from norton.graph.rules.functional import with_entries
 from norton.graph.rules.table import rule
 
 
-@rule("mean sum amax amin max min std var norm vector_norm linalg_vector_norm var_mean", gives_parts=True)
+@rule("mean sum amax amin max min std var norm vector_norm linalg_vector_norm var_mean", joins=True, gives_parts=True)
 def reduce(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | list | None:
     """Channels stay apart where only other dimensions go; a statistic of channels is one of those that stay."""
+    if name_of(node) in ("max", "min") and isinstance(argument(node, 1, "other"), fx.Node):
+        return combine(tracer, node)
     place = 2 if "norm" in name_of(node) else 1
     x, value, dims = tracer.input(node), value_of(first_argument(node)), argument(node, place, "dim")
     if x is None:

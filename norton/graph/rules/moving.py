@@ -342,8 +342,10 @@ def _shrinking(tracer: ChannelTracer, node: fx.Node, dims: list[int], sizes: dic
         return next((dim for dim in dims if dim != joined), dims[0])
     own = [dim for dim in dims if isinstance(sizes.get(dim), OwnNumber)]
     others = [dim for dim in dims if dim not in own]
-    if not own or not others or not sizes:
+    if not own or len(dims) == 1:
         return dims[0]
+    if not others:  # either may follow
+        others = own[-1:]
     line = node.meta.get(LINE)
     tracer.wiring.doubtful[line] = None
     features_last = value_of(node).dim() - 1 in dims

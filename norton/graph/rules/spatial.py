@@ -30,6 +30,21 @@ def keep_outer(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     return tracer.unknown(node)
 
 
+@rule("grid_sample", joins=True)
+def sample(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+    """Channels at their place, at other positions, which are the same for all of them."""
+    tracer.freeze(tracer.at(argument(node, 1, "grid")), node, "it stands for positions")
+    x = tracer.input(node)
+    return x if x is None or x.dims == [1] else tracer.unknown(node)
+
+
+@rule("affine_grid")
+def make_grid(tracer: ChannelTracer, node: fx.Node) -> None:
+    """Positions for a tensor of some size, whatever its number of channels."""
+    tracer.freeze(tracer.input(node), node, "it stands for positions")
+    return None
+
+
 @rule("roll")
 def roll(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """The same for a tensor that is turned round along other dimensions than its channels."""
