@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from norton.graph.deciding import CALLS, TOLD, indexes_by_values, takes_values
 from norton.graph.layers import is_leaf
 from norton.graph.lines import running_line, runs_in_einops
-from norton.graph.nodes import DECIDED, HOLDING_NUMBERS, READ, VALUE, name_of
+from norton.graph.nodes import DECIDED, HOLDING_NUMBERS, READ, VALUE, name_of, parts_of
 from norton.graph.numbers import OwnNumber
 from norton.graph.weight_norms import is_weight_normed
 
@@ -336,7 +336,7 @@ class _Recorder(TorchFunctionMode):
 
         Somebody may take those in a way that is not seen.
         """
-        returned = [self.nodes[id(value)] for value in tree_leaves(output) if id(value) in self.nodes]
+        returned = [self.nodes[id(value)] for value in parts_of(output) if id(value) in self.nodes]
         unused = [node for node in self.graph.nodes if not node.users and isinstance(node.meta[VALUE], Tensor)]
         unused = [node for node in unused if node.target != "getitem" or isinstance(node.args[0].meta[VALUE], Tensor)]
         unused = [node for node in unused if not name_of(node).endswith("_")]  # which changed a tensor in place

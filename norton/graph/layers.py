@@ -58,10 +58,12 @@ def network_in(net: nn.Module) -> nn.Module:
 
 
 def check_has_layers(net: nn.Module) -> None:
-    """Raise InputError for a network that torch.export recorded, which calls no layers."""
+    """Raise InputError for a network that torch.export recorded, which calls no layers, or that has some to be made."""
     nodes = net.graph.nodes if isinstance(net, fx.GraphModule) else ()
     if any(isinstance(node.target, torch._ops.OpOverload) for node in nodes):
         raise InputError("this network came out of torch.export, where layers are lost; pass the one it was made from")
+    if any(isinstance(tensor, nn.parameter.UninitializedTensorMixin) for tensor in net.parameters()):
+        raise InputError("this network has lazy layers that were never called; run it once on an input, then pass it")
 
 
 def is_decomposed(layer: nn.Module) -> TypeGuard[Any]:

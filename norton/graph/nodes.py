@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 DECIDED = "decided"  # set where Python took a number that a node computes, such as a size in an `if`
 READ = "read"  # the functions by which Python took what a node computes, such as `item` or `len`
@@ -69,3 +70,18 @@ def depending_on_inputs(graph: fx.Graph) -> set[fx.Node]:
         if node.op == "placeholder" or any(arg in found for arg in node.all_input_nodes):
             found.add(node)
     return found
+
+
+def parts_of(output: Any) -> list[Any]:
+    """All that a network gives, in lists, tuples, dictionaries and objects of its own, such as data classes."""
+    found: dict[int, Any] = {}
+    left = tree_leaves(output)
+    while left:
+        part = left.pop()
+        if id(part) in found:
+            continue
+        found[id(part)] = part
+        if not isinstance(part, Tensor | nn.Module | type):
+            held = [*getattr(part, "__dict__", ()), *getattr(type(part), "__slots__", ())]
+            left += [leaf for name in held for leaf in tree_leaves(getattr(part, name, None))]
+    return list(found.values())
