@@ -18,6 +18,7 @@ from norton.calibration import Metric
 from norton.common.errors import InputError
 from norton.graph import wiring_of
 from norton.graph.copies import copied
+from norton.graph.declarations import declaration_of
 from norton.graph.layers import WRITING_LAYERS, as_dense
 from norton.graph.plan import plan_of
 from norton.graph.slicing import cut_
@@ -205,7 +206,7 @@ def _readers(wiring: Wiring, axis: int) -> list[str]:
 
 def _measurable(net: nn.Module, name: str) -> bool:
     layer = as_dense(net.get_submodule(name))
-    return isinstance(layer, WRITING_LAYERS) and getattr(layer, "groups", 1) == 1
+    return isinstance(layer, WRITING_LAYERS) and declaration_of(layer) is None and getattr(layer, "groups", 1) == 1
 
 
 def lost_rows(rows: Tensor, lost: Tensor, metric: Metric | None, refit: bool) -> Tensor:

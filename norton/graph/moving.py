@@ -28,7 +28,7 @@ MOVES = frozenset(
         ),
         *("flatten", "unflatten", "unsqueeze", "squeeze", "expand", "repeat", "tile", "repeat_interleave", "flip"),
         *("chunk", "split", "tensor_split", "unsafe_chunk", "unsafe_split", "split_with_sizes", "unbind", "narrow"),
-        *("select", "index_select", "getitem", "cat", "concat", "concatenate", "stack", "hstack", "vstack"),
+        *("select", "getitem", "cat", "concat", "concatenate", "stack", "hstack", "vstack"),
         *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle"),
     )
 )

@@ -48,6 +48,7 @@ FOLLOWED = {  # name → network, widths of the axes that can be cut
     "index_select": (lambda: Net(lambda m, y: y.index_select(1, m.order)), {"a": 8, "b": 6}),
     "index_select by names": (lambda: Net(lambda m, y: torch.index_select(y, dim=-3, index=m.order)), {"a": 8, "b": 6}),
     "channels last": (lambda: Net(by_last), {"a": 8, "b": 6}),
+    "and of rows": (lambda: Net(lambda m, y: y[:, m.order].index_select(2, torch.tensor([3, 1, 0]))), {"a": 8, "b": 6}),
     "some of them": (lambda: Net(lambda m, y: y[:, m.order], [6, 1, 4]), {"a": 5, "a#2": 3, "b": 6}),
     "some of them twice": (lambda: Net(lambda m, y: y[:, m.order], [*ORDER, 2, 2, 5]), {"a": 6, "b": 6}),
     "beside the whole": (lambda: Net(beside_the_whole, reads=16), {"a": 8, "b": 6}),
@@ -106,6 +107,7 @@ WHOLE = {
     "a tensor in an attribute": lambda m, y: y[:, m.plain],
     "a list": lambda m, y: y[:, ORDER],
     "computed places": lambda m, y: y[:, m.order.flip(0)],
+    "places of which some are taken": lambda m, y: y[:, m.order].index_select(2, m.order[:4] % 4),
     "places that are read elsewhere, too": lambda m, y: y[:, m.order] * m.order.float().mean(),
 }
 

@@ -25,7 +25,7 @@ _SHUFFLES = ("channelshuffle", "channel_shuffle", "native_channel_shuffle")
 _JOINS = ("cat", "concat", "concatenate", "stack", "hstack", "vstack")
 
 
-@rule(" ".join(MOVES), layers=MOVING_LAYERS, joins=True, gives_parts=True)
+@rule(" ".join((*MOVES, "index_select")), layers=MOVING_LAYERS, joins=True, gives_parts=True)
 def move(tracer: ChannelTracer, node: fx.Node) -> Located:
     """Channels at their new places."""
     first = first_argument(node)
@@ -42,6 +42,13 @@ def move(tracer: ChannelTracer, node: fx.Node) -> Located:
         return tracer.unknown(node, "squeeze without a dimension also removes a channel axis of width 1")
     if (index := _index_of_channels(tracer, node, given[0])) is not None:
         return _taken(tracer, node, given[0], index)
+    if name == "index_select":
+        along = argument(node, 1, "dim") % value_of(node).dim()
+        return (
+            tracer.unknown(node, "it takes some of the channels by their position")
+            if along in given[0].dims
+            else given[0]
+        )
     if name in (*_PARTS, "unbind", "select", "getitem", "narrow") and not _parts_follow(tracer, node, given[0]):
         return None
     layer = tracer.layer(node) if node.op == "call_module" else None
