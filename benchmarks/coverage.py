@@ -108,6 +108,8 @@ def randomised(net: nn.Module) -> nn.Module:
             ("running_mean", "beta", "pos_embed", "cls_token", "pos_embedding", "class_token", "bias_table")
         ):
             tensor.zero_()
+        elif tensor.dim() > 1 and not tensor.any():  # a classifier that begins at zero hides all before it
+            tensor.normal_(0, tensor[0].numel() ** -0.5, generator=generator)
     for layer in net.modules():
         for key, tensor in layer._parameters.items():
             if key == "bias" and tensor is not None and not is_writer(layer):
