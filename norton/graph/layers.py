@@ -31,8 +31,9 @@ WRITING_LAYERS = (*CONVOLUTIONS, *TRANSPOSED_LAYERS, nn.Linear)
 # Modules of torch that do nothing but call others.
 _AROUND_LAYERS = (nn.Sequential, nn.TransformerEncoder, nn.TransformerEncoderLayer)
 # What a class that is derived from one of torch's may not define, if it is to compute as that does.
+_COMPUTING_METHODS = {"forward", "_conv_forward", "_output_padding", "_apply_instance_norm", "_call_impl"}
 _COMPUTING = {
-    *("forward", "_conv_forward", "_output_padding", "_apply_instance_norm", "__call__", "_call_impl"),
+    *(*_COMPUTING_METHODS, "__call__"),
     *("weight", "bias", "running_mean", "running_var", "__getattr__", "__getattribute__"),
 }
 
@@ -96,7 +97,7 @@ def torch_kind(layer: nn.Module) -> type[nn.Module] | None:
 
     A parametrised layer counts as what it was, see `torch.nn.utils.parametrize.is_parametrized`.
     """
-    if "forward" in vars(layer) or declaration_of(layer) is not None:
+    if not _COMPUTING_METHODS.isdisjoint(vars(layer)) or declaration_of(layer) is not None:
         return None
     for kind in type(layer).__mro__:
         if kind.__module__ == "torch.nn.utils.parametrize":
