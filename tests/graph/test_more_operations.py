@@ -51,7 +51,6 @@ MAKE = {
     "one mask for all": lambda: Between(lambda n, x: x * x.sum(1, keepdim=True).sigmoid().expand_as(x)),
     "other positions": lambda: Between(sampled),
     "selected kernels": Selecting,
-    "sums along rows": lambda: Between(lambda n, x: x.cumsum(2)),
     "one layer that computes otherwise": Patched,
 }
 

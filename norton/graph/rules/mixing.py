@@ -72,7 +72,7 @@ def normalize(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     return tracer.input(node) if _order(node) > 0 else tracer.unknown(node, "it mixes all channels")
 
 
-@rule("softmax log_softmax cumsum cumprod logcumsumexp", layers=[nn.Softmax, nn.LogSoftmax, nn.Softmax2d])
+@rule("softmax log_softmax", layers=[nn.Softmax, nn.LogSoftmax, nn.Softmax2d])
 def softmax(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """Channels stay apart along another dimension."""
     x, dim = tracer.input(node), argument(node, 1, "dim")
