@@ -16,8 +16,7 @@ SHIFTED = "a shortcut moves its channels by position, and they are grouped, flat
 class Axes:
     """Axes are numbered in the order in which layers write them.
 
-    of, unit: id of a channel → its axis (-1 where no layer writes it), and the unit of that axis.  unit_of: the same
-    unit, numbered over the whole network.
+    of, unit: id of a channel → its axis (-1 where no layer writes it), and the unit of that axis.
     writers: of each axis, the layers whose filters are its units.  filters: of a unit, in each of these.
     names: of the axes, after their first writers.  frozen: axis → why it must stay whole.
     shifts: pairs of axes that a crop-or-pad shortcut joins.
@@ -25,7 +24,6 @@ class Axes:
 
     of: np.ndarray
     unit: np.ndarray
-    unit_of: np.ndarray
     widths: list[int]
     writers: list[list[str]]
     filters: list[list[int]]
@@ -47,7 +45,7 @@ def find_axes(
     written: layer → its filters.  used: what each layer reads or passes, and each parameter stands for.  Units are
     alike if the same layers write them, with as many filters each, the same use them, and both or none are frozen.
     """
-    unit_of, units = _connected(count, ties)
+    unit_of, units = connected(count, ties)
     reasons = _reasons(unit_of, units, frozen, shifts)
     first = np.full(units, count)  # filter of a unit, of those that layers write
     for filters in written.values():
@@ -74,12 +72,10 @@ def find_axes(
     for axis, width in enumerate(widths):
         if width == 1 < max(filters_of[axis]):
             whole.setdefault(axis, MIXED)
-    return Axes(
-        of, within[unit_of], unit_of, widths, writers, filters_of, _names(writers), whole, [e for e in edges if e]
-    )
+    return Axes(of, within[unit_of], widths, writers, filters_of, _names(writers), whole, [e for e in edges if e])
 
 
-def _connected(count: int, ties: Ties) -> tuple[np.ndarray, int]:
+def connected(count: int, ties: Ties) -> tuple[np.ndarray, int]:
     """(id of a channel → unit, number of units)."""
     from scipy.sparse import coo_array  # which few commands need
     from scipy.sparse.csgraph import connected_components

@@ -9,7 +9,7 @@ into ours, which recorded plans replay, so that it saves little.)
 """
 
 import copy
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import torch
@@ -53,23 +53,36 @@ def trace_wiring(net: nn.Module, example: Example | None = None) -> Wiring:
         raise InputError(f"{net._get_name()} has no parameters, so there is nothing to cut; pass the network around it")
     check_declared(net)
     made, records = recorded(net, example)
-    tracer = _followed(net, made, records, set())
-    for place in list(tracer.wiring.doubtful):  # the other way round, where that leaves more to cut
+
+    def followed(other_way: Set[Any]) -> ChannelTracer:
+        return _followed(net, records, other_way)
+
+    def proved(other_way: Set[Any]) -> ChannelTracer:
+        tracer = followed(other_way)
+        prove_(made, tracer, records)
+        return tracer
+
+    hoped = _most_free(followed(set()), followed)  # proving takes longer than following
+    return _most_free(proved(hoped.wiring.other_way), proved).wiring
+
+
+def _most_free(tracer: ChannelTracer, follow: Callable[[Set[Any]], ChannelTracer]) -> ChannelTracer:
+    """Doubtful places the other way round, one after the other, where that leaves more to cut."""
+    for place in list(tracer.wiring.doubtful):
         if not tracer.wiring.is_free:
-            other = _followed(net, made, records, tracer.wiring.other_way ^ {place})
+            other = follow(tracer.wiring.other_way ^ {place})
             if other.wiring.free_filters > tracer.wiring.free_filters:
                 tracer = other
-    return tracer.wiring
+    return tracer
 
 
-def _followed(net: nn.Module, made: nn.Module, records: Sequence[Record], other_way: Set[Any]) -> ChannelTracer:
-    """What follows from records, and was proved on the copy that they are of."""
+def _followed(net: nn.Module, records: Sequence[Record], other_way: Set[Any]) -> ChannelTracer:
+    """What follows from records, not proved yet."""
     tracer = ChannelTracer(net, other_way)
     for one in records:
         follow(tracer, one.graph)
         freeze_undecided(tracer, one.graph)
     freeze_obstacles(net, tracer.finished())
-    prove_(made, tracer, records)
     return tracer
 
 

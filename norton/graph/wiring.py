@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from norton.common.tables import ShownAsTable
-from norton.graph.axes import Axes, Channels, find_axes
+from norton.graph.axes import Axes, Channels, connected, find_axes
 from norton.graph.layers import WRITING_LAYERS, groups_of, is_decomposed, width
 from norton.graph.parameters import ENTRY_LAYERS, OWN_NUMBERS
 
@@ -48,6 +48,7 @@ class Wiring(ShownAsTable):
         self._shifts: list[tuple[Channels, Channels]] = []
         self._written: dict[str, Channels] = {}
         self._found: Axes | None = None
+        self._first: tuple[tuple[int, int], Channels] = (0, 0), np.arange(0)  # of each unit, at so many ids and ties
         self.passes: list[tuple[str, Channels]] = []
         self.reads: list[tuple[str, Channels]] = []
         self.parameters: list[tuple[str, Channels, int]] = []
@@ -295,10 +296,13 @@ class Wiring(ShownAsTable):
 
     def representatives(self, x: Channels) -> Channels:
         """For each channel the first one that it can only go together with."""
-        unit_of = self.axes.unit_of
-        first = np.full(unit_of.max(initial=0) + 1, self._count)
-        np.minimum.at(first, unit_of, np.arange(self._count))
-        return first[unit_of[x]]
+        ties = self._count, len(self._ties)
+        if self._first[0] != ties:
+            unit_of, units = connected(self._count, self._ties)
+            first = np.full(units, self._count)
+            np.minimum.at(first, unit_of, np.arange(self._count))
+            self._first = ties, first[unit_of]
+        return self._first[1][x]
 
     def axes_in(self, x: Channels) -> set[int]:
         """The axes that some channels belong to."""
