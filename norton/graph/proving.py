@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from norton.common.errors import first_line
+from norton.common.errors import InputError, first_line
 from norton.graph.channels import ChannelTracer, LocatedChannels, located_in
 from norton.graph.deciding import values_decided
 from norton.graph.execution import LINE, record
@@ -34,6 +34,7 @@ from norton.graph.slicing import SizeError, cut_
 from norton.graph.wiring import Wiring, positions
 
 TRIALS = 2
+_WAY_OUT = "take other rates, or leave the layers around it whole, compress_rate={LAYER: 0, '*': 0.3}"
 COUNTED = "it computes with the number of channels"
 
 
@@ -59,6 +60,24 @@ def prove_(net: nn.Module, tracer: ChannelTracer, records: Sequence[Record]) -> 
             if found is None:
                 break
             _freeze_found(tracer, *found, keep)
+
+
+def check_cut(
+    net: nn.Module, tracer: ChannelTracer, records: Sequence[Record], keep: Mapping[int, Sequence[int]]
+) -> None:
+    """Raise InputError, naming the place, where a network does not follow the very cut that is to be made.
+
+    Trial cuts are few, and what fits in all of them may be chance.
+    """
+    try:
+        cut = copy.deepcopy(net)
+        cut_(cut, tracer.wiring, keep)
+        found = next((found for one in records if (found := _tried(cut, tracer, one, keep))), None)
+    except SizeError as error:
+        raise InputError(f"{error}; {_WAY_OUT}") from None
+    if found is not None:
+        node, reason = found[1]
+        raise InputError(f"{place_of(node)}: at these widths {reason}; {_WAY_OUT}")
 
 
 def _freeze_found(

