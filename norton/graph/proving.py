@@ -69,6 +69,8 @@ def check_cut(
 
     Trial cuts are few, and what fits in all of them may be chance.
     """
+    if not keep:
+        return
     try:
         cut = copy.deepcopy(net)
         cut_(cut, tracer.wiring, keep)

@@ -54,6 +54,13 @@ def trace_wiring(net: nn.Module, example: Example | None = None) -> Wiring:
         raise InputError(f"{net._get_name()} has no parameters, so there is nothing to cut; pass the network around it")
     check_declared(net)
     made, records = recorded(net, example)
+    tracer = _most_free_of(net, made, records)
+    tracer.wiring.check_cut = partial(check_cut, made, tracer, records)  # type: ignore[method-assign]
+    return tracer.wiring
+
+
+def _most_free_of(net: nn.Module, made: nn.Module, records: Sequence[Record]) -> ChannelTracer:
+    """What follows from records and is proved, with doubtful places the way round that leaves most to cut."""
 
     def followed(other_way: Set[Any]) -> ChannelTracer:
         return _followed(net, records, other_way)
@@ -64,9 +71,7 @@ def trace_wiring(net: nn.Module, example: Example | None = None) -> Wiring:
         return tracer
 
     hoped = _most_free(followed(set()), followed)  # proving takes longer than following
-    tracer = _most_free(proved(hoped.wiring.other_way), proved)
-    tracer.wiring.check_cut = partial(check_cut, made, tracer, records)  # type: ignore[method-assign]
-    return tracer.wiring
+    return _most_free(proved(hoped.wiring.other_way), proved)
 
 
 def _most_free(tracer: ChannelTracer, follow: Callable[[Set[Any]], ChannelTracer]) -> ChannelTracer:

@@ -71,16 +71,14 @@ def prune(
     scoring = Scoring(criterion, options, named, images, labels, seed, progress)
     if options.compensate and images is not None:
         check_images(net, images)
-    rated = how.rated(net, wiring)
-    small = copied(net)
+    rated, small = how.rated(net, wiring), copied(net)
     remember_example_(small, example)
     keep = choose_channels(small, wiring, rated, how, scoring)
     if not keep and (spared := how.spared(net, wiring)):
         why = "; ".join(f"{layer}: {reason}" for layer, reason in list(spared.items())[:3])
         warnings.warn(f"nothing is removed, though rates ask for it: {why}", stacklevel=2)
     step = {"op": "prune", "keep": {wiring.name(axis): list(map(int, channels)) for axis, channels in keep.items()}}
-    if keep:
-        wiring.check_cut(keep)
+    wiring.check_cut(keep)
     cut_(small, wiring, keep)  # as replaying the step does, without finding the wiring again
     if options.compensate and images is None:
         warn(f"compensate={options.compensate} without calibration images: not compensated")
