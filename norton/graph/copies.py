@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -52,9 +53,11 @@ def _renew_(layer: nn.Module) -> None:
 
 
 def computed_otherwise(layer: nn.Module) -> bool:
-    """Whether a layer's weight is neither a parameter nor computed by a hook that `copied` knows."""
+    """Whether a layer's weight is neither a parameter nor computed by a hook that `copied` knows, or its bias is."""
     hooks = layer._forward_pre_hooks.values()
-    return "weight" not in layer._parameters and not any(isinstance(hook, _HOOKS) for hook in hooks)
+    return is_parametrized(layer) or (
+        "weight" not in layer._parameters and not any(isinstance(hook, _HOOKS) for hook in hooks)
+    )
 
 
 def is_hooked(layer: nn.Module) -> bool:

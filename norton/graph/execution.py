@@ -6,11 +6,9 @@ is a `torch.fx.Graph` with one node for each layer that is called, for each oper
 number that comes of a size; a node holds what it gave, see `norton.graph.nodes.value_of`.
 """
 
-import operator
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,9 +21,10 @@ from torch.utils._pytree import tree_leaves
 
 from norton.graph.deciding import CALLS, TOLD, indexes_by_values, takes_values
 from norton.graph.layers import is_leaf
-from norton.graph.lines import running_line, runs_in_einops
-from norton.graph.nodes import DECIDED, HOLDING_NUMBERS, READ, VALUE, name_of, parts_of
+from norton.graph.lines import running_line
+from norton.graph.nodes import HOLDING_NUMBERS, READ, VALUE, name_of, parts_of
 from norton.graph.numbers import OwnNumber
+from norton.graph.sizes import Number, Real, Recorded, einops_without_memory, plain
 from norton.graph.weight_norms import is_weight_normed
 
 # What Python asks a tensor that says nothing of its values or sizes.
@@ -56,7 +55,7 @@ def record(
     """
     recorder = _Recorder(net, decided)
     device = next((tensor.device for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)), "cpu")
-    with recorder.watching(), torch.device(device), _einops_without_memory(), _PastFunctions(recorder), recorder:
+    with recorder.watching(), torch.device(device), einops_without_memory(), _PastFunctions(recorder), recorder:
         for value in tree_leaves((args, kwargs)):
             recorder.add_input(value)
         try:
@@ -66,79 +65,6 @@ def record(
             raise
     recorder.graph.output(recorder.outputs(output)).meta[VALUE] = None
     return recorder.graph
-
-
-@contextmanager
-def _einops_without_memory() -> Iterator[None]:
-    """Let einops, where it is in use, compute sizes anew: else it gives numbers of an earlier call for equal ones."""
-    module = sys.modules.get("einops.einops")
-    if module is None:
-        yield
-        return
-    remembering = module._reconstruct_from_shape
-    module._reconstruct_from_shape = module._reconstruct_from_shape_uncached  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        module._reconstruct_from_shape = remembering  # type: ignore[attr-defined]
-
-
-class _Recorded:
-    """A number whose node is made when something takes it."""
-
-    recorder: "_Recorder"
-    make: Callable[[], fx.Node]
-
-    @cached_property
-    def node(self) -> fx.Node:
-        return self.make()
-
-
-class Number(_Recorded, int):
-    """A whole number that comes of a tensor's size."""
-
-
-class Real(_Recorded, float):
-    """A number that is computed of such."""
-
-
-def _computing(function: Callable, reverse: bool) -> Callable:
-    def compute(self: Any, *others: Any) -> Any:
-        numbers = [*others, self] if reverse else [self, *others]
-        plain = [_plain(number) for number in numbers]
-        if any(value is NotImplemented for value in plain):
-            return NotImplemented
-        return self.recorder.number(function(*plain), "call_function", function, numbers, {})
-
-    return compute
-
-
-def _deciding(function: Callable) -> Callable:
-    """A comparison, on which the network's code may decide."""
-
-    def decide(self: Any, *others: Any) -> Any:
-        for number in (self, *others):
-            if isinstance(number, _Recorded) and not runs_in_einops():
-                number.node.meta[DECIDED] = True
-        return function(self, *others)
-
-    return decide
-
-
-def _plain(number: Any) -> Any:
-    if isinstance(number, bool) or not isinstance(number, int | float):
-        return NotImplemented
-    return int(number) if isinstance(number, int) else float(number)
-
-
-for _kind in (Number, Real):
-    for _operation in ("add", "sub", "mul", "floordiv", "truediv", "mod", "pow"):
-        setattr(_kind, f"__{_operation}__", _computing(getattr(operator, _operation), False))
-        setattr(_kind, f"__r{_operation}__", _computing(getattr(operator, _operation), True))
-    _kind.__neg__ = _computing(operator.neg, False)  # type: ignore[assignment]
-    for _operation in ("eq", "ne", "lt", "le", "gt", "ge", "bool"):
-        setattr(_kind, f"__{_operation}__", _deciding(getattr(_kind.__mro__[2], f"__{_operation}__")))
-    _kind.__hash__ = _kind.__mro__[2].__hash__  # type: ignore[assignment]
 
 
 class _Recorder(TorchFunctionMode):
@@ -274,9 +200,9 @@ class _Recorder(TorchFunctionMode):
 
     def argument(self, value: Any) -> Any:
         """A value as an argument of a node."""
-        if isinstance(value, _Recorded) and value.recorder is not self:
-            return _plain(value)  # of an earlier record, which the network's code remembered
-        if isinstance(value, _Recorded | _Node):
+        if isinstance(value, Recorded) and value.recorder is not self:
+            return plain(value)  # of an earlier record, which the network's code remembered
+        if isinstance(value, Recorded | _Node):
             return value.node
         if not isinstance(value, Tensor):
             known = value is None or value is ... or isinstance(value, (*fx.node.base_types, slice))
@@ -327,7 +253,7 @@ class _Recorder(TorchFunctionMode):
     def number(self, value: Any, op: str, target: Any, args: Any, kwargs: Any) -> Any:
         """A number that is the result of an operation."""
         found: Any = Number(value) if isinstance(value, int) else Real(value) if isinstance(value, float) else value
-        if isinstance(found, _Recorded):
+        if isinstance(found, Recorded):
             found.recorder, found.make = self, partial(self.add, op, target, args, kwargs, value)
         return found
 
@@ -368,7 +294,7 @@ def _is_transformed(*values: Any) -> bool:
 
 
 def _without_node(value: Any) -> Any:
-    return _plain(value) if isinstance(value, _Recorded | OwnNumber) else value
+    return plain(value) if isinstance(value, Recorded | OwnNumber) else value
 
 
 class _Node:

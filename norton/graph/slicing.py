@@ -7,6 +7,7 @@ from typing import Any, overload
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from norton.graph.declarations import declaration_of, holder
 from norton.graph.layers import TRANSPOSED_LAYERS, groups_of, is_decomposed
@@ -145,9 +146,9 @@ def obstacle(layer: nn.Module) -> str | None:
     reads_and_writes = hasattr(layer, "out_channels") or hasattr(layer, "out_features")
     if not (all(slicers) if reads_and_writes else any(slicers)):
         return f"there is no slicer for a {kind}"
-    plain = "weight" in layer._parameters or is_weight_normed(layer)
+    plain = is_weight_normed(layer) or ("weight" in layer._parameters and not is_parametrized(layer))
     if not is_decomposed(layer) and not isinstance(layer, _OF_SEVERAL) and not plain:
-        return f"the weight of the {kind} is computed from others (a parametrisation)"
+        return f"a weight or bias of the {kind} is computed from others (a parametrisation)"
     return None
 
 

@@ -314,3 +314,14 @@ def test_other_weights_are_refused():
     ):
         with pytest.raises(ValueError, match="is a product of its parts"):
             layer.weight = nn.Parameter(weight.detach())
+
+
+@pytest.mark.parametrize("which", ["weight", "bias"])
+def test_a_layer_with_a_parametrisation_stays_whole(which):
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3))
+    nn.utils.parametrize.register_parametrization(net[2], which, nn.Identity())
+    x = torch.randn(2, 3, 12, 12)
+    with pytest.warns(UserWarning, match="2"):
+        small = norton.decompose(net, 9, "tucker")
+    assert (type(small[0]).__name__, type(small[2])) == ("TuckerConv", type(net[2]))
+    assert small(x).shape == net(x).shape
