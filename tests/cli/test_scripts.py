@@ -200,7 +200,7 @@ def test_a_network_of_torchvision(tmp_path, monkeypatch, capsys):
         if command.startswith("prune"):
             assert "left whole" in said
     whole = json.loads((tmp_path / "a" / "metrics.json").read_text())["left_whole"]
-    assert "splits channels" in whole["stage2.0.branch1.2"]
+    assert "its channels are mixed" in whole["stage3.0.branch1.2"]
     cost = json.loads((tmp_path / "c" / "metrics.json").read_text())
     assert cost["arch"] == "torchvision.models.shufflenet_v2_x0_5"
     assert cost["params"] < 0.9 * cost["dense"]["params"]
