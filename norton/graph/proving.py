@@ -1,9 +1,9 @@
 """A wiring proved by running the network again: after a trial cut, every operation must give what was predicted.
 
 A record has the numbers in the code as they were (`view(-1, 32)`, `x[:, :16]`, `split(self.width)`), and cannot tell
-which of them follow the widths.  So a copy without values is cut a little everywhere and recorded again.  Where it
-fails, gives another shape than the wiring says, or computes with another number, the channels that reach that place
-have to stay.
+which of them follow the widths.  So copies without values are cut at random everywhere and recorded again.  Where one
+fails, gives another shape than the wiring says, computes with another number, or has its channels at other places, the
+channels that reach that place have to stay.
 """
 
 import copy
