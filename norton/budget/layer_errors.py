@@ -52,7 +52,7 @@ def probe_layers(
         def fit(weight: Tensor, metric: Metric | None) -> nn.Module:
             for probe in probes[name]:
                 probe(weight, metric)
-            return copy.deepcopy(net.get_submodule(name))
+            return copy.deepcopy(net.get_submodule(name)).to(weight.dtype)
 
         return fit
 

@@ -4,7 +4,7 @@
 forward pass calls, `replay` plays it back on the images layer by layer,
 `input_moments` gathers what a layer reads, `metric` is the distance in which the error of an output is that of a
 weight; with these, `outputs` fits one layer after the other, and `compensation` those that pruning left.
-`output_errors` measures layers, `batchnorm` re-estimates statistics.
+`precision` is about networks in half of it, `output_errors` measures layers, `batchnorm` re-estimates statistics.
 
 Imports `common` and `graph`.  What makes a layer of a target and a metric is given as a function: the decompositions
 are in `decomposition`, above.  Where images come from is the matter of `data`.

@@ -21,6 +21,7 @@ from norton.calibration.batches import Images, batches_of
 from norton.calibration.layer_calls import record_calls
 from norton.calibration.metric import Metric
 from norton.calibration.outputs import LayerFit, fit_to_outputs
+from norton.calibration.precision import as_float32, images_for
 from norton.calibration.settings import Calibration
 from norton.graph.copies import copied
 from norton.graph.layers import WRITING_LAYERS, groups_of, in_layout_of, is_decomposed, is_norm, torch_kind
@@ -67,8 +68,8 @@ def layers_to_fit(small: nn.Module, inputs: Mapping[str, Sequence[int]], images:
     # Sequentially also those that read as many channels as before, for these are no longer quite the same.  ResNet-56
     # on clutter without 70% of the filters inside of its blocks, nothing trained, 256 images: top-1 is 94.9% with them
     # and 92.0% without, the relative squared error of the logits 0.030 and 0.089; top-1 was 96.3% before.
-    one = batches_of(images, 1, next(small.parameters()).device)[0].first(1)
-    calls = record_calls(copied(small).eval(), one)
+    one = batches_of(images_for(small, images), 1, next(small.parameters()).device)[0].first(1)
+    calls = record_calls(copied(as_float32(small)).eval(), one)
     shared = sharing_layers(small)
     able = [
         name
@@ -95,7 +96,7 @@ def _fit_of(layer: nn.Module, sweeps: int) -> LayerFit:
     """How a layer that stays of its kind and size is fitted: towards W*, from what it is."""
 
     def fit(target: Tensor, metric: Metric | None) -> nn.Module:
-        new = copy.deepcopy(layer)
+        new = copy.deepcopy(layer).to(target.dtype)
         if metric is None:
             return new
         if is_decomposed(new):

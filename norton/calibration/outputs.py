@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from norton.calibration.batches import Images, batches_of, count_of
 from norton.calibration.input_moments import InputMoments, count_positions, gather_moments
 from norton.calibration.metric import GroupedMetric, Metric
+from norton.calibration.precision import as_float32, images_for, rounded_like_
 from norton.calibration.replay import Replay
 from norton.calibration.settings import Calibration, check_images
 from norton.common.errors import InputError, first_line, warn
@@ -61,6 +62,7 @@ def fit_to_outputs(
     read: layer → the channels of what it reads in `before` that it reads in `small`, where these are not all.
     doing: what the bar shows.
 
+    Networks in half precision are fitted in float32, what `fits` take included, and the result is rounded to theirs.
     Biases are corrected so that each output keeps its mean; where a layer has none, a BatchNorm that alone reads it is.
     In the sequential form the means of all BatchNorms follow those of their inputs.
 
@@ -70,7 +72,8 @@ def fit_to_outputs(
     its layers in another order for other images.
     """
     check_images(before, images)
-    result = copied(small).eval()
+    images = images_for(before, images)
+    before, result = as_float32(before), copied(as_float32(small)).eval()
     new: dict[str, nn.Module] = {}
     with ExitStack() as forms:
         forms.enter_context(in_form(result, "fast"))
@@ -94,7 +97,7 @@ def fit_to_outputs(
     modes = {name: layer.training for name, layer in small.named_modules()}
     for name, layer in result.named_modules():
         layer.training = modes.get(name, layer.training)
-    return result
+    return rounded_like_(result, small)
 
 
 @dataclass

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from norton.calibration.batches import Images, batches_of
+from norton.calibration.precision import is_coarse
 from norton.common.checks import check_boolean, check_number, check_whole_number
 from norton.common.errors import InputError
 from norton.graph.input_sizes import dimensions, stated_size
@@ -44,19 +45,12 @@ def check_images(net: nn.Module, images: Images) -> None:
     """Raise InputError for calibration images that are none, or not of the network's size."""
     if isinstance(images, Tensor):
         _check_size(net, images)
-    dtype = next(net.parameters()).dtype
     for batch in batches_of(images, 128):
         for x in batch.tensors:
-            if x.is_floating_point() and x.dtype != dtype:
-                raise InputError(
-                    f"calibration images are {x.dtype}, the network {dtype}; give both the same with .to()"
-                )
+            if x.is_floating_point():
+                _check_precision(net, x)
             if not x.isfinite().all():
                 raise InputError("calibration images have infinite or undefined values")
-    if torch.finfo(dtype).bits < 32:
-        raise InputError(
-            f"the network is {dtype}, too coarse to fit to outputs; take net.float(), and go back after it"
-        )
 
 
 def _check_size(net: nn.Module, images: Tensor) -> None:
@@ -70,6 +64,11 @@ def _check_size(net: nn.Module, images: Tensor) -> None:
     if size is not None and tuple(images.shape[1:]) != size:
         has, takes = ("×".join(map(str, shape)) for shape in (images.shape[1:], size))
         raise InputError(f"calibration images of {has}; the network takes {takes}: resize them as for evaluation")
+    _check_precision(net, images)
+
+
+def _check_precision(net: nn.Module, images: Tensor) -> None:
     dtype = next(net.parameters()).dtype
-    if images.dtype != dtype:
+    allowed = (dtype, torch.float32) if is_coarse(dtype) else (dtype,)  # in which such a network is fitted
+    if images.dtype not in allowed:
         raise InputError(f"calibration images are {images.dtype}, the network {dtype}; give both the same with .to()")

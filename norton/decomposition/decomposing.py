@@ -126,7 +126,7 @@ def _for_outputs(
 
     def fit_of(name: str, rank: int | list[int]) -> Callable:
         def fit(target: Tensor, metric: Metric | None) -> nn.Module:
-            dense = copy.deepcopy(net.get_submodule(name))
+            dense = copy.deepcopy(net.get_submodule(name)).to(target.dtype)
             dense.weight.data.copy_(in_layout_of(dense, target))
             layer = decomposition.from_conv(dense, rank, name=name or "conv", **options)
             if metric is not None:

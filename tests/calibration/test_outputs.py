@@ -265,11 +265,6 @@ def test_images_that_a_network_without_a_size_does_not_take():
             norton.decompose(net, 1, objective="outputs", images=torch.zeros(2, *size))
 
 
-def test_coarse_networks_are_refused(net):
-    with pytest.raises(InputError, match=r"the network is torch.float16, too coarse to fit to outputs; take net.float"):
-        norton.decompose(net.half(), 1, objective="outputs", images=calibration_images().half())
-
-
 def test_infinite_activations_are_named(net):
     net.bn1.running_mean[0] = torch.nan
     with pytest.raises(InputError, match=r"conv2: what it reads .* is infinite or undefined"):
