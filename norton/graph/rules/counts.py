@@ -1,5 +1,7 @@
 """Numbers and shapes in a forward pass: the channels whose number they depend on."""
 
+from typing import Any
+
 import numpy as np
 from torch import fx
 
@@ -39,3 +41,25 @@ def _part_of_shape(tracer: ChannelTracer, node: fx.Node, source: fx.Node) -> Cha
 def _counted(tracer: ChannelTracer, tensor: fx.Node, dims: list[int] | range) -> Channels | None:
     x = tracer.at(tensor)
     return x.ids.flatten().numpy() if x is not None and not set(x.dims).isdisjoint(dims) else None
+
+
+def number_of(size: Any) -> int:
+    """The value of a size that an operation is given, recorded or written down."""
+    return value_of(size) if isinstance(size, fx.Node) else size
+
+
+def is_count(tracer: ChannelTracer, size: Any, number: int) -> bool:
+    """Whether a size is the number of so many channels, of whatever tensor, rather than computed of it."""
+    if not isinstance(size, fx.Node) or name_of(size) not in ("size", "getitem"):
+        return False
+    counted = tracer.counts.get(size)
+    return counted is not None and len(counted) == number
+
+
+def tie_counts(tracer: ChannelTracer, counted: Channels | None, channels: Channels) -> None:
+    """A tensor gets as many channels as another one has: they lose the same ones, if they are not the same anyway."""
+    if counted is None or len(counted) != len(channels):
+        return
+    same = (sorted(tracer.wiring.representatives(ids)) for ids in (counted, channels))
+    if next(same) != next(same):
+        tracer.wiring.add(counted, channels)
