@@ -12,7 +12,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves
 
-_HOOKS = (SpectralNorm, WeightNorm, BasePruningMethod)  # of torch, that compute a weight before each call
+COMPUTING_HOOKS = (SpectralNorm, WeightNorm, BasePruningMethod)  # of torch, that compute a weight before each call
 _KINDS_OF_HOOKS = (
     *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs"),
     *("_forward_hooks_always_called", "_backward_hooks", "_backward_pre_hooks"),
@@ -27,7 +27,7 @@ def copied(net: nn.Module) -> nn.Module:
     """
     made = copy.deepcopy(net, {id(tensor): tensor.detach().clone() for tensor in computed_tensors(net)})
     for layer in nn.Module.modules(made):
-        _renew_(layer)
+        renew_(layer)
     return made
 
 
@@ -43,11 +43,11 @@ def computed_tensors(net: nn.Module) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _renew_(layer: nn.Module) -> None:
-    """Compute what torch's hooks compute before a call, as in evaluation."""
+def renew_(layer: nn.Module) -> None:
+    """Compute, in a layer, what torch's hooks compute before a call, as in evaluation."""
     training, layer.training = layer.training, False
     for hook in layer._forward_pre_hooks.values():
-        if isinstance(hook, _HOOKS):
+        if isinstance(hook, COMPUTING_HOOKS):
             hook(layer, ())
     layer.training = training
 
@@ -56,19 +56,19 @@ def computed_otherwise(layer: nn.Module) -> bool:
     """Whether a layer's weight is neither a parameter nor computed by a hook that `copied` knows, or its bias is."""
     hooks = layer._forward_pre_hooks.values()
     return is_parametrized(layer) or (
-        "weight" not in layer._parameters and not any(isinstance(hook, _HOOKS) for hook in hooks)
+        "weight" not in layer._parameters and not any(isinstance(hook, COMPUTING_HOOKS) for hook in hooks)
     )
 
 
 def is_hooked(layer: nn.Module) -> bool:
     """Whether a layer's call runs hooks other than those of torch that compute a weight."""
     before = layer._forward_pre_hooks.values()
-    return bool(layer._forward_hooks) or not all(isinstance(hook, _HOOKS) for hook in before)
+    return bool(layer._forward_hooks) or not all(isinstance(hook, COMPUTING_HOOKS) for hook in before)
 
 
 def keep_hooks_(old: nn.Module, new: nn.Module) -> None:
     """Let a module that takes the place of another call its hooks, but for those of torch that compute a weight."""
-    own = {key for key, hook in old._forward_pre_hooks.items() if isinstance(hook, _HOOKS)}
+    own = {key for key, hook in old._forward_pre_hooks.items() if isinstance(hook, COMPUTING_HOOKS)}
     for kind in _KINDS_OF_HOOKS:
         getattr(new, kind).update({key: hook for key, hook in getattr(old, kind).items() if key not in own})
     new._is_full_backward_hook = old._is_full_backward_hook

@@ -25,7 +25,7 @@ from norton.graph.lines import running_line
 from norton.graph.nodes import HOLDING_NUMBERS, READ, VALUE, name_of, parts_of
 from norton.graph.numbers import OwnNumber
 from norton.graph.sizes import Number, Real, Recorded, einops_without_memory, plain
-from norton.graph.weight_norms import is_weight_normed
+from norton.graph.weight_norms import computes_weight
 
 # What Python asks a tensor that says nothing of its values or sizes.
 _DESCRIBING = {
@@ -150,7 +150,7 @@ class _Recorder(TorchFunctionMode):
             if isinstance(module, torch.jit.ScriptModule):
                 continue  # it takes no hooks, and shows what it computes as scripted code does
             enter, leave = self._hooks(name, module)
-            first = is_weight_normed(module)  # its weight is computed by a hook, as a part of it
+            first = computes_weight(module)  # its weight is computed by a hook, as a part of it
             handles.append(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=first))
             handles.append(module.register_forward_hook(leave, with_kwargs=True))
         try:

@@ -21,7 +21,8 @@ def sharing_layers(net: nn.Module) -> set[str]:
     for name, layer in net.named_modules():
         for parameter in layer._parameters.values():
             if parameter is not None:
-                owners.setdefault(id(parameter), set()).add(declared.get(name, name))
+                owner = name.partition(".parametrizations.")[0]  # where torch keeps what it computes a weight of
+                owners.setdefault(id(parameter), set()).add(declared.get(owner, owner))
     return set().union(*(names for names in owners.values() if len(names) > 1))
 
 

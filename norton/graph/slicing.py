@@ -7,12 +7,11 @@ from typing import Any, overload
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from norton.graph.declarations import declaration_of, holder
 from norton.graph.layers import TRANSPOSED_LAYERS, groups_of, is_decomposed
 from norton.graph.numbers import change_number_
-from norton.graph.weight_norms import is_weight_normed, plain_weights
+from norton.graph.weight_norms import computes_otherwise, computes_weight, plain_weights
 from norton.graph.wiring import Channels, Wiring, positions
 
 
@@ -146,9 +145,9 @@ def obstacle(layer: nn.Module) -> str | None:
     reads_and_writes = hasattr(layer, "out_channels") or hasattr(layer, "out_features")
     if not (all(slicers) if reads_and_writes else any(slicers)):
         return f"there is no slicer for a {kind}"
-    plain = is_weight_normed(layer) or ("weight" in layer._parameters and not is_parametrized(layer))
-    if not is_decomposed(layer) and not isinstance(layer, _OF_SEVERAL) and not plain:
-        return f"a weight or bias of the {kind} is computed from others (a parametrisation)"
+    plain = isinstance(layer, _OF_SEVERAL) or computes_weight(layer) or "weight" in layer._parameters
+    if not is_decomposed(layer) and (computes_otherwise(layer) or not plain):
+        return f"a weight or bias of the {kind} is computed from others (a parametrisation or hook)"
     return None
 
 

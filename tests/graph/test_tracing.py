@@ -130,8 +130,9 @@ def test_a_bad_example(example):
         norton.prune(HAND_MADE["plain"][0](), 0.3, criterion="l2", example=example)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
 def test_a_weight_that_a_hook_computes_stays_whole():
-    normed = nn.utils.spectral_norm(conv(8, 8))
+    normed = nn.utils.prune.random_unstructured(nn.utils.weight_norm(conv(8, 8)), "weight_v", 0.3)
     net, x = nn.Sequential(conv(3, 16), nn.ReLU(), conv(16, 8), nn.ReLU(), normed).eval(), torch.randn(2, 3, 8, 8)
     wanted = net(x)  # after which torch does not copy it
     assert {"2", "4"} <= norton.wiring_of(net).left_whole.keys()

@@ -122,7 +122,7 @@ def _only_dim(args, kwargs) -> int | None:
 @torch.no_grad()
 def with_dead_filters(net: nn.Module, gone: dict[str, list[int]]) -> nn.Module:
     """A copy of a network in which these filters of each layer are zero."""
-    net = copied(net)
+    net = normed_by_the_living(copied(net))
     for name, filters in gone.items():
         layer = net.get_submodule(name)
         around = net.get_submodule(name.rpartition(".")[0])
@@ -139,7 +139,7 @@ def with_dead_filters(net: nn.Module, gone: dict[str, list[int]]) -> nn.Module:
             weight[filters] = 0
         set_weight_(layer, weight)
         if layer.bias is not None:
-            layer.bias[filters] = 0
+            getattr(layer, "bias_orig", layer.bias)[filters] = 0
     return standardised_by_the_living(net)
 
 
@@ -154,7 +154,55 @@ def set_weight_(layer: nn.Module, weight: Tensor) -> None:
         layer.weight_g.copy_(lengths)
         layer.weight_v.copy_(directions)
     else:
-        layer.weight.copy_(weight)
+        getattr(layer, "weight_orig", layer.weight).copy_(weight)
+
+
+def normed_by_the_living(net):
+    """A network whose spectral norms are those of filters and inputs that live, iterated to convergence.
+
+    A layer that loses neither keeps the vectors that it has.
+    """
+    for layer in net.modules():
+        parametrised = nn.utils.parametrize.is_parametrized(layer, "weight")
+        if parametrised and hasattr(layer.parametrizations.weight[0], "_u"):
+            before, weight = layer.weight.detach(), layer.parametrizations.weight.original
+            dim = layer.parametrizations.weight[0].dim
+            layer.__class__ = type(layer).__mro__[1]
+            del layer.parametrizations
+        elif hasattr(layer, "weight_u"):
+            before, weight = layer.weight.detach(), layer.weight_orig
+            [dim] = [hook.dim for hook in layer._forward_pre_hooks.values() if hasattr(hook, "dim")]
+            layer._forward_pre_hooks.clear()
+            del layer.weight, layer.weight_orig
+        else:
+            continue
+        layer.weight = nn.Parameter(weight.detach().clone())
+        layer.forward = _normed_forward(layer, before, dim)
+    return net
+
+
+def _normed_forward(layer, before, dim):
+    forward, whole = layer.forward, layer.weight.detach().clone()
+
+    def normed(x):
+        features = isinstance(layer, nn.Linear)
+        alive = (x != 0).movedim(-1 if features else 1, 0).flatten(1).any(1).to(x.dtype)
+        original = layer._parameters["weight"]
+        living = original.movedim(0 if isinstance(layer, TRANSPOSED_LAYERS) else 1, -1)
+        if isinstance(layer, TRANSPOSED_LAYERS) or getattr(layer, "groups", 1) == 1:
+            living = living * alive
+        else:
+            of_filter = alive.view(layer.groups, 1, -1).expand(-1, len(original) // layer.groups, -1).flatten(0, 1)
+            living = living * of_filter.view(len(original), *[1] * (living.dim() - 2), -1)
+        living = living.movedim(-1, 0 if isinstance(layer, TRANSPOSED_LAYERS) else 1)
+        normed = living / torch.linalg.matrix_norm(living.movedim(dim, 0).flatten(1), 2)
+        layer._parameters["weight"] = before if torch.equal(living, whole) else normed
+        try:
+            return forward(x)
+        finally:
+            layer._parameters["weight"] = original
+
+    return normed
 
 
 def standardised_by_the_living(net):

@@ -223,7 +223,7 @@ HAND_MADE = {  # name → network, widths of the axes that can be pruned, first 
     "a parametrised layer": (
         lambda: Net(
             lambda m, x: m.fc(m.c(m.b(m.a(x).relu()).relu()).mean([2, 3])),
-            **layers(b=nn.utils.parametrizations.spectral_norm(conv(8, 8)), c=conv(8, 8)),
+            **layers(b=nn.utils.parametrize.register_parametrization(conv(8, 8), "weight", nn.Tanh()), c=conv(8, 8)),
         ),
         {"c": 8},
         {"a", "b", "fc"},
