@@ -18,6 +18,7 @@ FOLLOWED = {
     "a GroupNorm of one group": ("norm", 5, []),
     "parts by narrow": ("unequal", 3, []),
     "halves by glu": ("glu", 5, []),
+    "a spectral norm": ("standardised", 2, []),
 }
 
 
