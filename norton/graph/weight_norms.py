@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from norton.graph.copies import COMPUTING_HOOKS, renew_
@@ -92,7 +91,7 @@ def _name(hook: Any) -> str:
 
 
 def _to_class_(layer: Any, kind: type) -> None:
-    """Make a parametrised layer what it was before; copies share its class, so that torch's own way would change them."""
+    """Make a parametrised layer what it was; copies share its class, so that torch's own way would change them."""
     layer.__class__ = kind.__mro__[1]
 
 

@@ -39,7 +39,7 @@ def test_cut_and_normed_again(form):
 
 
 class Normed(nn.Module):
-    """Plain, grouped, depthwise, transposed and linear layers whose weights are computed; only the last one is plain."""
+    """Plain, grouped, depthwise, transposed and linear layers whose weights are computed, but for the last."""
 
     input_size = (3, 9, 9)
 
