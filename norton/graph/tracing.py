@@ -26,7 +26,7 @@ from norton.graph.execution import record
 from norton.graph.inputs import Example, Inputs, candidate_inputs
 from norton.graph.layers import TRANSPOSED_LAYERS, WRITING_LAYERS
 from norton.graph.meta import at_inputs, needs_values, on_meta
-from norton.graph.nodes import DECIDED, holds_tensor, name_of, value_of
+from norton.graph.nodes import DECIDED, first_argument, holds_tensor, name_of, value_of
 from norton.graph.numbers import mark_numbers_
 from norton.graph.proving import Record, check_cut, prove_
 from norton.graph.rules import FUNCTION_RULES, RULES, Rule, check_declared, counted_channels, rule_of_layer
@@ -197,8 +197,7 @@ def _visit_attribute(tracer: ChannelTracer, node: fx.Node) -> Located:
     if (filters := _filters_of(tracer, owner, key)) is not None:
         return located(filters, 0, value.dim())
     long = [dim for dim, size in enumerate(value.shape) if size > 1] if name in tracer.free_tensors else []
-    users = [RULES.get(name_of(user)) for user in node.users]
-    if not long or not value.is_floating_point() or all(user is not None and user.takes_entries for user in users):
+    if not long or not value.is_floating_point() or all(_takes_entries(user, node) for user in node.users):
         return None  # which dimension has the channels, if any, shows what it meets: see the rules
     if len(long) > 1:  # perhaps the last one, as in a table with a column for each head
         place = (type(tracer.net.get_submodule(owner)).__qualname__, key)
@@ -207,6 +206,12 @@ def _visit_attribute(tracer: ChannelTracer, node: fx.Node) -> Located:
             return None
     channels = tracer.wiring.unwritten(value.shape[long[-1]])
     return tracer.declare_entries(node, located(channels, long[-1], value.dim()), channels, node, long[-1])
+
+
+def _takes_entries(user: fx.Node, tensor: fx.Node) -> bool:
+    """Whether the rule of a node takes a parameter or buffer, beside what it computes with it, just as it is."""
+    rule = RULES.get(name_of(user))
+    return rule is not None and rule.takes_entries and first_argument(user) is not tensor
 
 
 def _filters_of(tracer: ChannelTracer, owner: str, key: str) -> Channels | None:

@@ -10,6 +10,7 @@ from norton.graph.layers import TRANSPOSED_LAYERS, is_decomposed
 from norton.graph.nodes import argument, first_argument, name_of, value_of
 from norton.graph.numbers import OwnNumber, is_own
 from norton.graph.rules.computed_weights import ancestors, comes_of, filters_stand, inputs_stand, read_by_all
+from norton.graph.rules.depthwise import filter_each
 from norton.graph.rules.layers import read_and_write
 from norton.graph.rules.table import rule
 
@@ -24,11 +25,16 @@ _WRITERS: dict[str, type[nn.Module]] = {
 }
 
 
-@rule(" ".join(_WRITERS), joins=True, takes_shifted=True)
+@rule(" ".join(_WRITERS), joins=True, takes_shifted=True, takes_entries=True)
 def write(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
-    """The filters of a layer that hands its own weight and bias to the function that its kind of layer calls."""
+    """The filters of a layer that hands its own weight and bias to the function that its kind of layer calls.
+
+    With a weight of no layer channels can be told apart where each is filtered for itself.
+    """
     weight, bias = argument(node, 1, "weight"), argument(node, 2, "bias")
     name = _layer_of(tracer, weight, _WRITERS[name_of(node)])
+    if name is None and (found := filter_each(tracer, node)) is not None:
+        return found
     if name is None or (bias is not None and not comes_of(bias, name, "bias")):
         return tracer.unknown(node, "its weight and bias are not those of one layer")
     layer = tracer.net.get_submodule(name)
