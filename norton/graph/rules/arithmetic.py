@@ -21,13 +21,13 @@ def combine(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     dims, x = value_of(node).dim(), tracer.at(first)
     if x is None:
         return None
-    found: LocatedChannels | None = _lifted(x, dims)
-    shape = _shape(first, dims)
+    found: LocatedChannels | None = lifted(x, dims)
+    shape = padded_shape(first, dims)
     for other in others:
         if found is None:
             return None
         found = _join(tracer, node, (found, shape), other)
-        shape = [max(sizes) for sizes in zip(shape, _shape(other, dims), strict=True)]
+        shape = [max(sizes) for sizes in zip(shape, padded_shape(other, dims), strict=True)]
     return found
 
 
@@ -38,23 +38,23 @@ def _join(
     x, y = first[0], tracer.at(other)
     if y is None:
         return _combine_with_other(tracer, node, x, other)
-    y = _lifted(y, x.ids.dim())
+    y = lifted(y, x.ids.dim())
     if x.shifted or y.shifted:
         return _add_shifted(tracer, node, x, y)
-    return _meet(tracer, node, first, (y, _shape(other, x.ids.dim())))
+    return meet(tracer, node, first, (y, padded_shape(other, x.ids.dim())))
 
 
-def _lifted(x: LocatedChannels, dims: int) -> LocatedChannels:
+def lifted(x: LocatedChannels, dims: int) -> LocatedChannels:
     """Channels of a tensor as broadcasting sees it, with ones in front."""
     return x._replace(ids=x.ids.view(*[1] * (dims - x.ids.dim()), *x.ids.shape))
 
 
-def _shape(node: fx.Node, dims: int) -> list[int]:
+def padded_shape(node: fx.Node, dims: int) -> list[int]:
     shape = list(value_of(node).shape)
     return [1] * (dims - len(shape)) + shape
 
 
-def _meet(
+def meet(
     tracer: ChannelTracer,
     node: fx.Node,
     first: tuple[LocatedChannels, list[int]],
@@ -94,7 +94,7 @@ def _combine_with_other(
     tracer: ChannelTracer, node: fx.Node, x: LocatedChannels, other: fx.Node
 ) -> LocatedChannels | None:
     """Channels with a tensor in which none are known: a parameter with an entry per channel, or the same for all."""
-    shape = _shape(other, x.ids.dim())
+    shape = padded_shape(other, x.ids.dim())
     if x.shifted:
         return tracer.unknown(node)
     meeting = [dim for dim in x.dims if shape[dim] > 1]
@@ -125,13 +125,13 @@ def expand_as(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """A tensor repeated to the size of another one, whose channels it has where it had the same for all."""
     x, other = tracer.input(node), argument(node, 1, "other")
     dims, y = value_of(node).dim(), tracer.at(other)
-    shape = _shape(first_argument(node), dims)
+    shape = padded_shape(first_argument(node), dims)
     if y is not None and all(shape[dim] == 1 for dim in y.dims):
         tracer.freeze(x, node, "it is repeated for all channels of another tensor")
-        return _lifted(y, dims)
+        return lifted(y, dims)
     if x is None:
         return None
-    x = _lifted(x, dims)
+    x = lifted(x, dims)
     if y is None or not x.dims:
         return x if y is None else tracer.unknown(node)
-    return _meet(tracer, node, (x, shape), (y, _shape(other, dims)))
+    return meet(tracer, node, (x, shape), (y, padded_shape(other, dims)))
