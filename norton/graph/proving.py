@@ -207,21 +207,9 @@ def _misplaced(tracer: ChannelTracer, node: fx.Node, other: fx.Node, keep: Mappi
 
 # Their numbers are sizes and places, and show in the shape of what they give.
 _ABOUT_SHAPE = MOVES | {
-    *(
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "conv_transpose3d",
-        "group_norm",
-        "layer_norm",
-        "rms_norm",
-        "interpolate",
-        "pad",
-        "unfold",
-        "fold",
-    ),
+    *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    *("group_norm", "layer_norm", "rms_norm", "interpolate", "pad", "unfold", "fold"),
+    *("max_unpool1d", "max_unpool2d", "max_unpool3d"),
     *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
     *("new_zeros", "new_ones", "new_empty", "affine_grid"),
 }

@@ -1,7 +1,7 @@
 """Poolings, paddings and upsampling: each channel for itself, while the dimensions behind it change."""
 
 import numpy as np
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules import padding, pooling, upsampling
 
 from norton.graph.channels import ChannelTracer, LocatedChannels, located
@@ -19,15 +19,37 @@ _LAYERS = [
 @rule(
     """max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
     adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool2d
-    interpolate upsample""",
+    max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices interpolate upsample""",
     layers=_LAYERS,
+    gives_parts=True,
 )
-def keep_outer(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
-    """Channels at their place, if that is not among the last dimensions, which change."""
+def keep_outer(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | list | None:
+    """Channels at their place, if that is not among the last dimensions, which change.
+
+    The places of what is largest, which poolings may give beside it, are followed for unpooling alone.
+    """
     x, value = tracer.input(node), value_of(first_argument(node))
-    if x and max(x.dims, default=0) < value.dim() - _changed_dimensions(tracer, node):
+    if not x or max(x.dims, default=0) >= value.dim() - _changed_dimensions(tracer, node):
+        return tracer.unknown(node)
+    if isinstance(value_of(node), Tensor):
         return x
-    return tracer.unknown(node)
+    places = [user for part in node.users if name_of(part) != "getitem" or part.args[1] == 1 for user in part.users]
+    if not all(_unpools(tracer, user) for user in places):
+        return tracer.unknown(node, "it gives places in each channel, which are taken otherwise than for unpooling")
+    return [x, x]
+
+
+def _unpools(tracer: ChannelTracer, node: fx.Node) -> bool:
+    return _name(tracer, node).lower().replace("_", "").startswith("maxunpool")
+
+
+@rule("max_unpool1d max_unpool2d max_unpool3d", layers=[nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d], joins=True)
+def unpool(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+    """Channels at their place, each with places of its own."""
+    x, places = tracer.input(node), tracer.at(argument(node, 1, "indices"))
+    if x is None or places is None or x.dims != places.dims or x.ids.shape != places.ids.shape:
+        return tracer.unknown(node)
+    return tracer.declare(node, x, tracer.wiring.add, *(one.ids.flatten().numpy() for one in (x, places)))
 
 
 @rule("grid_sample", joins=True)
@@ -72,7 +94,11 @@ def pad(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
 
 def _changed_dimensions(tracer: ChannelTracer, node: fx.Node) -> int:
     """How many of the last dimensions an operation changes."""
-    name = type(tracer.layer(node)).__name__ if node.op == "call_module" else name_of(node)
+    name = _name(tracer, node).removesuffix("_with_indices")
     if name[-2:] in ("1d", "2d", "3d"):
         return int(name[-2])
     return value_of(first_argument(node)).dim() - 2
+
+
+def _name(tracer: ChannelTracer, node: fx.Node) -> str:
+    return type(tracer.layer(node)).__name__ if node.op == "call_module" else name_of(node)
