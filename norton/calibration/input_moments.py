@@ -1,5 +1,6 @@
 """Second moments of what a layer reads: all that the expected squared error of its output depends on."""
 
+import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -95,9 +96,10 @@ def gather_moments(
     sums: list[Tensor] = []
     rows = 0
     for x, y in zip(inputs, repeat(None) if targets is None else targets, strict=False):
-        chosen = _drawn_positions(layer, x, positions, generator)
-        for part, target in _parts_in_memory(layer, x, y):
-            patch = patches(layer, part, chosen)
+        called = layer if y is None else _as_called(layer, x, y)
+        chosen = _drawn_positions(called, x, positions, generator)
+        for part, target in _parts_in_memory(called, x, y):
+            patch = patches(called, part, chosen)
             found = [piece.mT @ piece for piece in patch.split(sizes, dim=1)] + [patch.sum(0)]
             if target is not None:
                 wanted = output_rows(layer, target, chosen)
@@ -156,6 +158,17 @@ def _geometry(layer: Any) -> list[tuple[int, int, int]]:
     """Size, dilation and stride for each dimension; the stride of a transposed convolution is in what it reads."""
     strides = [1] * len(layer.kernel_size) if is_transposed(layer) else layer.stride
     return list(zip(layer.kernel_size, layer.dilation, strides, strict=True))
+
+
+def _as_called(layer: Any, x: Tensor, y: Tensor) -> nn.Module:
+    """A transposed convolution with the output padding by which it gives maps of this size, see its `output_size`."""
+    if not is_transposed(layer):
+        return layer
+    found = _map_size(layer, _padded(layer, x[:1, :1]))
+    more = [size - own for size, own in zip(y.shape[2:], found, strict=True)]
+    called = copy.copy(layer)
+    called.output_padding = tuple(own + n for own, n in zip(layer.output_padding, more, strict=True))
+    return called
 
 
 def _padded(layer: Any, x: Tensor) -> Tensor:

@@ -91,11 +91,11 @@ def network_of_plan(content: Mapping[str, Any], path: str | Path, arch: str | No
             dense = copied(network_in(net))  # with what it holds beside its state, such as buffers that no file has
             if content["input_size"] is not None:
                 dense.input_size = tuple(content["input_size"])
-            remember_example_(dense, content.get("example"))
         elif content["arch"] is None:
             raise InputError(f"{path}: its network is none of norton.build; pass its dense form as net=")
         else:
             dense = dense_network(content["arch"], content["num_classes"], content["input_size"])
+        remember_example_(dense, content.get("example"))
         try:
             return apply_plan_(dense, content["plan"])
         except (LookupError, AttributeError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:

@@ -60,9 +60,8 @@ def foreign_network(path: str, num_classes: int | None = None, input_size: Seque
     Raises InputError where the path leads nowhere, or to something else than a classifier of so many classes.
     """
     make = constructor(path)
-    options = {} if num_classes is None else {"num_classes": num_classes}
-    if options and not _takes(make, "num_classes"):
-        raise InputError(f"{path} takes no num_classes; leave it out, or give it that argument")
+    asked = num_classes is not None and _takes(make, "num_classes")  # else it may make as many all the same
+    options = {"num_classes": num_classes} if asked else {}
     try:
         net = make(**options)
     except (TypeError, ValueError) as error:
@@ -73,6 +72,8 @@ def foreign_network(path: str, num_classes: int | None = None, input_size: Seque
         net.input_size = checked_input_size(input_size)
     net.input_size, _ = run_on_meta(net, training=True)
     classes = _classes(net)
+    if num_classes not in (None, classes) and not asked:
+        raise InputError(f"{path} takes no num_classes; leave it out, or give it that argument")
     if num_classes not in (None, classes):
         raise InputError(f"{path} was asked for {num_classes} classes, and its output is of size {classes}")
     net.arch, net.num_classes = path, classes

@@ -92,6 +92,16 @@ def test_patches_of_any_convolution(case, data):
         torch.testing.assert_close(rows, output_rows(layer, y, places))
 
 
+def test_a_transposed_layer_that_is_called_with_output_size():
+    layer, x = nn.ConvTranspose2d(4, 3, 3, 2, padding=1, bias=False).double(), noise(6, 4, 5, 5)
+    target = layer(x, output_size=(10, 9))
+    found = gather_moments(layer, [x], [target])
+    assert found.rows == 6 * 10 * 9 and layer.output_padding == (0, 0)
+    filters = weight_of(layer).flatten(1)
+    torch.testing.assert_close(found.cross, filters @ found.second[0])
+    torch.testing.assert_close(found.output_mean, filters @ found.mean)
+
+
 @pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_moments_of_a_grouped_layer_are_those_of_each_group(kind, blocks):

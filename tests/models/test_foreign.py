@@ -46,6 +46,15 @@ class Deciding(Mine):
 class Shifting(Mine):
     def forward(self, x):
         return self.fc(self.a(x - self.mean + torch.ones(3, 1, 1)).mean([2, 3]))
+
+class Masked(Mine):
+    def __init__(self):
+        super().__init__()
+        self.of_mask = nn.Conv2d(1, 8, 3)
+
+    def forward(self, x, mask=None):
+        y = self.a(x)
+        return self.fc((y if mask is None else y * self.of_mask(mask)).mean([2, 3]))
 """
 
 
@@ -63,13 +72,24 @@ def test_networks_of_ones_own(tmp_path, monkeypatch):
     assert small.a.out_channels == small.fc.in_features == 5
 
 
+def test_a_second_input_that_may_be_left_out_is_in_the_file(tmp_path, monkeypatch):
+    (tmp_path / "of_mine_masked.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    x, mask = torch.randn(2, 3, 8, 8), torch.randn(2, 1, 8, 8)
+    net = norton.build("of_mine_masked.Masked")
+    small = norton.prune(net, 0.5, criterion="l2", options=norton.PruneOptions(min_filters=1), example=(x, mask))
+    again = norton.load(norton.save(small, tmp_path / "a.pt"), arch="of_mine_masked.Masked")
+    assert torch.equal(again(x, mask), small(x, mask)) and again.of_mask.out_channels == 4
+    assert torch.equal(again.example_input_array[1], mask)
+
+
 @pytest.mark.parametrize("arch, options, message", [
     ("torchvision.models.nix", {}, "has nothing callable of the name 'nix'"),
     ("torchvision.models.None", {}, "give name="),
     ("nix.models.net", {}, "cannot import nix.models"),
     ("os.path;import", {}, "is no path of a constructor"),
     ("os.getcwd", {}, "makes a str, which is no network"),
-    ("os.getcwd", {"num_classes": 3}, "takes no num_classes"),
+    ("torch.nn.Flatten", {"num_classes": 3}, "takes no num_classes"),
     ("torchvision.models.resnet18", {"num_classes": 0}, "whole number of at least 1"),
     ("torchvision.models.resnet18", {"input_size": [64, 64]}, r"give \(channels, height, width\)"),
     ("torchvision.models.resnet18", {"input_size": [1, 64, 64]}, "takes no input of size 1×64×64"),
