@@ -1,6 +1,7 @@
 """What a user can act on: the error that scripts print as one line, and the warning that they print as a note."""
 
 import inspect
+import re
 import warnings
 
 
@@ -12,8 +13,13 @@ class InputError(ValueError):
 
 
 def first_line(error: Exception | str) -> str:
-    """What an error says, in one line: its first that is not empty, at most 160 characters; else the error's name."""
+    """What an error says, in one line: its first that is not empty, at most 160 characters; else the error's name.
+
+    TorchScript says first that something failed, then where, then what.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and "TorchScript interpreter" in lines[0]:
+        lines = [re.sub(r"^(\w*Error: )+", "", line) for line in lines if re.match(r"\w*Error: ", line)] or lines
     return lines[0][:160] if lines else type(error).__name__
 
 

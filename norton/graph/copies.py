@@ -25,10 +25,28 @@ def copied(net: nn.Module) -> nn.Module:
     The older `torch.nn.utils.spectral_norm` and `weight_norm` and torch's masks leave a weight behind as an attribute,
     which torch does not copy after a call with gradients, and which is of old after `load_state_dict`.
     """
-    made = copy.deepcopy(net, {id(tensor): tensor.detach().clone() for tensor in computed_tensors(net)})
+    made = deepcopied(net, {id(tensor): tensor.detach().clone() for tensor in computed_tensors(net)})
     for layer in nn.Module.modules(made):
         renew_(layer)
     return made
+
+
+@torch.no_grad()
+def deepcopied(net: nn.Module, known: dict[int, Any]) -> nn.Module:
+    """A deep copy of a network, which takes some objects in it, by their identity, for others.
+
+    Of parameters of TorchScript modules torch would make tensors that were computed, which no training moves.
+    """
+    made = copy.deepcopy(net, known)
+    for old, new in zip(scripted_in(net), scripted_in(made), strict=True):
+        for own, other in zip(old.parameters(recurse=False), new.parameters(recurse=False), strict=True):
+            other.requires_grad_(own.requires_grad)
+    return made
+
+
+def scripted_in(net: nn.Module) -> list[nn.Module]:
+    """The modules in a network, with those in them, that are TorchScript."""
+    return [layer for layer in nn.Module.modules(net) if isinstance(layer, torch.jit.ScriptModule)]
 
 
 def held_tensors(net: nn.Module) -> list[Tensor]:

@@ -1,6 +1,5 @@
 """Networks on torch's meta device: copies without values, and what passes through them."""
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from norton.common.errors import InputError, first_line
-from norton.graph.copies import held_tensors
+from norton.graph.copies import deepcopied, held_tensors, scripted_in
 from norton.graph.inputs import Inputs, candidate_inputs
 from norton.graph.lines import line_of
 
@@ -17,7 +16,11 @@ HOW_TO_DECLARE = "or give the network a method wiring() that declares its channe
 
 def on_meta(net: nn.Module) -> nn.Module:
     """A copy of a network without values, made without copying them."""
-    return copy.deepcopy(net, {id(tensor): _without_values(tensor) for tensor in held_tensors(net)})
+    made = deepcopied(net, {id(tensor): _without_values(tensor) for tensor in held_tensors(net)})
+    for layer in scripted_in(made):  # whose tensors Python does not hold
+        for name, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+            setattr(layer, name, _without_values(tensor))
+    return made
 
 
 def _without_values(tensor: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from norton.common.errors import warn
+
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 _OF_DISTRIBUTED = (
     *("device_ids", "output_device", "dim", "broadcast_buffers", "process_group", "gradient_as_bucket_view"),
@@ -18,6 +20,8 @@ def kept_like_(net: nn.Module, small: nn.Module) -> nn.Module:
 
     Wrappers are DataParallel, DistributedDataParallel and that of torch.compile, see `norton.graph.layers.network_in`.
     """
+    if any(layer._compiled_call_impl is not None for layer in nn.Module.modules(net)):
+        warn("the network was compiled in place, by net.compile(), and the result is not; call its compile(), too")
     for dims in _FORMATS:
         if _is_channels_last(net, dims):
             small = small.to(memory_format=_FORMATS[dims])

@@ -19,6 +19,11 @@ from norton.pruning.rates import parse_rates, pruned_width
 MIN_FILTERS = 8
 Rates = float | list[float] | dict[str, float | None]
 
+_NO_LAYERS = (
+    "its forward pass calls no convolution or linear layer of its own; a function that was set as forward, such as a "
+    "compiled one, calls those of the network it was made from: prune that"
+)
+
 
 def read_rates(rates: str | float | Sequence[float] | Mapping[str, float | None]) -> Rates:
     """A number, a list as published, or patterns of layer names with a number each; InputError for anything else."""
@@ -114,7 +119,7 @@ class Allocation:
         now = {axis: wiring.width(axis) for axis in prunable(wiring)}
         if not now and not isinstance(self.compress_rate, list):
             reasons = "; ".join(f"{layer}: {reason}" for layer, reason in list(wiring.left_whole.items())[:3])
-            raise InputError(f"none of its {len(wiring.writers)} channel axes can be pruned: {reasons}")
+            raise InputError(f"none of its {len(wiring.writers)} channel axes can be pruned: {reasons or _NO_LAYERS}")
         if self.is_global:
             return now
         if isinstance(self.compress_rate, list):

@@ -27,3 +27,6 @@ def test_the_first_line_of_an_error():
     assert first_line(ValueError("\n  what went wrong \nand more")) == "what went wrong"
     assert first_line(ValueError()) == "ValueError"
     assert first_line("x" * 200) == "x" * 160
+    scripted = "The following operation failed in the TorchScript interpreter.\nTraceback\nRuntimeError: "
+    assert first_line(scripted + "RuntimeError: sizes do not match\nat 1") == "sizes do not match"
+    assert first_line(scripted) == "The following operation failed in the TorchScript interpreter."

@@ -22,6 +22,13 @@ with warnings.catch_warnings():
 
     SCRIPTED = torch.jit.script(Gate())
 
+    class Block(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Sigmoid())
+
+    def scripted_block():
+        return torch.jit.script(Block().double())
+
 
 class Net(nn.Module):
     """The first channel gates all others."""
@@ -83,6 +90,31 @@ def test_channels_are_not_lost(what):
 
 def test_a_hook_that_reverses_channels_is_followed():
     assert norton.wiring_of(Net(hook=reversed_output), (3, 8, 8)).free_filters == 16
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script", "ignore:.*will need the dense network")
+def test_a_scripted_module_with_layers_stays_whole_and_goes_on(tmp_path):
+    """It is pruned around, copied with what may be trained, and loaded again."""
+    torch.manual_seed(0)
+    net, images = Net(scripted_block()).double(), torch.randn(3, 3, 8, 8).double()
+    dict(net.gate.named_parameters())["1.weight"].requires_grad_(False)
+    net.train()(images)
+    wiring = norton.wiring_of(net, (3, 8, 8))
+    assert wiring.free_filters == 8 and "first" in wiring.left_whole
+    small = norton.prune(net, 0.5, "l2", options=norton.PruneOptions(min_filters=1), example=(3, 8, 8)).eval()
+    gone = sorted({*range(8)} - {*small.plan[-1]["keep"]["second"]})
+    again = norton.load(norton.save(small, tmp_path / "a.pt"), net=net)
+    with torch.no_grad():
+        net.second.weight[gone] = 0
+        for one in (small, again):
+            torch.testing.assert_close(one(images), net.eval()(images), rtol=0, atol=1e-12)
+    for one in (small, again):
+        before = {name: p.detach().clone() for name, p in one.gate.named_parameters()}
+        optimiser = torch.optim.SGD(one.parameters(), 1.0)
+        one.train()(images).square().sum().backward()
+        optimiser.step()
+        moved = {name for name, p in one.gate.named_parameters() if not torch.equal(p, before[name])}
+        assert moved >= {"0.weight", "1.bias"} and "1.weight" not in moved
 
 
 class NormedScale(nn.Module):

@@ -117,6 +117,26 @@ def test_wrappers_stay(alone, tmp_path, wrap, verb):
     assert all(p.grad is not None for p in small.parameters())
 
 
+@pytest.mark.parametrize("inner", [False, True])
+def test_what_is_compiled_in_place_runs_no_old_code(inner):
+    torch._dynamo.reset()
+    net, plain = make(), VERBS["prune"](make())
+    (net[3] if inner else net).compile(backend="eager")
+    net(images())
+    with pytest.warns(NortonWarning, match=r"compiled in place, .* and the result is not"):
+        small = VERBS["prune"](net)
+    torch.testing.assert_close(small(images()), plain(images()))
+    small.compile(backend="eager")
+    torch.testing.assert_close(small(images()), plain(images()))
+
+
+def test_a_compiled_forward_pass_of_another_network():
+    net = make()
+    net.forward = torch.compile(net.forward, backend="eager")
+    with pytest.raises(norton.InputError, match=r"calls no convolution .* a function that was set as forward"):
+        VERBS["prune"](net)
+
+
 def test_compiled_by_the_same_backend():
     torch._dynamo.reset()  # which gives up on code that it has compiled several times
     seen = []
