@@ -48,6 +48,11 @@ def twice(m, x):
     return F.conv2d(F.conv2d(x, m.filt, padding=1, groups=x.shape[1]), m.filt, groups=x.shape[1])
 
 
+def read_first(m, x):
+    kernels = m.filt.to(x)
+    return x.new_ones(()) * kernels.max() * F.conv2d(x, kernels, groups=x.shape[1])
+
+
 FOLLOWED = {
     "padded": of(padded),
     "by its number": of(lambda m, x: F.conv2d(x, m.filt, stride=2, groups=m.channels)),
@@ -70,6 +75,7 @@ WHOLE = {
     "a mean of all kernels": of(
         lambda m, x: F.conv2d(x, m.filt.mean(0, True).expand(x.shape[1], -1, -1, -1), groups=x.shape[1])
     ),
+    "kernels that are converted, and read otherwise": of(read_first),
     "groups of two": of(lambda m, x: F.conv2d(x, m.filt, groups=m.channels // 2), "two"),
 }
 

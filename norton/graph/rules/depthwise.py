@@ -71,13 +71,13 @@ def _leaves(node: Any) -> set[fx.Node]:
 def _is_of_a_module(tracer: ChannelTracer, tensor: fx.Node, channels: int) -> bool:
     """Whether a tensor of a module has an entry for each channel and may be cut, or is repeated for all, here alone."""
     *_, source = chain = _converted(tensor)
+    if not all(one.op == "get_attr" or (len(one.users) == 1 and tracer.at(one) is None) for one in chain):
+        return False
     if source.op == "get_attr":
         return str(source.target) in tracer.free_tensors and value_of(source).shape[0] == channels
-    own, kernel_dims = _own(tensor), value_of(source).dim() - 2
-    shape = value_of(own).shape
-    once = len(shape) < value_of(source).dim() or shape[0] == 1
-    alone = all(len(one.users) == 1 and tracer.at(one) is None for one in chain)
-    return own is not source and once and alone and all(_is_kernel(tracer, one, kernel_dims) for one in _leaves(own))
+    own, dims = _own(tensor), value_of(source).dim()
+    once = value_of(own).dim() < dims or value_of(own).shape[0] == 1
+    return own is not source and once and all(_is_kernel(tracer, one, dims - 2) for one in _leaves(own))
 
 
 def _is_kernel(tracer: ChannelTracer, tensor: fx.Node, kernel_dims: int) -> bool:

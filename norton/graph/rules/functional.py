@@ -36,7 +36,9 @@ def write(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     if name is None and (found := filter_each(tracer, node)) is not None:
         return found
     if name is None or (bias is not None and not comes_of(bias, name, "bias")):
-        return tracer.unknown(node, "its weight and bias are not those of one layer")
+        return tracer.unknown(
+            node, "its weight and bias are not those of one layer of torch's; see norton.graph.declare"
+        )
     layer = tracer.net.get_submodule(name)
     groups = argument(node, 6, "groups", 1)
     if not is_own(groups, f"{name}.groups") and (groups, getattr(layer, "groups", 1)) != (1, 1):
