@@ -71,6 +71,11 @@ FOLLOWED = {  # → units of the first convolution
         16,
     ),
     "a row of another layer": (assigned(first_row, lambda n, x: n.other(x)[:, :, 0], torch.clone), 16),
+    "a new tensor of zeros": (assigned(below, lambda n, x: x[:, :, :-1], lambda x: x.new_zeros(x.shape)), 16),
+    "zeros of more rows": (
+        assigned(below, lambda n, x: x, lambda x: x.new_zeros(len(x), x.size(1), x.size(2) + 1, x.size(3))),
+        16,
+    ),
     "rows turned round": (assigned(below, lambda n, x: x.flip(1)[:, :, 1:], torch.clone), 8),
 }
 WHOLE = {
@@ -78,7 +83,7 @@ WHOLE = {
     "one for all": assigned(first_row, lambda n, x: x.sum(1, keepdim=True)[:, :, 0], torch.clone),
     "four of them": assigned(lambda n: (slice(None), slice(4)), lambda n, x: x[:, :4]),
     "where it is large": lambda n, x: assigned(lambda _: x > 0.5, lambda *_: 0, torch.clone)(n, x),
-    "a new tensor of their size": assigned(below, lambda n, x: x[:, :, :-1], lambda x: x.new_zeros(x.shape)),
+    "a new tensor of ones": assigned(below, lambda n, x: x[:, :, :-1], lambda x: x.new_ones(x.shape)),
 }
 
 
