@@ -30,7 +30,7 @@ from norton.decomposition.options import DecomposeOptions
 from norton.graph.copies import copied
 from norton.graph.input_sizes import stated_size
 from norton.graph.inputs import Example, remember_example_, stated_inputs
-from norton.graph.layers import network_in
+from norton.graph.layers import check_has_values, network_in
 from norton.pruning.options import Pruning
 
 
@@ -70,6 +70,7 @@ def choose_ranks(
     """
     check_type("decomposition", decomposition, DecomposeOptions)
     check_type("pruning", pruning, (Pruning, type(None)))
+    check_has_values(network_in(net))
     net = copied(network_in(net))
     what, share = asked_share(macs, params)
     calibration = calibration or Calibration()

@@ -1,12 +1,13 @@
 """Calibration images as the batches that a network is called with, whatever it takes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from norton.common.errors import InputError
+from norton.common.errors import InputError, first_line
 from norton.graph.inputs import Example, Inputs, inputs_of
 
 # Images (N, C, H, W); or batches, each of them what one call of the network takes: see `norton.graph.inputs.Example`.
@@ -28,12 +29,30 @@ def batches_of(images: Images, size: int, device: torch.device | None = None) ->
     else:
         batches = []
     if not batches:
-        what = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        what = f"of shape {tuple(images.shape)}" if isinstance(images, Tensor) else f"as {type(images).__name__}"
         raise InputError(
-            f"calibration images of shape {what}; expected (N, C, H, W), at least one, a few hundred better; or a list "
+            f"calibration images {what}; expected (N, C, H, W), at least one, a few hundred better; or a list "
             "of batches, each what the network takes: a tensor, a tuple of several or a dict of arguments by name"
         )
+    if any(x.is_meta for batch in batches for x in batch.tensors):
+        raise InputError("calibration images are on the meta device, without values; give real ones")
+    if any(x.isnan().any() for batch in batches for x in batch.tensors):
+        raise InputError("calibration images have infinite or undefined values")
+    if not count_of(batches):
+        raise InputError("calibration images are batches of none; give at least one image, a few hundred better")
     return batches if device is None else [batch.to(device) for batch in batches]
+
+
+@contextmanager
+def taken_by(net: nn.Module, batch: Inputs) -> Iterator[None]:
+    """Raise InputError for whatever a network's own code raises of a batch."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (RuntimeError, ValueError, TypeError, LookupError, AssertionError) as error:
+        said = f"{type(net).__name__} does not take calibration images of {batch.shown()}: {first_line(error)}"
+        raise InputError(said) from None
 
 
 def count_of(batches: Sequence[Inputs]) -> int:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from norton.calibration.batches import Images, batches_of, count_of
+from norton.calibration.batches import Images, batches_of, count_of, taken_by
 from norton.common.errors import InputError
 from norton.graph.layers import in_form, is_norm
 
@@ -36,7 +36,8 @@ def reestimate_batchnorm_(net: nn.Module, images: Images, batch_size: int = 128)
     try:
         with in_form(net, "fast"):
             for batch in batches:
-                batch.call(net)
+                with taken_by(net, batch):
+                    batch.call(net)
     finally:
         net.train(training)
         for layer, (momentum, was_training) in zip(norms, before, strict=True):

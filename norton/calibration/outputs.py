@@ -23,13 +23,13 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from norton.calibration.batches import Images, batches_of, count_of
+from norton.calibration.batches import Images, batches_of, count_of, taken_by
 from norton.calibration.input_moments import InputMoments, count_positions, gather_moments
 from norton.calibration.metric import GroupedMetric, Metric
 from norton.calibration.precision import as_float32, images_for, rounded_like_
 from norton.calibration.replay import Replay
 from norton.calibration.settings import Calibration, check_images
-from norton.common.errors import InputError, first_line, warn
+from norton.common.errors import InputError, warn
 from norton.graph.copies import copied, is_hooked, replace_
 from norton.graph.layers import as_dense, groups_of, in_form, is_norm, set_form_, weight_of
 
@@ -294,12 +294,8 @@ def channel_means(inputs: Iterator[Tensor]) -> Tensor:
 
 def _held_per_image(replay: Replay, net: nn.Module) -> float:
     """Bytes per image; the first time that a network sees one, so that here is where it is found not to fit."""
-    try:
+    with taken_by(net, replay.batches[0]):
         return replay.held_per_image()
-    except (RuntimeError, ValueError, TypeError, LookupError, AssertionError) as error:
-        size = replay.batches[0].shown()
-        said = f"{type(net).__name__} does not take calibration images of {size}: {first_line(error)}"
-        raise InputError(said) from None
 
 
 def _free_memory(device: torch.device) -> float:

@@ -43,6 +43,10 @@ _SHAPES = ("(N, C, L)", "(N, C, H, W)", "(N, C, D, H, W)")
 
 def check_images(net: nn.Module, images: Images) -> None:
     """Raise InputError for calibration images that are none, or not of the network's size."""
+    if next(net.parameters(), None) is None:
+        raise InputError(
+            f"{type(net).__name__} has no parameters, so there is nothing to fit; pass the network around it"
+        )
     if isinstance(images, Tensor):
         _check_size(net, images)
     for batch in batches_of(images, 128):

@@ -15,7 +15,7 @@ from norton.decomposition.options import DecomposeOptions
 from norton.decomposition.ranks import RankSetting, layer_rules, resolve_rank
 from norton.graph.copies import copied, keep_hooks_, replace_
 from norton.graph.inputs import Example, remember_example_
-from norton.graph.layers import check_has_layers, in_layout_of, network_in
+from norton.graph.layers import check_has_layers, check_has_values, in_layout_of, network_in
 from norton.graph.plan import OPERATIONS, record_step
 from norton.graph.wrapping import kept_like_
 
@@ -55,6 +55,7 @@ def decompose(
     """
     given, net = net, network_in(net)
     check_has_layers(net)
+    check_has_values(net)
     DecomposeOptions(method, skip, seed, objective, options)  # checks them
     rules = layer_rules(net, rank, skip, method, example)  # of the network itself: functions may hold its layers
     net = copied(net)

@@ -31,6 +31,8 @@ def check_example(net: nn.Module, inputs: Inputs) -> Any:
                 f"the example is {x.dtype} on {x.device}, the network {one.dtype} on {one.device}; "
                 "give both the same with .to()"
             )
+    if any(x.isnan().any() for x in numbers):
+        raise InputError("the example has NaN in it, by which nothing can be compared; give real images")
     on_meta(net)  # which says why, if it cannot be copied
     return outputs_of(net, inputs)
 

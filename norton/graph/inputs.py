@@ -47,8 +47,8 @@ class Inputs:
     @property
     def count(self) -> int:
         """How many samples they are of: the first size of all tensors, or one where these differ."""
-        sizes = {len(x) if x.dim() else None for x in self.tensors}
-        return next(iter(sizes)) or 1 if len(sizes) == 1 else 1
+        sizes = {len(x) if x.dim() else 1 for x in self.tensors}
+        return next(iter(sizes)) if len(sizes) == 1 else 1
 
     def first(self, count: int) -> "Inputs":
         """So many of the samples; all of them where they cannot be told apart."""
@@ -61,9 +61,7 @@ class Inputs:
 
 def inputs_of(example: Example) -> Inputs:
     """An example that is no size as what a network is called with.  Raises InputError for one that is none."""
-    if isinstance(example, Tensor):
-        return Inputs((example,))
-    inputs = None
+    inputs = Inputs((example,)) if isinstance(example, Tensor) else None
     if isinstance(example, Mapping) and all(isinstance(name, str) for name in example):
         inputs = Inputs((), dict(example))
     elif isinstance(example, tuple | list):
@@ -71,6 +69,9 @@ def inputs_of(example: Example) -> Inputs:
     if inputs is None or not inputs.tensors:
         what = repr(example) if isinstance(example, str | int | float | tuple | list) else type(example).__name__
         raise InputError(f"example is {what[:80]}; {ALLOWED}")
+    if not any(x.numel() for x in inputs.tensors):
+        shapes = " and ".join(str(tuple(x.shape)) for x in inputs.tensors)
+        raise InputError(f"example is of shape {shapes}, which has no numbers in it; give at least one image")
     return inputs
 
 

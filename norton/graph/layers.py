@@ -1,5 +1,6 @@
 """What every room asks of a layer: whether it is decomposed, its width, the dense layer it equals, how it computes."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeGuard, cast, get_args
@@ -42,6 +43,11 @@ def check_network(net: object) -> None:
     """Raise InputError for what is no network, such as a constructor that nobody called, or one without its layers."""
     if isinstance(net, torch.jit.ScriptModule):
         raise InputError("this network is TorchScript, whose layers cannot be changed; pass the one it was made from")
+    if inspect.isgeneratorfunction(getattr(net, "forward", None)):
+        raise InputError(
+            f"the forward pass of {type(net).__name__} yields, and computes nothing before somebody asks for it; pass "
+            "a module around it that returns what it yields, such as a list"
+        )
     if isinstance(net, nn.Module):
         return
     if callable(net):
@@ -65,6 +71,15 @@ def check_has_layers(net: nn.Module) -> None:
         raise InputError("this network came out of torch.export, where layers are lost; pass the one it was made from")
     if any(isinstance(tensor, nn.parameter.UninitializedTensorMixin) for tensor in net.parameters()):
         raise InputError("this network has lazy layers that were never called; run it once on an input, then pass it")
+
+
+def check_has_values(net: nn.Module) -> None:
+    """Raise InputError for a network whose weights are on the meta device, where nothing has a value."""
+    found = next((name for name, tensor in net.named_parameters() if tensor.is_meta), None)
+    if found is not None:
+        raise InputError(
+            f"{found} is on the meta device, without values; load the weights first, then pass the network"
+        )
 
 
 def is_decomposed(layer: nn.Module) -> TypeGuard[Any]:

@@ -109,6 +109,8 @@ def recorded(net: nn.Module, example: Example | None) -> tuple[nn.Module, list[R
         if made_up and not needs_values(error):
             raise
         failed = error
+    if not made_up and any(x.isnan().any() for inputs in candidates for x in inputs.tensors):
+        raise InputError("example= has NaN in it, and the forward pass decides by values; give real data without")
     made, device = mark_numbers_(copied(net)), next(net.parameters()).device
     records = _in_both_modes(made, [inputs.map(_with_values).to(device) for inputs in candidates])
     if made_up and any(decides_by_data(one.graph) for one in records):

@@ -15,7 +15,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from norton.calibration.batches import Images, batches_of, count_of
+from norton.calibration.batches import Images, batches_of, count_of, taken_by
 from norton.common.errors import InputError
 from norton.graph.inputs import Inputs
 from norton.graph.layers import filter_dimension, in_form, width
@@ -64,7 +64,9 @@ def map_scores(
     net.eval()
     try:
         with in_form(net, "fast"):
-            sources = map_sources(net, layers, batches[0].first(1).to(device))
+            one = batches[0].first(1).to(device)
+            with taken_by(net, one):
+                sources = map_sources(net, layers, one)
             for x, y in track(parts, f"{criterion} of images", disable=not progress, transient=True):
                 score_batch = _score_gradients if judge.needs_labels else _score_maps
                 score_batch(net, sources, x.to(device), y.to(device), add)

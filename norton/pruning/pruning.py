@@ -14,7 +14,7 @@ from norton.common.errors import warn
 from norton.graph import wiring_of
 from norton.graph.copies import copied
 from norton.graph.inputs import Example, remember_example_
-from norton.graph.layers import network_in
+from norton.graph.layers import check_has_values, network_in
 from norton.graph.plan import record_step
 from norton.graph.slicing import cut_
 from norton.graph.wiring import Wiring
@@ -63,6 +63,7 @@ def prune(
     filters, a layer left without filters, data that are missing, and weights that are not finite.
     """
     given, net = net, network_in(net)
+    check_has_values(net)
     check_type("options", options, PruneOptions)
     rates = None if compress_rate is None else read_rates(compress_rate)
     how = Allocation(rates, options)

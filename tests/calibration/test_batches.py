@@ -120,9 +120,35 @@ def test_how_images_become_batches():
     assert apart.count == 1 and apart.first(1) is apart
 
 
+@pytest.mark.parametrize("verb", [
+    lambda net, images: norton.prune(net, 0.5, "hrank", images=images),
+    lambda net, images: norton.decompose(net, 1, objective="outputs", images=images),
+    lambda net, images: norton.choose_ranks(net, images, macs=0.5),
+    norton.calibration.reestimate_batchnorm_,
+])  # fmt: skip
+@pytest.mark.parametrize("change, message", [
+    (lambda x: x.long(), "torch.int64|does not take calibration images of 3×8×8: .*long int"),
+    (lambda x: x[:0], r"at least one|\(0, 3, 8, 8\)"),
+    (lambda x: [x[:0]], "at least one image"),
+    (lambda x: x * torch.nan, "infinite or undefined"),
+    (lambda x: x.to("meta"), "are on the meta device, without values"),
+])  # fmt: skip
+def test_images_that_are_none(verb, change, message):
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 8, 3))
+    net.input_size = (3, 8, 8)
+    with pytest.raises(norton.InputError, match=message) as error:
+        verb(net, change(torch.ones(4, 3, 8, 8)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_budget_for_what_has_no_parameters():
+    with pytest.raises(norton.InputError, match="Sequential has no parameters, so there is nothing to fit"):
+        norton.choose_ranks(nn.Sequential(nn.ReLU()), torch.ones(4, 3, 8, 8), macs=0.5)
+
+
 @pytest.mark.parametrize("images, message", [
-    ([], "calibration images of shape list; expected .*list of batches"),
-    ("folder", "calibration images of shape str; expected"),
+    ([], "calibration images as list; expected .*list of batches"),
+    ("folder", "calibration images as str; expected"),
     ([("x",)], r"a batch is \('x',\); give an input"),
     ([(torch.zeros(2, 3, 9, 9), {"mask": torch.zeros(2, 1, 9, 9)})], "are torch.float32, the network torch.float64"),
     ([(torch.zeros(2, 3, 9, 9).double() / 0, 1)], "infinite or undefined"),

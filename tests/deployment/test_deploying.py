@@ -132,7 +132,8 @@ def test_a_single_layer(small):
         (torch.zeros(2, 4, 8, 8), r"Small does not take an example of shape \(2, 4, 8, 8\)"),
         (torch.zeros(2, 3, 8, 8).double(), "the example is torch.float64 on cpu, the network torch.float32 on cpu"),
         (torch.zeros(2, 3, 8, 8).long(), "example is torch.int64"),
-        (torch.zeros(0, 3, 8, 8), "give a batch of images"),
+        (torch.zeros(0, 3, 8, 8), "no numbers in it; give at least one image"),
+        (torch.zeros(2, 3, 8, 8) * torch.nan, "the example has NaN in it"),
         ([1, 2], r"example is \[1, 2\]; give an input"),
     ],
 )

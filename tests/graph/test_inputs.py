@@ -245,6 +245,8 @@ def test_a_trial_cut_takes_the_way_that_was_recorded():
     ({"image": None}, "example is dict; give"),
     ((0, 9, 9), r"example is \(0, 9, 9\); give"),
     (A.long(), r"Two takes no input of size 3×9×9: layer encode.0, .*Input type \(long int\).*pass example="),
+    (A[:0], r"example is of shape \(0, 3, 9, 9\), which has no numbers in it; give at least one image"),
+    ((A[:0], A[:0]), r"example is of shape \(0, 3, 9, 9\) and \(0, 3, 9, 9\), which has no numbers in it"),
     ((A, "x"), r"Two takes no input of size 3×9×9: layer encode.0, .*pass example=, an input"),
     ({"picture": A}, "unexpected keyword argument 'picture'"),
 ])  # fmt: skip
@@ -252,6 +254,47 @@ def test_examples_that_are_none(example, message):
     with pytest.raises(norton.InputError, match=message) as error:
         norton.wiring_of(Two(), example)
     assert "\n" not in str(error.value)
+
+
+def test_values_that_a_network_decides_by_may_not_be_undefined():
+    with pytest.raises(norton.InputError, match="example= has NaN in it, and the forward pass decides by values"):
+        norton.wiring_of(Told().double(), A * torch.nan)
+    assert norton.wiring_of(Two(), A.float() * torch.nan).writers  # whose size alone is asked for
+
+
+class Yielding(nn.Sequential):
+    def forward(self, x):
+        for layer in self:
+            yield (x := layer(x))
+
+
+@pytest.mark.parametrize("verb", [
+    norton.wiring_of, norton.complexity, lambda net: norton.decompose(net, 1, "svd"), lambda net: norton.prune(net, 0.5)
+])  # fmt: skip
+def test_a_forward_pass_that_yields(verb):
+    net = Yielding(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1))
+    with pytest.raises(norton.InputError, match=r"forward pass of Yielding yields, .* a list"):
+        verb(net)
+
+    class Whole(nn.Module):
+        input_size = (3, 8, 8)
+
+        def __init__(self):
+            super().__init__()
+            self.steps = net
+
+        def forward(self, x):
+            return list(self.steps(x))[-1]
+
+    verb(Whole())
+
+
+@pytest.mark.parametrize("verb", [lambda net: norton.decompose(net, 1), lambda net: norton.prune(net, 0.5)])
+def test_networks_without_values(verb):
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 2, 1))
+    with pytest.raises(norton.InputError, match=r"0.weight is on the meta device, without values; load the weights"):
+        verb(net)
 
 
 def test_networks_without_parameters():

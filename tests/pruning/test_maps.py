@@ -118,8 +118,11 @@ def test_missing_data(criterion):
                 norton.prune(net, 0.3, criterion=criterion, images=images, labels=wrong)
     with pytest.raises(norton.InputError, match=r"images of shape \(3, 16, 16\)"):
         norton.prune(net, 0.3, criterion=criterion, images=images[0], labels=labels)
-    with pytest.raises(norton.InputError, match=r"holds NaN"):
+    with pytest.raises(norton.InputError, match="images have infinite or undefined values"):
         norton.prune(net, 0.3, criterion=criterion, images=images * torch.nan, labels=labels)
+    net.bn1.bias.data[0] = torch.nan
+    with pytest.raises(norton.InputError, match=r"holds NaN"):
+        norton.prune(net, 0.3, criterion=criterion, images=images, labels=labels)
 
 
 @pytest.mark.parametrize("criterion", DATA_DRIVEN)
