@@ -56,11 +56,10 @@ def prune(
 
     images (N, C, H, W), or a list of batches, each an example as above, and labels (N,) or (N, H, W): for criteria that
     look at data; images for `options.compensate` too, without which nothing is compensated, with a warning.
-    calibration: how the images are used for that; in its sequential form, the means of BatchNorms follow.  seed: of the
-    criterion `random`.  progress: show bars.
+    calibration: how they are used for that; if sequential, BatchNorms follow.  seed: of the criterion `random`.
 
-    Warns where nothing is removed although rates ask for it.  Raises InputError for unknown names, bad rates or
-    filters, a layer left without filters, data that are missing, and weights that are not finite.
+    Warns where nothing is removed though rates ask for it.  Raises InputError for unknown names, bad rates, filters or
+    weights, a layer left without filters, and missing data.
     """
     given, net = net, network_in(net)
     check_has_values(net)
