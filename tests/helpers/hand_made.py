@@ -356,7 +356,7 @@ HAND_MADE = {  # name → network, widths of the axes that can be pruned, first 
         {"a": 8, "b": 8},
         {"fc"},
     ),
-    "an assignment": (lambda: Net(in_place, **layers()), {"b": 8}, {"a", "fc"}),
+    "an assignment": (lambda: Net(in_place, **layers()), {"a#2": 4, "b": 8}, {"a", "fc"}),
     "two outputs": (
         lambda: Net(lambda m, x: (m.fc((y := m.b(m.a(x).relu())).mean([2, 3])), y)[0], **layers()),
         {"a": 8, "b": 8},
