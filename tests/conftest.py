@@ -8,6 +8,7 @@ import torch
 
 from norton.data.datasets import clutter
 from norton.deployment import search
+from norton.graph import tracing
 
 # On a busy machine two threads wait for each other longer than they compute, on tensors this small.
 torch.set_num_threads(int(os.environ.get("NORTON_TEST_THREADS", "1")))
@@ -26,6 +27,12 @@ def pytest_collection_modifyitems(items):
 def hasty(monkeypatch):
     """Whatever is chosen in deploying has to be right; how well it was timed does not matter in tests."""
     monkeypatch.setattr(search, "DEFAULT_BUDGET", search.SearchBudget(layer_seconds=0, trials=1))
+
+
+@pytest.fixture(autouse=True)
+def strict(monkeypatch):
+    """What fails inside of a rule keeps channels whole for users, and shows in tests."""
+    monkeypatch.setattr(tracing, "RAISES_FAULTS", True)
 
 
 @pytest.fixture(scope="session")
