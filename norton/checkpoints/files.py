@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from norton.checkpoints import packing
 from norton.common.errors import InputError, first_line, warn
 from norton.common.files import write_whole
-from norton.graph.input_sizes import stated_size
+from norton.graph.input_sizes import stated_batch, stated_size
 from norton.graph.inputs import stated_example
 from norton.graph.layers import network_in
 from norton.graph.plan import plan_of
@@ -59,7 +59,8 @@ def save(
         )
     size = stated_size(net)
     about = {"arch": arch, "num_classes": getattr(net, "num_classes", None)}
-    about |= {"input_size": None if size is None else list(size), "example": stated_example(net)}
+    about |= {"input_size": None if size is None else list(size), "input_batch": stated_batch(net)}
+    about |= {"example": stated_example(net)}
     return write(net, path, about, metrics, lineage, compress=compress)
 
 

@@ -77,8 +77,8 @@ def network_of_plan(content: Mapping[str, Any], path: str | Path, arch: str | No
     if not isinstance(content["format"], int) or content["format"] != FORMAT:
         raise InputError(f"{path}: format {content['format']!r} is not {FORMAT}; use the Norton version that wrote it")
     types = {"plan": list, "metrics": dict, "lineage": list, "arch": str | None, "num_classes": int | None}
-    content = {"input_size": None, **content}  # which older files lack
-    types["input_size"] = list | None
+    content = {"input_size": None, "input_batch": None, **content}  # which older files lack
+    types["input_size"], types["input_batch"] = list | None, int | None
     wrong = [key for key, kind in types.items() if key not in content or not isinstance(content[key], kind)]
     if wrong:
         raise InputError(f"{path}: its {', '.join(wrong)} are missing or of the wrong type; write the file again")
@@ -95,6 +95,8 @@ def network_of_plan(content: Mapping[str, Any], path: str | Path, arch: str | No
             raise InputError(f"{path}: its network is none of norton.build; pass its dense form as net=")
         else:
             dense = dense_network(content["arch"], content["num_classes"], content["input_size"])
+        if content["input_batch"] is not None:
+            dense.input_batch = content["input_batch"]
         remember_example_(dense, content.get("example"))
         try:
             return apply_plan_(dense, content["plan"])

@@ -25,7 +25,7 @@ from norton.graph.inputs import Example, Inputs, inputs_of
 from norton.graph.layers import network_in
 from norton.measure.latency import keep_freed_memory
 
-_KEPT = ("arch", "num_classes", "input_size")  # what networks say of themselves
+_KEPT = ("arch", "num_classes", "input_size", "input_batch")  # what networks say of themselves
 
 
 @torch.no_grad()  # not inference_mode, whose tensors can neither be converted nor loaded into

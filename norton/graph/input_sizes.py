@@ -42,6 +42,12 @@ def stated_size(net: nn.Module) -> tuple[int, ...] | None:
     return tuple(size) if is_size(size) else None
 
 
+def stated_batch(net: nn.Module) -> int | None:
+    """How many images a network states to take at once, its `input_batch`; None where it says nothing of that."""
+    batch = getattr(net, "input_batch", None)
+    return batch if type(batch) is int and batch > 0 else None
+
+
 def is_size(size: Any) -> TypeGuard[Sequence[int]]:
     """Whether something is the size of an input without its batch: whole numbers above 0."""
     return isinstance(size, Sequence) and len(size) > 0 and all(type(n) is int and n > 0 for n in size)

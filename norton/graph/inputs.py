@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from norton.common.errors import InputError
-from norton.graph.input_sizes import candidate_sizes, is_size
+from norton.graph.input_sizes import candidate_sizes, is_size, stated_batch
 
 # An input, the size of one (channels, height, width), a tuple of several inputs, or a dict of arguments by name.
 Example: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -99,21 +99,33 @@ def candidate_inputs(net: nn.Module, example: Example | None = None) -> list[Inp
     size = example if is_size(example) else None
     given = stated_inputs(net) if example is None else None if size is not None else inputs_of(example)
     if given is None:
-        images = (torch.empty(2, *size, device="meta", dtype=dtype) for size in candidate_sizes(net, size))
-        return [Inputs((batch,)) for batch in images]
+        batch = stated_batch(net) or 2
+        batches = [2, 1] if batch == 1 else [batch]
+        sizes = [(batch, *size) for size in candidate_sizes(net, size) for batch in batches]
+        return [Inputs((torch.empty(size, device="meta", dtype=dtype),)) for size in sizes]
     given = given.map(lambda x: x.detach().to(dtype) if x.is_floating_point() else x.detach())
     alone = all(x.shape[:1] == (1,) for x in given.tensors if x.dim())
     return [given.map(lambda x: x.repeat(2, *[1] * (x.dim() - 1)) if x.dim() else x), given] if alone else [given]
 
 
 def remember_example_(net: nn.Module, example: Example | None) -> None:
-    """Let a network state what it takes, as an example tells: in `input_size`, or else in `example_input_array`."""
+    """Let a network state what it takes, as an example tells.
+
+    Of images alone their size and number, in `input_size` and `input_batch`; else all inputs, in `example_input_array`,
+    of whose samples, where there are more than two, the first one stands in all places, so that they take no room.
+    """
     if isinstance(example, Tensor) and example.is_floating_point() and example.dim() != 1:
+        net.input_batch = len(example)  # type: ignore[assignment]
         example = tuple(example.shape[1:])
     if is_size(example):
         net.input_size = tuple(example)  # type: ignore[assignment]
     elif example is not None:
-        few = inputs_of(example).map(Tensor.detach).first(2).map(Tensor.clone)
+        given = inputs_of(example).map(Tensor.detach)
+        known = given.map(_repeated if given.count > 2 else Tensor.clone)
         net.example_input_array = (  # type: ignore[assignment]
-            few.args[0] if isinstance(example, Tensor) else few.args or few.kwargs
+            known.args[0] if isinstance(example, Tensor) else known.args or known.kwargs
         )
+
+
+def _repeated(samples: Tensor) -> Tensor:
+    return samples[:1].clone().expand(samples.shape)

@@ -300,3 +300,46 @@ def test_networks_without_values(verb):
 def test_networks_without_parameters():
     with pytest.raises(norton.InputError, match="Sequential has no parameters, so there is nothing to cut"):
         norton.prune(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)), 0.5)
+
+
+class Clips(nn.Module):
+    """A temporal shift: takes frames four at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        y = self.a(x).relu().unflatten(0, (-1, 4))
+        return self.b(y.roll(1, 1).flatten(0, 1))
+
+
+class Pictures(Clips):
+    """Takes a list of images of sizes of their own, as detectors do."""
+
+    def forward(self, images):
+        return [self.b(self.a(image[None]).relu()) for image in images]
+
+
+@pytest.mark.parametrize("kind, example", [
+    (Clips, images(3, 9, 9).repeat(4, 1, 1, 1)),
+    (Clips, {"x": images(3, 9, 9).repeat(4, 1, 1, 1)}),
+    (Pictures, ([*images(3, 9, 9)],)),
+    (Pictures, {"images": [images(3, 9, 9)[0]]}),
+])  # fmt: skip
+def test_the_example_is_remembered_as_it_was_given(kind, example, tmp_path):
+    net = kind().double()
+    small = norton.prune(net, 0.5, "l2", options=norton.PruneOptions(min_filters=1), example=example)
+    assert small.a.out_channels == 4
+    again = norton.load(norton.save(small, tmp_path / "a.pt"), net=kind().double())
+    inputs = inputs_of(example)
+    for one, other in zip(tree_leaves(inputs.call(again)), tree_leaves(inputs.call(small.eval())), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert norton.prune(again, 0.5, "l2", options=norton.PruneOptions(min_filters=1)).a.out_channels == 2
+    assert (tmp_path / "a.pt").stat().st_size < 30_000
+
+
+def test_many_samples_take_no_room_in_a_file(tmp_path):
+    net, mask = Two(), torch.ones(64, 3, 64, 64)
+    small = norton.prune(net, 0.5, "l2", example=(mask, mask))
+    assert norton.save(small, tmp_path / "a.pt").stat().st_size < 3 * mask[0].nbytes + 60_000
