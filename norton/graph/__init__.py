@@ -19,13 +19,25 @@ from torch import nn
 from norton.graph.channels import ChannelTracer, LocatedChannels, located
 from norton.graph.inputs import Example
 from norton.graph.layers import check_has_layers, network_in
+from norton.graph.nodes import argument, first_argument, value_of
 from norton.graph.plan import OPERATIONS
 from norton.graph.rules import declare, rule
 from norton.graph.slicing import cut_, freeze_obstacles
 from norton.graph.tracing import trace_wiring
 from norton.graph.wiring import Wiring
 
-__all__ = ["ChannelTracer", "LocatedChannels", "Wiring", "declare", "located", "rule", "wiring_of"]
+__all__ = [
+    "ChannelTracer",
+    "LocatedChannels",
+    "Wiring",
+    "argument",
+    "declare",
+    "first_argument",
+    "located",
+    "rule",
+    "value_of",
+    "wiring_of",
+]
 
 
 def wiring_of(net: nn.Module, example: Example | None = None) -> Wiring:

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from norton.graph.deciding import CALLS, TOLD, indexes_by_values, takes_values
 from norton.graph.layers import is_leaf
 from norton.graph.lines import running_line
-from norton.graph.nodes import HOLDING_NUMBERS, READ, VALUE, name_of, parts_of
+from norton.graph.nodes import HOLDING_NUMBERS, MADE_OF_SIZES, READ, VALUE, name_of, parts_of
 from norton.graph.numbers import OwnNumber
 from norton.graph.sizes import Number, Real, Recorded, einops_without_memory, plain
 from norton.graph.weight_norms import computes_weight
@@ -103,7 +103,7 @@ class _Recorder(TorchFunctionMode):
         if self.inside:
             return result
         if not any(isinstance(value, Tensor) for value in tree_leaves((args, kwargs))):
-            if name in HOLDING_NUMBERS and isinstance(result, Tensor):
+            if (name in HOLDING_NUMBERS or name == MADE_OF_SIZES) and isinstance(result, Tensor):
                 self.give(self.add("call_method", name, args, kwargs, result), result)
             return result
         if name in ("shape", "size"):

@@ -30,7 +30,10 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED_LAYERS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 WRITING_LAYERS = (*CONVOLUTIONS, *TRANSPOSED_LAYERS, nn.Linear)
 # Modules of torch that do nothing but call others.
-_AROUND_LAYERS = (nn.Sequential, nn.TransformerEncoder, nn.TransformerEncoderLayer)
+_AROUND_LAYERS = (
+    *(nn.Sequential, nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer),
+    *(nn.TransformerDecoder, nn.TransformerDecoderLayer),
+)
 # What a class that is derived from one of torch's may not define, if it is to compute as that does.
 _COMPUTING_METHODS = {"forward", "_conv_forward", "_output_padding", "_apply_instance_norm", "_call_impl"}
 _COMPUTING = {

@@ -13,7 +13,7 @@ _NAMES = """
 view reshape reshape_as view_as permute transpose t swapaxes swapdims movedim moveaxis T mT flatten unflatten unsqueeze
 squeeze expand repeat tile repeat_interleave flip chunk split tensor_split unsafe_chunk unsafe_split split_with_sizes
 unbind narrow select getitem cat concat concatenate stack hstack vstack pixel_shuffle pixel_unshuffle channel_shuffle
-native_channel_shuffle
+native_channel_shuffle broadcast_to
 """
 MOVES = frozenset(_NAMES.split())
 # What runs on ids, which have no layout, in the place of some.

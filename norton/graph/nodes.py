@@ -11,6 +11,7 @@ VALUE = "value"  # where `norton.graph.execution` leaves what a node computes, a
 
 # Functions that put numbers into a tensor that no other tensor says anything of.
 HOLDING_NUMBERS = ("tensor", "as_tensor", "scalar_tensor", "full")
+MADE_OF_SIZES = "zeros"  # what makes a tensor that nothing but its sizes says anything of
 
 
 def name_of(node: fx.Node) -> str:

@@ -211,7 +211,7 @@ _ABOUT_SHAPE = MOVES | {
     *("group_norm", "layer_norm", "rms_norm", "interpolate", "pad", "unfold", "fold"),
     *("max_unpool1d", "max_unpool2d", "max_unpool3d"),
     *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
-    *("new_zeros", "new_ones", "new_empty", "affine_grid"),
+    *("zeros", "new_zeros", "new_ones", "new_empty", "affine_grid"),
 }
 _FILLED = {"full": 1, "new_full": 2}  # where what is no size begins among the arguments
 

@@ -7,7 +7,7 @@ that pruning must know (what is cut together, at which positions, in which order
 `norton.graph.axes`.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ class Wiring(ShownAsTable):
     doubtful: layers and lines of code whose channels may go in either of two ways; other_way: those of them where they
     go in the one that is not the default.
     indices: name of a buffer of whole numbers → (channels that it indexes, channels that this gives).
+    proof: of a wiring that was traced, what runs a network that was cut, see `check_cut`; it holds the traced copy.
     sizes: name of a number (`blocks.0.num_heads`, `blocks.0.splits[1]`) → the channels that it counts, or a multiple.
     """
 
@@ -54,6 +55,7 @@ class Wiring(ShownAsTable):
         self.parameters: list[tuple[str, Channels, int]] = []
         self.sizes: dict[str, Channels] = {}
         self.indices: dict[str, tuple[Channels, Channels]] = {}
+        self.proof: Callable[[Mapping[int, Sequence[int]]], None] | None = None
 
     # What a model declares
 
@@ -315,7 +317,9 @@ class Wiring(ShownAsTable):
         return {layer: sorted(set(range(len(self._written[layer]))) - set(kept)) for layer, kept in stay.items()}
 
     def check_cut(self, keep: Mapping[int, Sequence[int]]) -> None:
-        """Raise InputError where the network does not follow a cut; of a wiring that was declared, it is believed."""
+        """Raise InputError where the network does not follow a cut; a wiring that a model declares is believed."""
+        if self.proof is not None:
+            self.proof(keep)
 
     def title(self) -> str:
         whole = len(self.frozen)

@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.between import Between, wiring_of_exact
+from helpers.dead import largest_error, outputs, with_dead_filters
+from helpers.random_checks import cut, random_keep
 from torch import nn
 
 import norton
@@ -79,3 +81,24 @@ def test_layers_of_torchs_transformer():
             net.encoder.layers[index].linear1.weight[gone] = 0
             net.encoder.layers[index].linear1.bias[gone] = 0
         assert torch.allclose(small(images), net(images), atol=1e-12)
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_decoders_of_torchs_transformer(norm_first):
+    layer = nn.TransformerDecoderLayer(16, 2, 24, batch_first=True, norm_first=norm_first)
+    net = Between(
+        lambda n, x: n.decoder(n.queries.expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)).mean(1)[
+            :, :, None, None
+        ],
+        decoder=nn.TransformerDecoder(layer, 2),
+        queries=nn.Parameter(torch.randn(1, 5, 16)),
+    )
+    net, images = net.double().eval(), torch.randn(3, 3, 8, 8).double()
+    wiring = norton.wiring_of(net, images)
+    assert set(wiring.left_whole) == {"head"} and wiring.width(wiring.axis_of("first")) == 2  # heads
+    keep = random_keep(wiring, 0)
+    dead = with_dead_filters(net, wiring.gone_filters(keep))
+    with torch.no_grad():  # the queries, to which the channels of attention are added, have no part in dead ones
+        dead.queries[..., wiring.gone_filters(keep)["first"]] = 0
+    small = cut(net, wiring, keep)
+    assert largest_error(outputs(small, (images,)), outputs(dead, (images,))) < 1e-12

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from helpers.between import Between
 from torch import nn
 
 import norton
-from norton.graph import located
+from norton.graph import argument, first_argument, located, value_of
 from norton.graph.layers import ELEMENTWISE_LAYERS, NORM_LAYERS
 from norton.graph.rules import table
 from norton.graph.rules.table import LAYER_RULES, RULES, Rule, rule, rule_of_layer
@@ -29,6 +30,19 @@ def test_a_rule_of_ones_own_is_followed(monkeypatch):
     assert norton.wiring_of(Cumulated()).left_whole["a"] == "cumsum in the forward pass: tracing does not follow it"
     monkeypatch.setitem(RULES, "cumsum", Rule(lambda tracer, node: tracer.input(node)))
     assert set(norton.wiring_of(Cumulated()).left_whole) == {"fc"}
+
+
+@pytest.mark.parametrize("dim, whole", [(-3, True), (1, True), (-1, False), (3, False)])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_rule_may_ask_for_a_dimension_in_any_form(monkeypatch, dim, whole, named):
+    def along_another_dimension(tracer, node):
+        x = tracer.input(node)
+        dim = argument(node, 1, "dim") % value_of(first_argument(node)).dim()
+        return x if x and dim not in x.dims else tracer.unknown(node, "it adds up channels")
+
+    monkeypatch.setitem(RULES, "cumsum", Rule(along_another_dimension))
+    net = Between(lambda _, x: torch.cumsum(x, dim=dim) if named else torch.cumsum(x, dim))
+    assert ("first" in norton.wiring_of(net, (3, 8, 8)).left_whole) == whole
 
 
 @torch.library.custom_op("norton_tests::relu", mutates_args=())

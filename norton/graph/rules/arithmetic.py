@@ -72,6 +72,9 @@ def meet(
         if meets_all:
             tracer.freeze(own, node, "it meets other channels, one with all")
             return other
+    for own, other, sizes in ((x, y, b), (y, x, a)):
+        if own.dims and not other.dims and all(sizes[dim] > 1 for dim in own.dims):
+            tracer.freeze(own, node, "all of its channels meet a single one")  # repeated as often as the code says
     ids, others = torch.broadcast_tensors(x.ids, y.ids)
     met = LocatedChannels(compressed(ids))
     if len(met.dims) > 1:
@@ -118,20 +121,3 @@ def gate(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     return tracer.declare(
         node, LocatedChannels(first), tracer.wiring.add, first.flatten().numpy(), second.flatten().numpy()
     )
-
-
-@rule("expand_as", joins=True)
-def expand_as(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
-    """A tensor repeated to the size of another one, whose channels it has where it had the same for all."""
-    x, other = tracer.input(node), argument(node, 1, "other")
-    dims, y = value_of(node).dim(), tracer.at(other)
-    shape = padded_shape(first_argument(node), dims)
-    if y is not None and all(shape[dim] == 1 for dim in y.dims):
-        tracer.freeze(x, node, "it is repeated for all channels of another tensor")
-        return lifted(y, dims)
-    if x is None:
-        return None
-    x = lifted(x, dims)
-    if y is None or not x.dims:
-        return x if y is None else tracer.unknown(node)
-    return meet(tracer, node, (x, shape), (y, padded_shape(other, dims)))

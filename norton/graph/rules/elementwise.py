@@ -2,10 +2,9 @@
 
 from torch import fx
 
-from norton.graph.channels import ChannelTracer, LocatedChannels, located
+from norton.graph.channels import ChannelTracer, LocatedChannels
 from norton.graph.layers import ELEMENTWISE_LAYERS
-from norton.graph.nodes import argument, name_of, value_of
-from norton.graph.rules.counts import is_count
+from norton.graph.nodes import argument, name_of
 from norton.graph.rules.table import rule
 
 
@@ -36,22 +35,12 @@ def fill(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     return tracer.input(node)
 
 
-@rule("new_zeros new_ones new_empty new_full new_tensor", joins=True)  # also filled with a tensor of one number
-def make(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
-    """A new tensor of a size of its own, of which only the type and device are another one's.
-
-    Zeros of as many channels as a tensor has are silent, and so may be any channels: they are that tensor's.
-    """
+@rule("new_ones new_empty new_full new_tensor", joins=True)  # also filled with a tensor of one number
+def make(tracer: ChannelTracer, node: fx.Node) -> None:
+    """A new tensor of a size of its own, of which only the type and device are another one's."""
     if name_of(node) in ("new_full", "new_tensor"):
         tracer.freeze_counts(node, _filling(node, 1 if name_of(node) == "new_tensor" else 2))
-    if name_of(node) != "new_zeros":
-        return None
-    asked, shape = argument(node, 1, "size"), value_of(node).shape
-    sizes = asked if isinstance(asked, list | tuple) else node.args[1:]
-    counting = [dim for dim, size in enumerate(sizes) if size in tracer.counts]
-    if len(counting) != 1 or not is_count(tracer, sizes[counting[0]], shape[counting[0]]):
-        return None
-    return located(tracer.counts[sizes[counting[0]]], counting[0], len(shape))
+    return None
 
 
 @rule("full")

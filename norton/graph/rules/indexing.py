@@ -92,8 +92,8 @@ def _slice_follows(tracer: ChannelTracer, node: fx.Node, x: LocatedChannels, par
         if end is None:
             continue
         place = int(number_of(end))
-        if place == 0 or place >= len(channels):
-            continue
+        if place == 0 or place >= len(channels) or (end is part.start and type(end) is int and 0 < place < step):
+            continue  # the last: one of each block that goes as a whole
         before, behind = channels[:place], channels[place:]
         if is_count(tracer, end, place):
             tie_counts(tracer, tracer.counts[end], before)

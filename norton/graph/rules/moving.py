@@ -21,7 +21,7 @@ from norton.graph.rules.indexing import index_follows, index_of_channels, taken_
 from norton.graph.rules.parts import PARTS, TAKING, parts_follow, tie_parts
 from norton.graph.rules.table import rule
 
-_SIZED = ("view", "reshape", "expand", "unflatten")
+_SIZED = ("view", "reshape", "expand", "broadcast_to", "unflatten")
 _SHUFFLES = ("channelshuffle", "channel_shuffle", "native_channel_shuffle")
 _JOINS = ("cat", "concat", "concatenate", "stack", "hstack", "vstack")
 
@@ -168,7 +168,11 @@ def _sizes(tracer: ChannelTracer, node: fx.Node) -> dict[int, Any]:
             names = [(f"{node.target}.unflattened_size[{place}]",) for place in range(len(layer.unflattened_size))]
             dim, sizes = layer.dim, [OwnNumber(*one) for one in zip(layer.unflattened_size, names, strict=True)]
         return {dim % value_of(first_argument(node)).dim() + place: size for place, size in enumerate(sizes)}
-    asked: Sequence[Any] = [*node.args[1:], *([] if len(node.args) > 1 else node.kwargs.values())]
-    if len(asked) == 1 and isinstance(asked[0], list | tuple):
-        asked = asked[0]
+    asked = sizes_asked(node)
     return dict(enumerate(asked)) if len(asked) == value_of(node).dim() else {}
+
+
+def sizes_asked(node: fx.Node) -> Sequence[Any]:
+    """The sizes that follow the first argument, one by one or in a list."""
+    asked: Sequence[Any] = [*node.args[1:], *([] if len(node.args) > 1 else node.kwargs.values())]
+    return asked[0] if len(asked) == 1 and isinstance(asked[0], list | tuple) else asked
