@@ -25,6 +25,7 @@ def moved(node: fx.Node, ids_of: Callable[[fx.Node], Tensor | None], layer: nn.M
     """What a node gives where it is given ids, of the whole size of its tensors, in their place.
 
     layer: that the node calls, if it does.  ids_of: None for tensors without channels, which get an id of their own.
+    Of an assignment, the part that is assigned to.
     """
 
     def given(arg: fx.Node) -> Any:
@@ -38,6 +39,8 @@ def moved(node: fx.Node, ids_of: Callable[[fx.Node], Tensor | None], layer: nn.M
     args, kwargs = (fx.node.map_aggregate(part, _plain) for part in (args, kwargs))
     if layer is not None:
         return layer(*args, **kwargs)
+    if name_of(node) == "setitem":
+        return args[0][args[1]]
     name = _OTHER_NAMES.get(name_of(node), name_of(node))
     if name in ("T", "mT"):
         return getattr(args[0], name)

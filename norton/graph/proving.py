@@ -7,6 +7,7 @@ channels that reach that place have to stay.
 """
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from norton.graph.channels import ChannelTracer, LocatedChannels, located_in
 from norton.graph.deciding import values_decided
 from norton.graph.execution import LINE, record
 from norton.graph.inputs import Inputs
-from norton.graph.moving import MOVES, moved
+from norton.graph.moving import MOVES, as_located, moved
 from norton.graph.nodes import (
     HOLDING_NUMBERS,
     depending_on_inputs,
@@ -30,6 +31,7 @@ from norton.graph.nodes import (
     place_of,
     value_of,
 )
+from norton.graph.rules import rule_of_node
 from norton.graph.slicing import SizeError, cut_
 from norton.graph.wiring import Wiring, positions
 
@@ -150,7 +152,7 @@ def disagreement(
     for node, other in zip(old, new, strict=False):
         if (node.op, name_of(node)) != (other.op, name_of(other)):
             return Disagreement(node, "its code takes another way when the number of channels changes")
-        if name_of(node) in HOLDING_NUMBERS and [*_numbers(node)] != [*_numbers(other)]:
+        if name_of(node) in HOLDING_NUMBERS and _computes_with_other_numbers(tracer, node, other):
             return Disagreement(node, COUNTED)
         if node.op == "get_attr" and not node.target and _holds_another_number(node, other):
             return Disagreement(node, COUNTED)
@@ -165,8 +167,13 @@ def disagreement(
 
 def _differs(tracer: ChannelTracer, node: fx.Node, other: fx.Node, keep: Mapping[int, Sequence[int]]) -> str | None:
     value, now = value_of(node), value_of(other)
+    if not holds_tensor(value):
+        return None
+    moves = node.op == "call_method" and name_of(node) in (*MOVES, "setitem")
+    if (not moves or name_of(node) == "setitem") and _computes_with_other_numbers(tracer, node, other):
+        return COUNTED
     if not isinstance(value, Tensor):
-        return None  # sizes, and lists of tensors, which are nodes of their own
+        return None  # parts, which are nodes of their own
     expected, x = list(value.shape), tracer.at(node)
     if x is not None:
         if x.shifted:
@@ -175,14 +182,14 @@ def _differs(tracer: ChannelTracer, node: fx.Node, other: fx.Node, keep: Mapping
             expected[dim] = len(positions(tracer.wiring, x.ids.flatten().numpy(), keep))
     if list(now.shape) != expected:
         return "it does not follow the number of channels"
-    if [*_numbers(node)] != [*_numbers(other)]:
+    if moves and _takes_other_places(tracer, node, other, keep):
         return COUNTED
-    return _misplaced(tracer, node, other, keep) if node.op == "call_method" and name_of(node) in MOVES else None
+    return _misplaced(tracer, node, other, keep) if moves else None
 
 
 def _misplaced(tracer: ChannelTracer, node: fx.Node, other: fx.Node, keep: Mapping[int, Sequence[int]]) -> str | None:
     """Whether a cut network moves other channels to a place than was predicted, though as many."""
-    if (x := tracer.at(node)) is None or not x.dims or not isinstance(first_argument(node), fx.Node | list | tuple):
+    if (x := _channels_at_end(tracer, node)) is None or not x.dims:
         return None
     wiring, before = tracer.wiring, dict(zip(other.all_input_nodes, node.all_input_nodes, strict=False))
 
@@ -191,10 +198,7 @@ def _misplaced(tracer: ChannelTracer, node: fx.Node, other: fx.Node, keep: Mappi
             return None
         channels = found.ids.flatten().numpy()
         names = np.where(wiring.axis_at(channels) < 0, -1, wiring.representatives(channels))
-        ids = torch.from_numpy(names).view(found.ids.shape)
-        for dim in found.dims:
-            ids = ids.index_select(dim, torch.tensor(positions(wiring, channels, keep)))
-        return ids
+        return _kept(tracer, torch.from_numpy(names).view(found.ids.shape), found, keep)
 
     if any(isinstance(tracer.located.get(arg), list) or tracer.is_read_by(arg, node) for arg in node.all_input_nodes):
         return None  # several tensors, or places in a buffer, which has no values here
@@ -205,24 +209,69 @@ def _misplaced(tracer: ChannelTracer, node: fx.Node, other: fx.Node, keep: Mappi
     return None
 
 
-# Their numbers are sizes and places, and show in the shape of what they give.
-_ABOUT_SHAPE = MOVES | {
-    *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
-    *("group_norm", "layer_norm", "rms_norm", "interpolate", "pad", "unfold", "fold"),
-    *("max_unpool1d", "max_unpool2d", "max_unpool3d"),
-    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
-    *("zeros", "new_zeros", "new_ones", "new_empty", "affine_grid"),
-}
-_FILLED = {"full": 1, "new_full": 2}  # where what is no size begins among the arguments
+def _channels_at_end(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+    """The channels of what an operation that moves some gives; of an assignment, of the part that is assigned to."""
+    if name_of(node) != "setitem" or tracer.at(node) is None:
+        return tracer.at(node)
+    found = as_located(moved(node, lambda arg: None if (x := tracer.at(arg)) is None else x.ids, None))
+    return found if isinstance(found, LocatedChannels) else None
 
 
-def _numbers(node: fx.Node) -> Iterator[Any]:
-    """The numbers that an operation computes with."""
-    if node.op == "call_module" or name_of(node) in _ABOUT_SHAPE:
-        return
-    args = node.args[_FILLED.get(name_of(node), 0) :]
-    given = tree_leaves(fx.node.map_arg((args, node.kwargs), _number_of))
-    yield from (value for value in given if isinstance(value, int | float))
+def _kept(tracer: ChannelTracer, ids: Tensor, x: LocatedChannels | None, keep: Mapping[int, Sequence[int]]) -> Tensor:
+    """The part of a tensor that stays, whose channels are those of x."""
+    if x is None:
+        return ids
+    for dim in x.dims:
+        stay = positions(tracer.wiring, x.ids.flatten().numpy(), keep)
+        ids = ids.index_select(dim, torch.tensor(stay))
+    return ids
+
+
+def _takes_other_places(
+    tracer: ChannelTracer, node: fx.Node, other: fx.Node, keep: Mapping[int, Sequence[int]]
+) -> bool:
+    """Whether other numbers let a cut network move what stands at other rows, columns and images.
+
+    Each of these has a number of its own, the same for all channels, which whole and cut network move alike.
+    """
+    given = [*_leaves(node.args, node.kwargs)]
+    if given == [*_leaves(other.args, other.kwargs)]:
+        return False
+    values = [value_of(arg) for arg in node.all_input_nodes]
+    if any(holds_tensor(value) and not isinstance(value, Tensor) for value in (value_of(node), *values)):
+        return True  # several tensors
+    if any(isinstance(value, Tensor) and value.dtype == torch.bool for value in values):
+        return True  # perhaps a mask, which has no values here
+    before = dict(zip(other.all_input_nodes, node.all_input_nodes, strict=False))
+
+    def numbered(arg: fx.Node) -> Tensor | None:
+        value, x = value_of(arg), tracer.at(arg)
+        if name_of(node) in ("getitem", "setitem") and arg is not first_argument(node):
+            return None  # an index
+        shape = [1 if x is not None and dim in x.dims else size for dim, size in enumerate(value.shape)]
+        return torch.arange(math.prod(shape)).view(shape)
+
+    expected = moved(node, numbered, None)
+    found = moved(other, lambda arg: numbered(before[arg]), None)
+    return not torch.equal(_kept(tracer, expected, _channels_at_end(tracer, node), keep), found)
+
+
+def _computes_with_other_numbers(tracer: ChannelTracer, node: fx.Node, other: fx.Node) -> bool:
+    """Whether anything that two operations are given differs, but for tensors, and for sizes that may follow."""
+    rule = rule_of_node(tracer.net, node)
+    sizes = None if rule is None else rule.sizes
+    if sizes is None or not (sizes.shows or located_in(tracer.located.get(node))):
+        return [*_leaves(node.args, node.kwargs)] != [*_leaves(other.args, other.kwargs)]
+    return [*_leaves(*sizes.others(node.args, node.kwargs))] != [*_leaves(*sizes.others(other.args, other.kwargs))]
+
+
+def _leaves(args: tuple, kwargs: Mapping[str, Any]) -> Iterator[Any]:
+    """All that an operation is given, one after the other; None for tensors."""
+    for value in tree_leaves(fx.node.map_arg((args, dict(kwargs)), _number_of)):
+        if isinstance(value, slice):
+            yield from (value.start, value.stop, value.step)
+        else:
+            yield "nan" if value != value else value  # the only number that is not equal to itself
 
 
 def _holds_another_number(node: fx.Node, other: fx.Node) -> bool:

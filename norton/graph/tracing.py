@@ -29,7 +29,7 @@ from norton.graph.meta import at_inputs, needs_values, on_meta
 from norton.graph.nodes import DECIDED, first_argument, holds_tensor, name_of, value_of
 from norton.graph.numbers import mark_numbers_
 from norton.graph.proving import Record, check_cut, prove_
-from norton.graph.rules import FUNCTION_RULES, RULES, Rule, check_declared, counted_channels, rule_of_layer
+from norton.graph.rules import RULES, Rule, check_declared, counted_channels, rule_of_node
 from norton.graph.slicing import freeze_obstacles
 from norton.graph.wiring import Wiring
 
@@ -246,15 +246,15 @@ def _visit_function(tracer: ChannelTracer, node: fx.Node) -> Located:
     """A computation with numbers, or a function that torch lets through as one operation."""
     if getattr(node.target, "crops_or_pads", False) and (x := tracer.input(node)):
         return x._replace(shifted=True)
-    return _apply(tracer, node, FUNCTION_RULES.get(node.target))  # not by its name, which may be any
+    return _apply(tracer, node, rule_of_node(tracer.net, node))
 
 
 def _visit_method(tracer: ChannelTracer, node: fx.Node) -> Located:
-    return _apply(tracer, node, RULES.get(name_of(node)))
+    return _apply(tracer, node, rule_of_node(tracer.net, node))
 
 
 def _visit_layer(tracer: ChannelTracer, node: fx.Node) -> Located:
-    rule = rule_of_layer(tracer.layer(node))
+    rule = rule_of_node(tracer.net, node)
     return tracer.unknown(node) if rule is None else _apply(tracer, node, rule)
 
 

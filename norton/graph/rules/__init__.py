@@ -11,7 +11,7 @@ Imports `norton.graph.channels` and what lies below it; `norton.graph.tracing` u
 from norton.common.registry import import_submodules
 from norton.graph.rules.counts import counted_channels
 from norton.graph.rules.declared import check_declared, declare
-from norton.graph.rules.table import FUNCTION_RULES, RULES, Rule, rule, rule_of_layer
+from norton.graph.rules.table import FUNCTION_RULES, RULES, Rule, rule, rule_of_node
 
 import_submodules(__name__)
 
@@ -23,5 +23,5 @@ __all__ = [
     "counted_channels",
     "declare",
     "rule",
-    "rule_of_layer",
+    "rule_of_node",
 ]

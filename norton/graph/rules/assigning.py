@@ -17,7 +17,8 @@ from norton.graph.rules.table import rule
 _WHERE = "what it puts there is not followed"
 
 
-@rule("setitem copy_", joins=True)
+@rule("setitem", joins=True, sizes=(1, "index"))
+@rule("copy_", joins=True)
 def assign(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """Channels at their place, of which those that are assigned to can only go with those that are assigned."""
     x = tracer.input(node)

@@ -5,7 +5,7 @@ from torch import fx
 from norton.graph.channels import ChannelTracer, LocatedChannels
 from norton.graph.layers import ELEMENTWISE_LAYERS
 from norton.graph.nodes import argument, name_of
-from norton.graph.rules.table import rule
+from norton.graph.rules.table import Sizes, rule
 
 
 @rule(
@@ -35,7 +35,9 @@ def fill(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     return tracer.input(node)
 
 
-@rule("new_ones new_empty new_full new_tensor", joins=True)  # also filled with a tensor of one number
+@rule("new_ones new_empty", joins=True, sizes=Sizes(1, "size", several=True))
+@rule("new_full", joins=True, sizes=(1, "size"))  # also filled with a tensor of one number
+@rule("new_tensor", joins=True)
 def make(tracer: ChannelTracer, node: fx.Node) -> None:
     """A new tensor of a size of its own, of which only the type and device are another one's."""
     if name_of(node) in ("new_full", "new_tensor"):
@@ -43,7 +45,7 @@ def make(tracer: ChannelTracer, node: fx.Node) -> None:
     return None
 
 
-@rule("full")
+@rule("full", sizes=(0, "size"))
 def make_full(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """A new tensor of a size and a value."""
     tracer.freeze_counts(node, _filling(node, 1))

@@ -12,7 +12,7 @@ from norton.graph.numbers import OwnNumber, is_own
 from norton.graph.rules.computed_weights import ancestors, comes_of, filters_stand, inputs_stand, read_by_all
 from norton.graph.rules.depthwise import filter_each
 from norton.graph.rules.layers import read_and_write
-from norton.graph.rules.table import rule
+from norton.graph.rules.table import Sizes, rule
 
 _WRITERS: dict[str, type[nn.Module]] = {
     "conv1d": nn.Conv1d,
@@ -25,7 +25,7 @@ _WRITERS: dict[str, type[nn.Module]] = {
 }
 
 
-@rule(" ".join(_WRITERS), joins=True, takes_shifted=True, takes_entries=True)
+@rule(" ".join(_WRITERS), joins=True, takes_shifted=True, takes_entries=True, sizes=(6, "groups"))
 def write(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """The filters of a layer that hands its own weight and bias to the function that its kind of layer calls.
 
@@ -81,7 +81,7 @@ def normalise(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     return with_entries(tracer, node, x, channels, _other_tensors(node))
 
 
-@rule("group_norm", joins=True, takes_entries=True)
+@rule("group_norm", joins=True, takes_entries=True, sizes=Sizes(1, "num_groups", shows=False))
 def group_norm(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """The same for a GroupNorm, whose groups go as wholes: their number must follow."""
     x, groups = tracer.input(node), argument(node, 1, "num_groups")

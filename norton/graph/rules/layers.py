@@ -10,7 +10,7 @@ from norton.graph.nodes import first_argument, place_of, value_of
 from norton.graph.rules.table import rule
 
 
-@rule(layers=WRITING_LAYERS, joins=True, takes_shifted=True)
+@rule(layers=WRITING_LAYERS, joins=True, takes_shifted=True, sizes=(1, "output_size"))
 def write(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels:
     """The filters of a convolution or linear layer, decomposed or not; it reads what it is called with."""
     return read_and_write(tracer, node, str(node.target))

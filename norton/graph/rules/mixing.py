@@ -83,7 +83,13 @@ def softmax(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     return tracer.unknown(node, "it mixes all channels")
 
 
-@rule("layer_norm rms_norm", layers=[nn.LayerNorm, nn.RMSNorm], joins=True, takes_entries=True)
+@rule(
+    "layer_norm rms_norm",
+    layers=[nn.LayerNorm, nn.RMSNorm],
+    joins=True,
+    takes_entries=True,
+    sizes=(1, "normalized_shape"),
+)
 def layer_norm(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """Channels stay apart where they are not among the last dimensions, over which it normalises.
 

@@ -43,7 +43,8 @@ def _unpools(tracer: ChannelTracer, node: fx.Node) -> bool:
     return _name(tracer, node).lower().replace("_", "").startswith("maxunpool")
 
 
-@rule("max_unpool1d max_unpool2d max_unpool3d", layers=[nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d], joins=True)
+@rule("max_unpool1d max_unpool2d max_unpool3d", joins=True, sizes=(5, "output_size"))
+@rule(layers=[nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d], joins=True, sizes=(2, "output_size"))
 def unpool(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """Channels at their place, each with places of its own."""
     x, places = tracer.input(node), tracer.at(argument(node, 1, "indices"))
@@ -60,7 +61,7 @@ def sample(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     return x if x is None or x.dims == [1] else tracer.unknown(node)
 
 
-@rule("affine_grid")
+@rule("affine_grid", sizes=(1, "size"))
 def make_grid(tracer: ChannelTracer, node: fx.Node) -> None:
     """Positions for a tensor of some size, whatever its number of channels."""
     tracer.freeze(tracer.input(node), node, "it stands for positions")

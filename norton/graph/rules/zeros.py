@@ -11,10 +11,11 @@ from norton.graph.channels import ChannelTracer, LocatedChannels, located
 from norton.graph.nodes import name_of, value_of
 from norton.graph.numbers import OwnNumber
 from norton.graph.rules.counts import is_count
-from norton.graph.rules.table import rule
+from norton.graph.rules.table import Sizes, rule
 
 
-@rule("zeros new_zeros", joins=True)
+@rule("zeros", sizes=Sizes(0, "size", several=True))
+@rule("new_zeros", joins=True, sizes=Sizes(1, "size", several=True))
 def make_zeros(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """Zeros along one dimension that counts channels; None where none does, or several."""
     sizes = _sizes(node)
