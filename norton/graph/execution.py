@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from norton.graph.deciding import CALLS, TOLD, indexes_by_values, takes_values
 from norton.graph.layers import is_leaf
 from norton.graph.lines import running_line
-from norton.graph.nodes import HOLDING_NUMBERS, MADE_OF_SIZES, READ, VALUE, name_of, parts_of
+from norton.graph.nodes import HOLDING_NUMBERS, MADE_OF_SIZES, READ, VALUE, first_by_position, name_of, parts_of
 from norton.graph.numbers import OwnNumber
 from norton.graph.sizes import Number, Real, Recorded, einops_without_memory, plain
 from norton.graph.weight_norms import computes_weight
@@ -188,6 +188,8 @@ class _Recorder(TorchFunctionMode):
                 self.nodes[id(value)].meta.setdefault(READ, set()).add(name)
 
     def add(self, op: str, target: Any, args: Any, kwargs: Any, value: Any) -> fx.Node:
+        if op == "call_method":
+            args, kwargs = first_by_position(args, kwargs)
         args, kwargs = (fx.node.map_aggregate(given, self.argument) for given in (tuple(args), dict(kwargs)))
         node = self.graph.create_node(op, target, args, kwargs)
         node.meta |= {VALUE: value, LINE: running_line(), "nn_module_stack": {self.place: (self.place, None)}}

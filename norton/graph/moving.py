@@ -41,6 +41,8 @@ def moved(node: fx.Node, ids_of: Callable[[fx.Node], Tensor | None], layer: nn.M
         return layer(*args, **kwargs)
     if name_of(node) == "setitem":
         return args[0][args[1]]
+    if name_of(node) == "view" and "size" in kwargs:
+        kwargs = {"shape": kwargs["size"]}
     name = _OTHER_NAMES.get(name_of(node), name_of(node))
     if name in ("T", "mT"):
         return getattr(args[0], name)

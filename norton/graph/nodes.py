@@ -1,5 +1,6 @@
 """What the nodes of a recorded forward pass hold: their names, their places, arguments and values."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -48,6 +49,14 @@ def argument(node: fx.Node, position: int, name: str, default: Any = None) -> An
 def first_argument(node: fx.Node) -> Any:
     """The first argument, by position, as `input`, or else the first that has a name."""
     return argument(node, 0, "input", next(iter(node.kwargs.values()), None))
+
+
+def first_by_position(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """Arguments of one of torch's functions, of which the first is given by position, as to a method."""
+    name = next((name for name in ("input", "tensors", "tensor", "self") if name in kwargs), None)
+    if args or name is None or "condition" in kwargs:
+        return args, kwargs
+    return (kwargs[name],), {key: value for key, value in kwargs.items() if key != name}
 
 
 def value_of(node: fx.Node) -> Any:

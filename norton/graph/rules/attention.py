@@ -7,20 +7,22 @@ from torch import fx, nn
 
 from norton.graph.axes import Channels
 from norton.graph.channels import ChannelTracer, Located, LocatedChannels, compressed
-from norton.graph.nodes import argument, name_of, value_of
+from norton.graph.nodes import argument, first_argument, name_of, value_of
+from norton.graph.rules.arithmetic import lifted
 from norton.graph.rules.table import rule
 
 
-@rule("matmul bmm", joins=True)
+@rule("matmul bmm mm", joins=True)
 def multiply(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """(..., m, k) times (..., k, n): over channels it adds up, to which those that went add nothing."""
-    first, second = node.args[0], argument(node, 1, "mat2", argument(node, 1, "other"))
+    first, second = first_argument(node), argument(node, 1, "mat2", argument(node, 1, "other"))
     x, y = tracer.at(first), tracer.at(second)
     if x is None and y is None:
         return None
-    if value_of(first).dim() != value_of(second).dim() or value_of(first).dim() < 3:
-        return tracer.unknown(node)
-    return product(tracer, node, x, y)
+    if min(value_of(first).dim(), value_of(second).dim()) < 2:
+        return tracer.unknown(node, "it multiplies with a vector")
+    dims = value_of(node).dim()
+    return product(tracer, node, *(one and lifted(one, dims) for one in (x, y)))
 
 
 def product(

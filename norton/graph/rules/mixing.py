@@ -15,7 +15,7 @@ from norton.graph.rules.functional import with_entries
 from norton.graph.rules.table import rule
 
 
-@rule("mean sum amax amin max min std var norm vector_norm linalg_vector_norm var_mean", joins=True, gives_parts=True)
+@rule("mean sum amax amin max min std var norm linalg_norm linalg_vector_norm var_mean", joins=True, gives_parts=True)
 def reduce(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | list | None:
     """Channels stay apart where only other dimensions go; a statistic of channels is one of those that stay."""
     if name_of(node) in ("max", "min") and isinstance(argument(node, 1, "other"), fx.Node):
@@ -27,7 +27,9 @@ def reduce(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | list | Non
     if dims is None or isinstance(dims, fx.Node | bool):
         return tracer.unknown(node, "it mixes all channels")
     gone = {dim % value.dim() for dim in ([dims] if isinstance(dims, int) else dims)}
-    if gone & set(x.dims) and (x.shifted or _order(node) == 0):
+    if gone & set(x.dims) and name_of(node) == "linalg_norm" and len(gone) > 1 and argument(node, 1, "ord") is not None:
+        return tracer.unknown(node, "it is a norm of matrices")
+    if gone & set(x.dims) and (x.shifted or _order(node) <= 0):
         return tracer.unknown(node, "it mixes all channels")
     if gone & set(x.dims) and _of_entries(tracer, node):
         return tracer.unknown(node, "it mixes entries of a parameter, which are the same whatever the channels are")
@@ -70,6 +72,13 @@ def _order(node: fx.Node) -> float:
 def normalize(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """Division by a norm, to which removed channels add nothing."""
     return tracer.input(node) if _order(node) > 0 else tracer.unknown(node, "it mixes all channels")
+
+
+@rule("local_response_norm", layers=[nn.LocalResponseNorm])
+def respond(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
+    """Division by the channels beside each, which others would take the place of."""
+    x = tracer.input(node)
+    return x if x and 1 not in x.dims else tracer.unknown(node, "it reads the neighbours of each channel")
 
 
 @rule("softmax log_softmax", layers=[nn.Softmax, nn.LogSoftmax, nn.Softmax2d])

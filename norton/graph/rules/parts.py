@@ -56,10 +56,15 @@ def parts_follow(tracer: ChannelTracer, node: fx.Node, x: LocatedChannels) -> bo
 def _part_follows(tracer: ChannelTracer, node: fx.Node, x: LocatedChannels) -> None:
     """The start and the length of a part are the numbers of channels in front of it and in it."""
     channels, start, length = x.ids.flatten().numpy(), argument(node, 2, "start"), argument(node, 3, "length")
-    first = int(number_of(start))
-    for size, part in ((start, channels[:first]), (length, channels[first : first + int(number_of(length))])):
-        if len(part):
-            follow_count(tracer, node, x, size, part)
+    first, count = int(number_of(start)), int(number_of(length))
+    if first < 0:  # counted from the end
+        first += len(channels)
+        if isinstance(start, int):
+            follow_count(tracer, node, x, -start, channels[first:])
+    elif first > 0:
+        follow_count(tracer, node, x, start, channels[:first])
+    if count:
+        follow_count(tracer, node, x, length, channels[first : first + count])
 
 
 def _section_sizes(node: fx.Node) -> Any:
