@@ -31,6 +31,7 @@ from norton.graph.numbers import mark_numbers_
 from norton.graph.proving import Record, check_cut, prove_
 from norton.graph.rules import RULES, Rule, check_declared, counted_channels, rule_of_node
 from norton.graph.slicing import freeze_obstacles
+from norton.graph.uncalled import freeze_uncalled
 from norton.graph.wiring import Wiring
 
 # Where a rule of ours fails, channels are kept whole; tests let it raise, since then the rule is wrong or too narrow.
@@ -93,6 +94,7 @@ def _followed(net: nn.Module, records: Sequence[Record], other_way: Set[Any]) ->
     for one in records:
         follow(tracer, one.graph)
         freeze_undecided(tracer, one.graph)
+    freeze_uncalled(tracer, [one.graph for one in records])
     freeze_obstacles(net, tracer.finished())
     return tracer
 

@@ -35,6 +35,10 @@ class RandomNet(nn.Module):
         self.fc = nn.Linear(width * 2**dims if head == "flat" else 8 if head == "hidden" else width, 5)
         if head == "hidden":
             self.mlp = nn.Sequential(nn.Linear(width, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.1))
+        if head in ("features", "flat", "hidden"):
+            del self.maps  # what a layer could meet that is never called stays whole
+        if head == "maps":
+            del self.fc
 
     def forward(self, x, other=None, *, gain=1.0):
         x = F.relu(self.norm(self.stem(x)))
