@@ -29,7 +29,7 @@ def freeze_uncalled(tracer: ChannelTracer, graphs: Sequence[fx.Graph]) -> None:
             for arg in node.all_input_nodes:
                 if (unit := _held_by(callers, arg, node)) is None:
                     continue
-                reason = f"{unit}: the example's pass does not call it; at another size or with other inputs it may"
+                reason = f"{unit}: this example does not call it, though another may; give an example= that does"
                 for x in located_in(tracer.located[arg]):
                     tracer.wiring.freeze(x.ids.flatten().numpy(), reason)
                 tracer.freeze_counts(node, [arg])
