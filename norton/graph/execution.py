@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from norton.graph.deciding import CALLS, TOLD, indexes_by_values, takes_values
 from norton.graph.layers import is_leaf
 from norton.graph.lines import running_line
-from norton.graph.nodes import HOLDING_NUMBERS, MADE_OF_SIZES, READ, VALUE, first_by_position, name_of, parts_of
+from norton.graph.nodes import HOLDING_NUMBERS, MADE_OF_SIZES, READ, UNSEEN, VALUE, first_by_position, name_of, parts_of
 from norton.graph.numbers import OwnNumber
 from norton.graph.sizes import Number, Real, Recorded, einops_without_memory, plain
 from norton.graph.weight_norms import computes_weight
@@ -268,6 +268,8 @@ class _Recorder(TorchFunctionMode):
         unused = [node for node in self.graph.nodes if not node.users and isinstance(node.meta[VALUE], Tensor)]
         unused = [node for node in unused if node.target != "getitem" or isinstance(node.args[0].meta[VALUE], Tensor)]
         unused = [node for node in unused if not name_of(node).endswith("_")]  # which changed a tensor in place
+        for node in set(unused).difference(returned):
+            node.meta[UNSEEN] = True
         return list(dict.fromkeys([*returned, *unused]))
 
 

@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 DECIDED = "decided"  # set where Python took a number that a node computes, such as a size in an `if`
 READ = "read"  # the functions by which Python took what a node computes, such as `item` or `len`
+UNSEEN = "unseen"  # set where no recorded operation takes a tensor, and the network does not return it
 VALUE = "value"  # where `norton.graph.execution` leaves what a node computes, among its notes (`node.meta`)
 
 # Functions that put numbers into a tensor that no other tensor says anything of.

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from norton.common.errors import InputError, first_line
 from norton.graph.axes import Channels
-from norton.graph.channels import ChannelTracer, Located, located
+from norton.graph.channels import ChannelTracer, Located, located, located_in
 from norton.graph.copies import copied
 from norton.graph.deciding import decides_by_data, freeze_undecided
 from norton.graph.declarations import declaration_of
@@ -26,7 +26,7 @@ from norton.graph.execution import record
 from norton.graph.inputs import Example, Inputs, candidate_inputs
 from norton.graph.layers import TRANSPOSED_LAYERS, WRITING_LAYERS
 from norton.graph.meta import at_inputs, needs_values, on_meta
-from norton.graph.nodes import DECIDED, first_argument, holds_tensor, name_of, value_of
+from norton.graph.nodes import DECIDED, UNSEEN, first_argument, holds_tensor, name_of, value_of
 from norton.graph.numbers import mark_numbers_
 from norton.graph.proving import Record, check_cut, prove_
 from norton.graph.rules import RULES, Rule, check_declared, counted_channels, rule_of_node
@@ -239,8 +239,12 @@ def _filters_of(tracer: ChannelTracer, owner: str, key: str) -> Channels | None:
 
 
 def _visit_output(tracer: ChannelTracer, node: fx.Node) -> Located:
-    for x in tracer.arguments(node):
-        tracer.wiring.output(x.ids.flatten().numpy())
+    for arg in node.all_input_nodes:
+        for x in located_in(tracer.located[arg]):
+            if arg.meta.get(UNSEEN):
+                tracer.freeze(x, arg, "no operation that is seen takes what it gives, so that something unseen may")
+            else:
+                tracer.wiring.output(x.ids.flatten().numpy())
     return None
 
 

@@ -48,3 +48,26 @@ def test_lazy_layers():
         norton.prune(net, 0.5, example=(3, 8, 8))
     net(torch.randn(1, 3, 8, 8))
     assert norton.wiring_of(net, (3, 8, 8)).free_filters == 8
+
+
+class Looking(nn.Module):
+    """A layer whose maps nothing takes, and a part of the maps that code changes in place."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.conv, self.other, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3)
+        self.in_place = in_place
+
+    def forward(self, x):
+        maps = self.conv(x)
+        if self.in_place:
+            part = maps[:, :, :2]
+            part[...] = part.sin()
+        else:
+            self.other(maps)
+        return self.head(maps)
+
+
+@pytest.mark.parametrize("in_place, layer", [(False, "other"), (True, "conv")])
+def test_what_nothing_takes_is_no_output(in_place, layer):
+    assert norton.wiring_of(Looking(in_place), (3, 8, 8)).left_whole[layer].endswith("so that something unseen may")

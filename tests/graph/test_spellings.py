@@ -123,7 +123,7 @@ WHOLE = {
     "neighbours by a layer": (lambda n, x: n.response(x), "it reads the neighbours of each channel"),
     "a start that is written down": (
         lambda n, x: torch.cat([x.narrow(1, -8, 8), x[:, :8]], 1),
-        "which is written down",
+        "which does not follow them",
     ),
     "a vector": (lambda n, x: x * (x.movedim(1, -1) @ torch.arange(16.0, dtype=x.dtype))[:, None], "with a vector"),
 }

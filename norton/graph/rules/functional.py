@@ -90,7 +90,7 @@ def group_norm(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
         return tracer.unknown(node)
     if groups > 1:
         if not isinstance(groups, OwnNumber):
-            return tracer.unknown(node, "its number of groups is written down, and does not follow the channels")
+            return tracer.unknown(node, "its number of groups does not follow the channels")
         tracer.declare(node, x, tracer.wiring.tie_blocks, channels, int(groups))
         tracer.declare(node, x, tracer.wiring.size, groups.names[0], channels)
     return with_entries(tracer, node, x, channels, _other_tensors(node))

@@ -121,7 +121,7 @@ def layer_norm(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     if layer is not None:
         return tracer.declare(node, x, tracer.wiring.norm, str(node.target), channels)
     if not isinstance(size := sizes[0], OwnNumber | fx.Node):
-        return tracer.unknown(node, f"it normalises {size} channels, which is written down and does not follow them")
+        return tracer.unknown(node, f"it normalises {size} channels, which does not follow them")
     if isinstance(size, OwnNumber):
         tracer.declare(node, x, tracer.wiring.size, size.names[0], channels)
     return with_entries(tracer, node, x, channels, [arg for arg in node.all_input_nodes[1:] if arg.op == "get_attr"])

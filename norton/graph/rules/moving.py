@@ -97,10 +97,8 @@ def _settled(tracer: ChannelTracer, node: fx.Node, found: Located) -> Located:
     if not found.dims:
         return found
     if not dims:
-        written = ", ".join(str(sizes.get(dim)) for dim in found.dims)
-        return tracer.unknown(
-            node, f"it reshapes channels to {written}, which is written down and does not follow them"
-        )
+        asked = ", ".join(str(sizes.get(dim)) for dim in found.dims)
+        return tracer.unknown(node, f"it reshapes channels to {asked}, which does not follow them")
     dim = _shrinking(tracer, node, dims, sizes)
     ids = found.ids
     _tie_divided(tracer, sizes, dim, ids)

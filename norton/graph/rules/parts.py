@@ -79,7 +79,7 @@ def follow_count(tracer: ChannelTracer, node: fx.Node, x: LocatedChannels, size:
     elif is_count(tracer, size, len(part)):
         tie_counts(tracer, tracer.counts[size], part)
     elif not isinstance(size, fx.Node):
-        reason = f"it takes {size} of the channels, which is written down and does not follow them"
+        reason = f"it takes {size} of the channels, which does not follow them"
         tracer.freeze(LocatedChannels(torch.from_numpy(part)), node, reason)
 
 
