@@ -80,6 +80,7 @@ SPELLINGS = {
         lambda n, x: torch.tanh(input=x) * F.tanh(x) * x.tanh(),
         lambda n, x: torch.clamp(input=x, min=-1, max=1) + x.clamp(-1, 1) + x.clip(max=0.5),
         lambda n, x: torch.maximum(input=x, other=x.sin()) + torch.max(x, other=x.sin()),
+        lambda n, x: x.clamp_min(-0.2) + torch.clamp_max(input=x, max=0.2) + torch.fmax(x, x.atan().cpu()),
         lambda n, x: torch.softmax(input=x, dim=-1) * x + F.softmax(x, dim=3) * x + x.softmax(2) * x,
     ],
     "over positions": [

@@ -7,13 +7,14 @@ from norton.graph.channels import ChannelTracer, LocatedChannels, compressed
 from norton.graph.nodes import argument, first_argument, name_of, value_of
 from norton.graph.rules.table import rule
 
+_NAMES = """
+add add_ iadd sub sub_ isub mul mul_ imul multiply truediv itruediv div div_ true_divide pow maximum minimum fmax fmin
+remainder fmod atan2 hypot addcmul addcmul_ addcdiv addcdiv_ lerp lerp_ gt ge lt le eq ne logical_and logical_or where
+masked_fill masked_fill_
+"""
 
-@rule(
-    """add add_ iadd sub sub_ isub mul mul_ imul multiply truediv itruediv div div_ true_divide pow maximum minimum
-    addcmul addcmul_ addcdiv lerp gt ge lt le eq ne logical_and logical_or where masked_fill masked_fill_""",
-    joins=True,
-    takes_shifted=True,
-)
+
+@rule(_NAMES, joins=True, takes_shifted=True)
 def combine(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """Several tensors, or tensors and numbers.  Channels that meet can only go together."""
     tensors = [arg for arg in node.all_input_nodes if isinstance(value_of(arg), Tensor)]

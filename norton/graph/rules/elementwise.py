@@ -7,15 +7,19 @@ from norton.graph.layers import ELEMENTWISE_LAYERS
 from norton.graph.nodes import argument, name_of
 from norton.graph.rules.table import Sizes, rule
 
+_NAMES = """
+relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu selu_ celu celu_ gelu silu silu_ mish mish_ sigmoid sigmoid_
+logit logsigmoid tanh tanh_ hardswish hardswish_ hardsigmoid hardsigmoid_ hardtanh hardtanh_ hardshrink softshrink
+tanhshrink softplus softsign rrelu rrelu_ threshold threshold_ clamp clamp_ clip clip_ clamp_min clamp_min_ clamp_max
+clamp_max_ exp exp_ exp2 log log1p log2 log10 expm1 sqrt sqrt_ rsqrt rsqrt_ square square_ abs abs_ absolute neg neg_
+negative positive sin cos tan sinh cosh asin acos atan arctan asinh acosh atanh erf sign reciprocal reciprocal_ round
+floor ceil trunc frac logical_not isnan isinf isfinite nan_to_num zero_ clone contiguous detach data cpu cuda float half
+double bfloat16 type dropout dropout_ dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout
+stochastic_depth
+"""
 
-@rule(
-    """relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu selu_ celu gelu silu silu_ mish mish_ sigmoid sigmoid_
-    logsigmoid tanh tanh_ hardswish hardswish_ hardsigmoid hardsigmoid_ hardtanh hardtanh_ hardshrink softshrink
-    softplus softsign rrelu threshold exp log log1p expm1 sqrt rsqrt square abs neg sin cos erf sign reciprocal clamp
-    clamp_ clip clone contiguous detach data float half double bfloat16 type dropout dropout1d dropout2d dropout3d
-    alpha_dropout feature_dropout feature_alpha_dropout stochastic_depth zero_ round floor ceil trunc logical_not""",
-    layers=ELEMENTWISE_LAYERS,
-)
+
+@rule(_NAMES, layers=ELEMENTWISE_LAYERS)
 def keep(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """Each channel for itself, at its place."""
     return tracer.input(node)
