@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from norton.common.errors import InputError, first_line
+from norton.graph.chance import drawing
 from norton.graph.channels import ChannelTracer, LocatedChannels, located_in
 from norton.graph.deciding import values_decided
 from norton.graph.execution import LINE, record
@@ -46,6 +47,7 @@ class Record(NamedTuple):
     training: bool
     inputs: Inputs
     graph: fx.Graph
+    way: int = 0  # in which random numbers were drawn, see `norton.graph.chance`
 
 
 def prove_(net: nn.Module, tracer: ChannelTracer, records: Sequence[Record]) -> None:
@@ -109,7 +111,8 @@ def _tried(
     try:
         given = one.inputs.map(Tensor.clone)
         own = copy.deepcopy(cut).train(one.training)  # what one pass leaves in it, the next would find
-        after = record(own, given.args, given.kwargs, decided=values_decided(one.graph))
+        with drawing(one.way):
+            after = record(own, given.args, given.kwargs, decided=values_decided(one.graph))
     except Exception as failure:  # whatever the network's own code raises
         after, error = failure.graph, first_line(failure)  # type: ignore[attr-defined]
     found = disagreement(tracer, one.graph, after, keep, error)

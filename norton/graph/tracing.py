@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from norton.common.errors import InputError, first_line
 from norton.graph.axes import Channels
+from norton.graph.chance import WAYS, drawing, freeze_by_chance
 from norton.graph.channels import ChannelTracer, Located, located, located_in
 from norton.graph.copies import copied
 from norton.graph.deciding import decides_by_data, freeze_undecided
@@ -94,6 +95,9 @@ def _followed(net: nn.Module, records: Sequence[Record], other_way: Set[Any]) ->
     for one in records:
         follow(tracer, one.graph)
         freeze_undecided(tracer, one.graph)
+    for one in {(one.training, id(one.inputs)): one for one in records}.values():
+        alike = [other.graph for other in records if other.training == one.training and other.inputs is one.inputs]
+        freeze_by_chance(tracer, alike)
     freeze_uncalled(tracer, [one.graph for one in records])
     freeze_obstacles(net, tracer.finished())
     return tracer
@@ -147,7 +151,7 @@ def _in_both_modes(net: nn.Module, candidates: Sequence[Inputs]) -> list[Record]
             raise failed
         for one in records:
             found.setdefault(str(one.graph), one)
-        candidates = [one.inputs for one in records]
+        candidates = list({id(one.inputs): one.inputs for one in records}.values())
     return list(found.values())
 
 
@@ -165,15 +169,22 @@ def records_at(net: nn.Module, candidates: Sequence[Inputs]) -> list[Record]:
     Of all that it takes, where its code decides by sizes.  Raises InputError, naming the place, where it takes none.
     """
 
-    def run(inputs: Inputs) -> Record:
-        # On copies, since a network may change its tensors and what it holds, such as anchors that it makes once.
-        given = inputs.map(Tensor.clone)
-        return Record(net.training, inputs, record(copy.deepcopy(net), given.args, given.kwargs))
+    def run(inputs: Inputs) -> list[Record]:
+        drawn: dict[str, Record] = {}
+        for way in range(WAYS):
+            # On copies, since a network may change its tensors and what it holds, such as anchors that it makes once.
+            given = inputs.map(Tensor.clone)
+            with drawing(way) as draws:
+                graph = record(copy.deepcopy(net), given.args, given.kwargs)
+            drawn.setdefault(str(graph), Record(net.training, inputs, graph, way))
+            if not draws.used:
+                break
+        return list(drawn.values())
 
     found: list[Record] = []
-    for _, one in at_inputs(net, candidates, run):
-        found.append(one)
-        if not any(node.meta.get(DECIDED) for node in one.graph.nodes):
+    for _, several in at_inputs(net, candidates, run):
+        found += several
+        if not any(node.meta.get(DECIDED) for one in several for node in one.graph.nodes):
             break
     return found
 
