@@ -45,7 +45,7 @@ def drawing(way: int) -> Iterator[Draws]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(way)
         random.setstate(own)
-        np.random.set_state(("MT19937", words, 0))  # noqa: NPY002
+        np.random.set_state(("MT19937", words, 0, 0, 0.0))  # noqa: NPY002
         try:
             yield draws
         finally:

@@ -13,7 +13,7 @@ import norton
 from norton.graph.chance import drawing
 
 pytestmark = pytest.mark.quick
-DRAW = {"python": lambda: random.random(), "by name": drawn, "numpy": np.random.rand}  # noqa: NPY002
+DRAW = {"python": lambda: random.random(), "by name": drawn, "numpy": np.random.rand}
 
 
 def seeded(seed):
