@@ -14,7 +14,7 @@ from norton.graph.rules.counts import is_count, number_of, tie_counts
 
 TAKING = ("unbind", "select", "narrow")  # a part each, or one, by its place
 PARTS = ("chunk", "split", "tensor_split", "unsafe_chunk", "unsafe_split", "split_with_sizes")
-_ASKED = ("chunks", "split_size", "split_sizes", "split_size_or_sections", "indices_or_sections")
+_NOT_SIZES = ("input", "self", "tensor", "dim", "axis")  # the other arguments, as torch names them
 
 
 def parts_follow(tracer: ChannelTracer, node: fx.Node, x: LocatedChannels) -> bool:
@@ -68,8 +68,9 @@ def _part_follows(tracer: ChannelTracer, node: fx.Node, x: LocatedChannels) -> N
 
 
 def _section_sizes(node: fx.Node) -> Any:
-    """The size or sizes of the parts, or, for `chunk`, how many."""
-    return node.args[1] if len(node.args) > 1 else next(node.kwargs[key] for key in _ASKED if key in node.kwargs)
+    """The size or sizes of the parts, or, for `chunk`, how many; each function of torch calls it by another name."""
+    named = (value for name, value in node.kwargs.items() if name not in _NOT_SIZES)
+    return node.args[1] if len(node.args) > 1 else next(named)
 
 
 def follow_count(tracer: ChannelTracer, node: fx.Node, x: LocatedChannels, size: Any, part: Channels) -> None:
