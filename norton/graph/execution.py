@@ -6,11 +6,13 @@ is a `torch.fx.Graph` with one node for each layer that is called, for each oper
 number that comes of a size; a node holds what it gave, see `norton.graph.nodes.value_of`.
 """
 
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -22,8 +24,7 @@ from torch.utils._pytree import tree_leaves
 from norton.graph.deciding import CALLS, TOLD, indexes_by_values, takes_values
 from norton.graph.layers import is_leaf
 from norton.graph.lines import running_line
-from norton.graph.nodes import HOLDING_NUMBERS, MADE_OF_SIZES, READ, UNSEEN, VALUE, first_by_position, name_of, parts_of
-from norton.graph.numbers import OwnNumber
+from norton.graph.nodes import READ, UNSEEN, VALUE, Unknown, first_by_position, name_of, parts_of
 from norton.graph.sizes import Number, Real, Recorded, einops_without_memory, plain
 from norton.graph.weight_norms import computes_weight
 
@@ -95,7 +96,7 @@ class _Recorder(TorchFunctionMode):
         if not self.inside and indexes_by_values(name, args) and (index := next(self.decided, None)) is not None:
             given = (args[0], index, *args[2:])
         # Torch's own code compares sizes, which decides nothing.
-        args_of_torch, kwargs_of_torch = (fx.node.map_aggregate(part, _without_node) for part in (given, kwargs))
+        args_of_torch, kwargs_of_torch = (fx.node.map_aggregate(part, plain) for part in (given, kwargs))
         shortcut = _normalised if func is F.batch_norm and args and args[0].is_meta else func
         with self.in_torch():
             result = shortcut(*args_of_torch, **kwargs_of_torch)
@@ -103,7 +104,7 @@ class _Recorder(TorchFunctionMode):
         if self.inside:
             return result
         if not any(isinstance(value, Tensor) for value in tree_leaves((args, kwargs))):
-            if (name in HOLDING_NUMBERS or name == MADE_OF_SIZES) and isinstance(result, Tensor):
+            if isinstance(result, Tensor):
                 self.give(self.add("call_method", name, args, kwargs, result), result)
             return result
         if name in ("shape", "size"):
@@ -207,8 +208,7 @@ class _Recorder(TorchFunctionMode):
         if isinstance(value, Recorded | _Node):
             return value.node
         if not isinstance(value, Tensor):
-            known = value is None or value is ... or isinstance(value, (*fx.node.base_types, slice))
-            return value if known else type(value).__name__
+            return _known(value)
         while is_functorch_wrapped_tensor(value):
             value = get_unwrapped(value)
         if id(value) not in self.nodes:  # a parameter, a buffer, or a tensor that no recorded operation made
@@ -297,8 +297,14 @@ def _is_transformed(*values: Any) -> bool:
     return any(isinstance(value, Tensor) and is_functorch_wrapped_tensor(value) for value in tree_leaves(values))
 
 
-def _without_node(value: Any) -> Any:
-    return plain(value) if isinstance(value, Recorded | OwnNumber) else value
+def _known(value: Any) -> Any:
+    """What a record holds of an argument that is no tensor; of NumPy's its numbers, of large arrays their sum."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return value.tolist() if value.size <= 16 else (*value.shape, zlib.crc32(value.tobytes()))
+    known = value is None or value is ... or isinstance(value, (*fx.node.base_types, slice))
+    return value if known else Unknown(type(value))
 
 
 class _Node:
@@ -312,7 +318,8 @@ def _is_own(func: Any) -> bool:
     """Whether a function is none of torch's, whatever its name says: a user's, or a custom operator."""
     if isinstance(func, _OPERATORS):
         return getattr(own_operation(func), "_qualified_op_name", "aten").partition("::")[0] not in ("aten", "prims")
-    return not (getattr(func, "__module__", None) or "torch").startswith(("torch", "_operator", "builtins"))
+    package = (getattr(func, "__module__", None) or "torch").partition(".")[0]
+    return package not in ("torch", "_operator", "builtins")
 
 
 def own_operation(func: Any) -> Any:

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 
 from norton.graph.channels import Located, LocatedChannels, compressed
 from norton.graph.nodes import name_of, value_of
+from norton.graph.sizes import plain
 
 _NAMES = """
 view reshape reshape_as view_as permute transpose t swapaxes swapdims movedim moveaxis T mT flatten unflatten unsqueeze
@@ -36,7 +37,7 @@ def moved(node: fx.Node, ids_of: Callable[[fx.Node], Tensor | None], layer: nn.M
         return (torch.full((1,) * value.dim(), -1) if found is None else found).expand(value.shape)
 
     args, kwargs = (fx.node.map_arg(part, given) for part in (node.args, node.kwargs))
-    args, kwargs = (fx.node.map_aggregate(part, _plain) for part in (args, kwargs))
+    args, kwargs = (fx.node.map_aggregate(part, plain) for part in (args, kwargs))
     if layer is not None:
         return layer(*args, **kwargs)
     if name_of(node) == "setitem":
@@ -48,10 +49,6 @@ def moved(node: fx.Node, ids_of: Callable[[fx.Node], Tensor | None], layer: nn.M
         return getattr(args[0], name)
     function = getattr(torch.Tensor, name, None) or getattr(torch, name, None) or getattr(nn.functional, name)
     return function(*args, **kwargs)
-
-
-def _plain(value: Any) -> Any:
-    return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def as_located(found: Any) -> Located:

@@ -1,6 +1,7 @@
 """What the nodes of a recorded forward pass hold: their names, their places, arguments and values."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -10,10 +11,6 @@ DECIDED = "decided"  # set where Python took a number that a node computes, such
 READ = "read"  # the functions by which Python took what a node computes, such as `item` or `len`
 UNSEEN = "unseen"  # set where no recorded operation takes a tensor, and the network does not return it
 VALUE = "value"  # where `norton.graph.execution` leaves what a node computes, among its notes (`node.meta`)
-
-# Functions that put numbers into a tensor that no other tensor says anything of.
-HOLDING_NUMBERS = ("tensor", "as_tensor", "scalar_tensor", "full")
-MADE_OF_SIZES = "zeros"  # what makes a tensor that nothing but its sizes says anything of
 
 
 def name_of(node: fx.Node) -> str:
@@ -38,6 +35,13 @@ def place_of(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack")
     path = next(reversed(stack.values()))[0] if stack else ""
     return f"{name_of(node) or node.target} in {path or 'the forward pass'}"
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """An object that is an argument of a node, and of which no more than the type is recorded."""
+
+    kind: type
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
@@ -81,6 +85,13 @@ def depending_on_inputs(graph: fx.Graph) -> set[fx.Node]:
         if node.op == "placeholder" or any(arg in found for arg in node.all_input_nodes):
             found.add(node)
     return found
+
+
+def makes_tensor(node: fx.Node) -> bool:
+    """Whether a node makes a tensor of numbers alone, such as `torch.full` or `torch.arange`."""
+    if node.op != "call_method" or not isinstance(value_of(node), Tensor):
+        return False
+    return not any(holds_tensor(value_of(arg)) for arg in node.all_input_nodes)
 
 
 def parts_of(output: Any) -> list[Any]:

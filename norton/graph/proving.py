@@ -24,14 +24,15 @@ from norton.graph.execution import LINE, record
 from norton.graph.inputs import Inputs
 from norton.graph.moving import MOVES, as_located, moved
 from norton.graph.nodes import (
-    HOLDING_NUMBERS,
     depending_on_inputs,
     first_argument,
     holds_tensor,
+    makes_tensor,
     name_of,
     place_of,
     value_of,
 )
+from norton.graph.numbers import OwnNumber
 from norton.graph.rules import rule_of_node
 from norton.graph.slicing import SizeError, cut_
 from norton.graph.wiring import Wiring, positions
@@ -94,7 +95,7 @@ def _freeze_found(
     places = places_like(graph, node)
     if reason == COUNTED:
         for place in places:
-            tracer.freeze_counts(place, place.all_input_nodes)
+            _freeze_counted(tracer, place)
         if wiring.free_filters != before:
             return
     for place in places:
@@ -102,6 +103,15 @@ def _freeze_found(
     if wiring.free_filters == before:  # nothing that is known reaches that place
         for filters in [wiring.written(layer) for axis in keep for layer in wiring.writers[axis]]:
             wiring.freeze(filters, f"{place_of(node)}: {reason}")
+
+
+def _freeze_counted(tracer: ChannelTracer, node: fx.Node) -> None:
+    """Keep the channels whose number a node computes with, by a size or by a number that a module holds."""
+    tracer.freeze_counts(node, node.all_input_nodes)
+    for number in _leaves(node.args, node.kwargs):
+        for name in number.names if isinstance(number, OwnNumber) else ():
+            if name in tracer.wiring.sizes:
+                tracer.wiring.freeze(tracer.wiring.sizes[name], f"{place_of(node)}: it computes with {name}")
 
 
 def _tried(
@@ -155,12 +165,12 @@ def disagreement(
     for node, other in zip(old, new, strict=False):
         if (node.op, name_of(node)) != (other.op, name_of(other)):
             return Disagreement(node, "its code takes another way when the number of channels changes")
-        if name_of(node) in HOLDING_NUMBERS and _computes_with_other_numbers(tracer, node, other):
+        if node.op == "get_attr" and not node.target and _is_another(value_of(node), value_of(other)):
             return Disagreement(node, COUNTED)
-        if node.op == "get_attr" and not node.target and _holds_another_number(node, other):
-            return Disagreement(node, COUNTED)
-        if node in computed and (reason := _differs(tracer, node, other, keep)):
+        if (node in computed or makes_tensor(node)) and (reason := _differs(tracer, node, other, keep)):
             return Disagreement(node, reason)
+        if node not in computed and _takes_the_same(node, other) and _has_other_numbers(tracer, node, other, keep):
+            return Disagreement(node, COUNTED)
     if error is not None or len(new) < len(old):
         left = (node for node in old[len(new) :] if node.op.startswith("call") and holds_tensor(value_of(node)))
         failed = next(left, old[-1])  # parameters and numbers are recorded when an operation takes them
@@ -172,8 +182,7 @@ def _differs(tracer: ChannelTracer, node: fx.Node, other: fx.Node, keep: Mapping
     value, now = value_of(node), value_of(other)
     if not holds_tensor(value):
         return None
-    moves = node.op == "call_method" and name_of(node) in (*MOVES, "setitem")
-    if (not moves or name_of(node) == "setitem") and _computes_with_other_numbers(tracer, node, other):
+    if not _moves(node) and _computes_with_other_numbers(tracer, node, other):
         return COUNTED
     if not isinstance(value, Tensor):
         return None  # parts, which are nodes of their own
@@ -185,9 +194,29 @@ def _differs(tracer: ChannelTracer, node: fx.Node, other: fx.Node, keep: Mapping
             expected[dim] = len(positions(tracer.wiring, x.ids.flatten().numpy(), keep))
     if list(now.shape) != expected:
         return "it does not follow the number of channels"
-    if moves and _takes_other_places(tracer, node, other, keep):
+    if _moves(node) and _has_other_numbers(tracer, node, other, keep):
         return COUNTED
-    return _misplaced(tracer, node, other, keep) if moves else None
+    return _misplaced(tracer, node, other, keep) if _moves(node) else None
+
+
+def _moves(node: fx.Node) -> bool:
+    """Whether a node moves numbers, or assigns some to a part of others."""
+    return node.op == "call_method" and name_of(node) in (*MOVES, "setitem")
+
+
+def _takes_the_same(node: fx.Node, other: fx.Node) -> bool:
+    """Whether two operations, of parameters and numbers, take tensors of the same shapes, and give such."""
+    pairs = zip([node, *node.all_input_nodes], [other, *other.all_input_nodes], strict=False)
+    values = [(value_of(one), value_of(now)) for one, now in pairs if isinstance(value_of(one), Tensor)]
+    return node.op == "call_method" and len(values) > 1 and all(one.shape == now.shape for one, now in values)
+
+
+def _has_other_numbers(tracer: ChannelTracer, node: fx.Node, other: fx.Node, keep: Mapping[int, Sequence[int]]) -> bool:
+    """Whether other numbers let a cut network compute something else, or move what stands at other places."""
+    if not _moves(node):
+        return _computes_with_other_numbers(tracer, node, other)
+    of_value = name_of(node) == "setitem" and _computes_with_other_numbers(tracer, node, other)
+    return of_value or _takes_other_places(tracer, node, other, keep)
 
 
 def _misplaced(tracer: ChannelTracer, node: fx.Node, other: fx.Node, keep: Mapping[int, Sequence[int]]) -> str | None:
@@ -277,11 +306,11 @@ def _leaves(args: tuple, kwargs: Mapping[str, Any]) -> Iterator[Any]:
             yield "nan" if value != value else value  # the only number that is not equal to itself
 
 
-def _holds_another_number(node: fx.Node, other: fx.Node) -> bool:
-    """Whether a tensor of one number, which code made where no record shows it, has another one."""
-    value, now = value_of(node), value_of(other)
-    known = not value.is_meta and not now.is_meta and value.numel() == now.numel() == 1
-    return known and value.item() != now.item()
+def _is_another(made: Tensor, now: Tensor) -> bool:
+    """Whether a tensor that code made where no record shows it is another one: in size, or in its few numbers."""
+    if made.shape != now.shape:
+        return True
+    return not made.is_meta and not now.is_meta and made.numel() <= 64 and not torch.equal(made, now)
 
 
 def _number_of(arg: fx.Node) -> Any:
@@ -299,19 +328,20 @@ def freeze_at(tracer: ChannelTracer, node: fx.Node, reason: str) -> None:
     tracer.freeze_arguments(node, reason)
     for x in located_in(tracer.located.get(node)):
         tracer.freeze(x, node, reason)
-    if not node.all_input_nodes:
-        _freeze_ahead(tracer, node, reason)
-    behind, seen = [arg for arg in node.all_input_nodes if not located_in(tracer.located.get(arg))], set()
+    behind, seen, known = [*node.all_input_nodes], set(), False
     while behind:
         arg = behind.pop()
         if arg in seen:
             continue
         seen.add(arg)
         if found := located_in(tracer.located.get(arg)):
+            known = True
             for x in found:
                 tracer.freeze(x, node, reason)
         else:
             behind += arg.all_input_nodes
+    if not known:
+        _freeze_ahead(tracer, node, reason)
 
 
 def _freeze_ahead(tracer: ChannelTracer, node: fx.Node, reason: str) -> None:

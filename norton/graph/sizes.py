@@ -1,5 +1,6 @@
 """Sizes of tensors as numbers that remember what they come of, so that what is computed of them is recorded too."""
 
+import math
 import operator
 import sys
 from collections.abc import Callable, Iterator
@@ -51,7 +52,7 @@ def _computing(function: Callable, reverse: bool) -> Callable:
     def compute(self: Any, *others: Any) -> Any:
         numbers = [*others, self] if reverse else [self, *others]
         values = [plain(number) for number in numbers]
-        if any(value is NotImplemented for value in values):
+        if any(type(value) not in (int, float) for value in values):
             return NotImplemented
         return self.recorder.number(function(*values), "call_function", function, numbers, {})
 
@@ -71,17 +72,41 @@ def _deciding(function: Callable) -> Callable:
 
 
 def plain(number: Any) -> Any:
-    """A number without what it remembers; NotImplemented for what is none."""
+    """A number without what it remembers, as a size or as one that a module holds; anything else as it is."""
     if isinstance(number, bool) or not isinstance(number, int | float):
-        return NotImplemented
+        return number
     return int(number) if isinstance(number, int) else float(number)
 
 
+def _divmod(self: Any, other: Any) -> Any:
+    return self // other, self % other
+
+
+# What gives a number that remembers, too.  `int()` and `float()` cannot.
+_OF_ONE: dict[str, Callable] = {
+    "neg": operator.neg,
+    "pos": operator.pos,
+    "abs": abs,
+    "invert": operator.invert,
+    "round": round,
+}
+_OF_ONE |= {"trunc": math.trunc, "floor": math.floor, "ceil": math.ceil}
+_OF_TWO: dict[str, Callable] = {
+    name: getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "pow")
+}
+_OF_TWO |= {name: getattr(operator, name) for name in ("lshift", "rshift")}
+_OF_TWO |= {"and": operator.and_, "or": operator.or_, "xor": operator.xor}
+
 for _kind in (Number, Real):
-    for _operation in ("add", "sub", "mul", "floordiv", "truediv", "mod", "pow"):
-        setattr(_kind, f"__{_operation}__", _computing(getattr(operator, _operation), False))
-        setattr(_kind, f"__r{_operation}__", _computing(getattr(operator, _operation), True))
-    _kind.__neg__ = _computing(operator.neg, False)  # type: ignore[assignment]
+    for _name, _function in _OF_TWO.items():
+        if hasattr(_kind.__mro__[2], f"__{_name}__"):
+            setattr(_kind, f"__{_name}__", _computing(_function, False))
+            setattr(_kind, f"__r{_name}__", _computing(_function, True))
+    for _name, _function in _OF_ONE.items():
+        if hasattr(_kind.__mro__[2], f"__{_name}__"):
+            setattr(_kind, f"__{_name}__", _computing(_function, False))
+    _kind.__divmod__ = _divmod  # type: ignore[assignment]
+    _kind.__rdivmod__ = lambda self, other: (other // self, other % self)  # type: ignore[assignment]
     for _operation in ("eq", "ne", "lt", "le", "gt", "ge", "bool"):
         setattr(_kind, f"__{_operation}__", _deciding(getattr(_kind.__mro__[2], f"__{_operation}__")))
     _kind.__hash__ = _kind.__mro__[2].__hash__  # type: ignore[assignment]

@@ -118,3 +118,16 @@ def test_a_rule_is_that_of_the_layers_nearest_type():
     small = norton.decompose(nn.Sequential(nn.Conv2d(4, 4, 3)), 1)
     assert rule_of_layer(small[0]) is LAYER_RULES[nn.Conv2d]
     assert set(LAYER_RULES) > {*ELEMENTWISE_LAYERS, *NORM_LAYERS}
+
+
+def relu(x):
+    """A function of a package of somebody's, which mixes channels, whatever its name says."""
+    if torch.overrides.has_torch_function_unary(x):
+        return torch.overrides.handle_torch_function(relu, (x,), x)
+    return x.cumsum(1)
+
+
+def test_a_package_is_not_torch_for_its_name(monkeypatch):
+    monkeypatch.setattr(relu, "__module__", "torchnets.activations")
+    left_whole = norton.wiring_of(Between(lambda net, x: relu(x)), (3, 8, 8)).left_whole
+    assert left_whole["first"] == "relu in the forward pass: tracing does not follow it"

@@ -4,8 +4,6 @@ What is put somewhere goes with the channels that are there, so that whoever hol
 on reading them as theirs.  What is the same for all channels would wake dead ones, but for zeros.
 """
 
-from typing import Any
-
 from torch import Tensor, fx
 
 from norton.graph.channels import ChannelTracer, LocatedChannels, compressed
@@ -13,6 +11,7 @@ from norton.graph.nodes import argument, first_argument, name_of, value_of
 from norton.graph.rules.arithmetic import lifted, meet, padded_shape
 from norton.graph.rules.indexing import index_follows
 from norton.graph.rules.table import rule
+from norton.graph.sizes import plain
 
 _WHERE = "what it puts there is not followed"
 
@@ -47,8 +46,4 @@ def _part(tracer: ChannelTracer, node: fx.Node, x: LocatedChannels) -> Tensor | 
     parts = index if isinstance(index, tuple) else (index,)
     if any(isinstance(part, Tensor | list) for part in parts) or not index_follows(tracer, node, x):
         return None
-    return whole[fx.node.map_aggregate(parts, _plain)]
-
-
-def _plain(number: Any) -> Any:
-    return int(number) if isinstance(number, int) and not isinstance(number, bool) else number
+    return whole[fx.node.map_aggregate(parts, plain)]
