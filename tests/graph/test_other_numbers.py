@@ -122,7 +122,7 @@ PARTS = {
 @pytest.mark.parametrize("what", PARTS)
 def test_numbers_that_are_computed_of_sizes_are_no_plain_ones(what):
     left_whole = wiring_of_exact(lambda: Between(first_part(PARTS[what]))).left_whole
-    assert "does not follow" not in left_whole.get("first", "")
+    assert "which does not follow" not in left_whole.get("first", "")
 
 
 def test_int_forgets_of_what_a_number_is():
