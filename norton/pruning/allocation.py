@@ -48,10 +48,12 @@ def _one_rate(rate: float, where: str) -> float:
 
 
 def prunable(wiring: Wiring) -> list[int]:
-    """The axes that can be cut: written by a layer, read by another, and not said to be whole."""
-    read = set().union(*(wiring.axes_in(channels) for _, channels in wiring.reads))
+    """The axes that can be cut: those not said to be whole.
+
+    No layer needs to read one: the queries and keys of an attention meet each other, and only their products go on.
+    """
     frozen = wiring.frozen
-    return [axis for axis in wiring.writers if axis in read and axis not in frozen]
+    return [axis for axis in wiring.writers if axis not in frozen]
 
 
 @dataclass(frozen=True)

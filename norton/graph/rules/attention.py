@@ -31,9 +31,11 @@ def product(
     """The same by the channels of both sides, None where they have none."""
     dims = value_of(node).dim()
     rows, columns = _split(x, dims - 1), _split(y, dims - 2)
-    if (rows.inner is None) != (columns.inner is None):
-        return tracer.unknown(node, "it multiplies channels with what has no channels there")
-    if rows.inner is not None and columns.inner is not None:
+    if rows.inner is None or columns.inner is None:
+        for side, own in ((rows, x), (columns, y)):
+            if side.inner is not None:  # a matrix that the other side may have made of channels, each with each
+                tracer.freeze(own, node, "it multiplies channels with what has no channels there")
+    else:
         ids, others = torch.broadcast_tensors(rows.inner, columns.inner)
         tracer.declare(node, LocatedChannels(ids), tracer.wiring.add, ids.flatten().numpy(), others.flatten().numpy())
     outer = [part for part in (rows.outer, columns.outer) if part is not None]
@@ -44,7 +46,9 @@ def product(
     ids, others = (compressed(part) for part in torch.broadcast_tensors(*outer))
     found = LocatedChannels(ids if ids.numel() >= others.numel() else others)
     if len(found.dims) > 1 or ids.shape != others.shape:
-        return tracer.unknown(node, "it multiplies channels with other channels, each with each")
+        other = others if found.ids is ids else ids
+        tracer.freeze(LocatedChannels(other), node, "it multiplies channels with other channels, each with each")
+        return found
     return tracer.declare(node, found, tracer.wiring.add, ids.flatten().numpy(), others.flatten().numpy())
 
 
