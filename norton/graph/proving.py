@@ -100,6 +100,9 @@ def _freeze_found(
             return
     for place in places:
         freeze_at(tracer, place, reason)
+    if wiring.free_filters == before:
+        for place in places:
+            _freeze_ahead(tracer, place, reason)
     if wiring.free_filters == before:  # nothing that is known reaches that place
         for filters in [wiring.written(layer) for axis in keep for layer in wiring.writers[axis]]:
             wiring.freeze(filters, f"{place_of(node)}: {reason}")
@@ -169,7 +172,13 @@ def disagreement(
             return Disagreement(node, COUNTED)
         if (node in computed or makes_tensor(node)) and (reason := _differs(tracer, node, other, keep)):
             return Disagreement(node, reason)
-        if node not in computed and _takes_the_same(node, other) and _has_other_numbers(tracer, node, other, keep):
+        # Of parameters and numbers alone, as a weight is that the code scales by the number of its inputs.
+        scales = node.op == "call_method" and holds_tensor(value_of(node)) and not _moves(node)
+        if (
+            node not in computed
+            and (scales or _takes_the_same(node, other))
+            and _has_other_numbers(tracer, node, other, keep)
+        ):
             return Disagreement(node, COUNTED)
     if error is not None or len(new) < len(old):
         left = (node for node in old[len(new) :] if node.op.startswith("call") and holds_tensor(value_of(node)))
