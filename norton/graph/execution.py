@@ -36,6 +36,9 @@ _DESCRIBING = {
     *("stride", "storage_offset", "data_ptr", "has_names", "retains_grad", "is_shared", "is_pinned", "type"),
 }
 _OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+# Operators that Python calls on their second operand, which here is the first argument.
+_OF_REVERSED = {f"r{name}": name for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")}
+_OF_REVERSED |= {"rdiv": "div", "rand": "and", "ror": "or", "rxor": "xor"}
 LINE = "line"  # where the network's code asks for an operation: (file, number), among the notes of its node
 
 
@@ -56,7 +59,7 @@ def record(
     """
     recorder = _Recorder(net, decided)
     device = next((tensor.device for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)), "cpu")
-    with recorder.watching(), torch.device(device), einops_without_memory(), _PastFunctions(recorder), recorder:
+    with recorder.watching(), torch.device(device), einops_without_memory(), _PastFunctions(), recorder:
         for value in tree_leaves((args, kwargs)):
             recorder.add_input(value)
         try:
@@ -82,7 +85,6 @@ class _Recorder(TorchFunctionMode):
         self.calls: list[tuple[str, int]] = []  # these, each with the number of its call
         self.called = 0
         self.inside = 0  # of how many leaves
-        self.computing = 0  # how many of torch's functions
 
     @property
     def place(self) -> str:
@@ -98,8 +100,7 @@ class _Recorder(TorchFunctionMode):
         # Torch's own code compares sizes, which decides nothing.
         args_of_torch, kwargs_of_torch = (fx.node.map_aggregate(part, plain) for part in (given, kwargs))
         shortcut = _normalised if func is F.batch_norm and args and args[0].is_meta else func
-        with self.in_torch():
-            result = shortcut(*args_of_torch, **kwargs_of_torch)
+        result = shortcut(*args_of_torch, **kwargs_of_torch)
         name = "vmap" if _is_transformed(result, args) else name
         if self.inside:
             return result
@@ -122,25 +123,6 @@ class _Recorder(TorchFunctionMode):
             self.give(self.add(op, target, args, kwargs, result), result)
         elif name not in _DESCRIBING:
             self.read(name, args, kwargs)
-        return result
-
-    @contextmanager
-    def in_torch(self) -> Iterator[None]:
-        """What one of torch's functions does is a part of it."""
-        self.computing += 1
-        try:
-            yield
-        finally:
-            self.computing -= 1
-
-    def past_functions(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """An operation as torch dispatches it; none of its functions was called where it comes from scripted code."""
-        if self.computing or self.inside:
-            return func(*args, **kwargs)
-        with self.in_torch():
-            result = func(*args, **kwargs)
-        if any(id(value) in self.nodes for value in tree_leaves((args, kwargs))):
-            self.give(self.add("call_method", str(func), args, kwargs, result), result)
         return result
 
     @contextmanager
@@ -282,14 +264,13 @@ def _normalised(input: Tensor, *entries: Tensor | None, **more: Any) -> Tensor:
 
 
 class _PastFunctions(TorchDispatchMode):
-    """Shows a recorder what torch computes without that one of its functions is called."""
+    """Calls again, as a function that a recorder sees, what scripted code computes without that it calls any.
 
-    def __init__(self, recorder: _Recorder):
-        super().__init__()
-        self.recorder = recorder
+    While one of torch's functions runs no recorder sees another one.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
-        return self.recorder.past_functions(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
 
 
 def _is_transformed(*values: Any) -> bool:
@@ -330,8 +311,12 @@ def own_operation(func: Any) -> Any:
 
 def _name(func: Any) -> str:
     """The name of a torch function, method, operator or attribute."""
+    if isinstance(func, torch._ops.OpOverload) and not _is_own(func):
+        func = own_operation(func)  # `softplus.default`
     name = getattr(func, "__name__", str(func))
     if name == "__get__":
         return func.__self__.__name__
-    stripped = name.strip("_") if name.startswith("__") else name
-    return {"radd": "add", "rmul": "mul", "rsub": "sub", "rtruediv": "truediv", "rdiv": "div"}.get(stripped, stripped)
+    if name.startswith("__"):
+        stripped = name.strip("_")
+        return _OF_REVERSED.get(stripped, stripped)
+    return name.removeprefix("special_")

@@ -7,14 +7,18 @@ from norton.graph.channels import ChannelTracer, LocatedChannels, compressed
 from norton.graph.nodes import argument, first_argument, name_of, value_of
 from norton.graph.rules.table import rule
 
+# Also in place, with a `_` behind, or an `i` in front for operators.
 _NAMES = """
-add add_ iadd sub sub_ isub mul mul_ imul multiply truediv itruediv div div_ true_divide pow maximum minimum fmax fmin
-remainder fmod atan2 hypot addcmul addcmul_ addcdiv addcdiv_ lerp lerp_ gt ge lt le eq ne logical_and logical_or where
-masked_fill masked_fill_
+add sub subtract rsub mul multiply div divide true_divide floor_divide pow float_power remainder fmod maximum minimum
+fmax fmin atan2 arctan2 hypot copysign ldexp logaddexp logaddexp2 xlogy xlog1py zeta polygamma heaviside nextafter
+addcmul addcdiv lerp gt greater ge greater_equal lt less le less_equal eq ne not_equal isclose logical_and logical_or
+logical_xor bitwise_and bitwise_or bitwise_xor where masked_fill
 """
+_OPERATORS = "add sub mul truediv floordiv mod pow and or xor"
 
 
-@rule(_NAMES, joins=True, takes_shifted=True)
+@rule(" ".join(f"{name} i{name}" for name in _OPERATORS.split()), joins=True, takes_shifted=True)
+@rule(" ".join(f"{name} {name}_" for name in _NAMES.split()), joins=True, takes_shifted=True)
 def combine(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """Several tensors, or tensors and numbers.  Channels that meet can only go together."""
     tensors = [arg for arg in node.all_input_nodes if isinstance(value_of(arg), Tensor)]

@@ -7,19 +7,21 @@ from norton.graph.layers import ELEMENTWISE_LAYERS
 from norton.graph.nodes import argument, name_of
 from norton.graph.rules.table import Sizes, rule
 
+# Also in place, with a `_` behind.
 _NAMES = """
-relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu selu_ celu celu_ gelu silu silu_ mish mish_ sigmoid sigmoid_
-logit logsigmoid tanh tanh_ hardswish hardswish_ hardsigmoid hardsigmoid_ hardtanh hardtanh_ hardshrink softshrink
-tanhshrink softplus softsign rrelu rrelu_ threshold threshold_ clamp clamp_ clip clip_ clamp_min clamp_min_ clamp_max
-clamp_max_ exp exp_ exp2 log log1p log2 log10 expm1 sqrt sqrt_ rsqrt rsqrt_ square square_ abs abs_ absolute neg neg_
-negative positive sin cos tan sinh cosh asin acos atan arctan asinh acosh atanh erf sign reciprocal reciprocal_ round
-floor ceil trunc frac logical_not isnan isinf isfinite nan_to_num zero_ clone contiguous detach data cpu cuda float half
-double bfloat16 type dropout dropout_ dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout
-stochastic_depth
+relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid expit logit logsigmoid log_sigmoid tanh hardswish hardsigmoid
+hardtanh hardshrink softshrink tanhshrink softplus softsign rrelu threshold _threshold clamp clip clamp_min clamp_max
+exp exp2 expm1 log log1p log2 log10 sqrt rsqrt square reciprocal abs absolute neg negative positive sign sgn signbit
+sin cos tan sinh cosh sinc asin acos atan arcsin arccos arctan asinh acosh atanh arcsinh arccosh arctanh deg2rad rad2deg
+erf erfc erfcx erfinv lgamma gammaln digamma i0 i0e i1 i1e entr ndtr log_ndtr round floor ceil trunc fix frac angle conj
+conj_physical resolve_conj resolve_neg logical_not bitwise_not invert isnan isinf isfinite isneginf isposinf isreal
+nan_to_num zero clone contiguous detach data alias lift_fresh requires_grad share_memory to_dense dequantize cpu cuda
+float half double bfloat16 bool byte char short int long cfloat cdouble chalf type _to_copy dropout dropout1d dropout2d
+dropout3d alpha_dropout feature_dropout feature_alpha_dropout bernoulli
 """
 
 
-@rule(_NAMES, layers=ELEMENTWISE_LAYERS)
+@rule(" ".join(f"{name} {name}_" for name in _NAMES.split()), layers=ELEMENTWISE_LAYERS)
 def keep(tracer: ChannelTracer, node: fx.Node) -> LocatedChannels | None:
     """Each channel for itself, at its place."""
     return tracer.input(node)
