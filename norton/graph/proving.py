@@ -35,6 +35,7 @@ from norton.graph.nodes import (
 from norton.graph.numbers import OwnNumber
 from norton.graph.rules import rule_of_node
 from norton.graph.slicing import SizeError, cut_
+from norton.graph.stated_numbers import drop_read_, stated_numbers
 from norton.graph.wiring import Wiring, positions
 
 TRIALS = 2
@@ -54,17 +55,42 @@ class Record(NamedTuple):
 def prove_(net: nn.Module, tracer: ChannelTracer, records: Sequence[Record]) -> None:
     """Freeze what trial cuts of a network on the meta device disagree with, until none does."""
     for seed in range(TRIALS):
+        if seed == TRIALS - 1:
+            tracer.wiring.stated = stated_numbers(tracer, [one.graph for one in records])
         while keep := trial_keep(tracer.wiring, seed):
             try:
-                cut = copy.deepcopy(net)
-                cut_(cut, tracer.wiring, keep)
+                found = _disagreed(net, tracer, records, keep)
             except SizeError as error:
                 tracer.wiring.freeze(tracer.wiring.sizes.pop(error.name), f"{error.name}: it does not follow them")
                 continue
-            found = next((found for one in records if (found := _tried(cut, tracer, one, keep))), None)
             if found is None:
                 break
-            _freeze_found(tracer, *found, keep)
+            if not _needs_stated(net, tracer, records, keep, found[1]):
+                _freeze_found(tracer, *found, keep)
+
+
+def _needs_stated(
+    net: nn.Module,
+    tracer: ChannelTracer,
+    records: Sequence[Record],
+    keep: Mapping[int, Sequence[int]],
+    found: "Disagreement",
+) -> bool:
+    """Whether a trial disagrees since the forward pass needs numbers that were taken for stated alone; drops them."""
+    stated, tracer.wiring.stated = tracer.wiring.stated, {}
+    needed = bool(stated) and _disagreed(net, tracer, records, keep) is None
+    if needed:
+        drop_read_(stated, found.node)
+    tracer.wiring.stated = stated
+    return needed
+
+
+def _disagreed(
+    net: nn.Module, tracer: ChannelTracer, records: Sequence[Record], keep: Mapping[int, Sequence[int]]
+) -> tuple[fx.Graph, "Disagreement"] | None:
+    cut = copy.deepcopy(net)
+    cut_(cut, tracer.wiring, keep)
+    return next((found for one in records if (found := _tried(cut, tracer, one, keep))), None)
 
 
 def check_cut(
@@ -77,9 +103,7 @@ def check_cut(
     if not keep:
         return
     try:
-        cut = copy.deepcopy(net)
-        cut_(cut, tracer.wiring, keep)
-        found = next((found for one in records if (found := _tried(cut, tracer, one, keep))), None)
+        found = _disagreed(net, tracer, records, keep)
     except SizeError as error:
         raise InputError(f"{error}; {_WAY_OUT}") from None
     if found is not None:

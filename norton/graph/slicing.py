@@ -36,8 +36,9 @@ def cut_(net: nn.Module, wiring: Wiring, keep: Mapping[int, Sequence[int]]) -> N
         for name, (x, y) in wiring.indices.items()
         if _changes(wiring, np.concatenate([x, y]), keep)
     }
+    sizes = {**wiring.stated, **wiring.sizes}
     numbers = {
-        name: (len(positions(wiring, x, keep)), len(x)) for name, x in wiring.sizes.items() if _changes(wiring, x, keep)
+        name: (len(positions(wiring, x, keep)), len(x)) for name, x in sizes.items() if _changes(wiring, x, keep)
     }
     for name, (left, total) in numbers.items():
         change_number_(net, name, partial(_share, name, left, total))

@@ -36,6 +36,7 @@ class Wiring(ShownAsTable):
     indices: name of a buffer of whole numbers → (channels that it indexes, channels that this gives).
     proof: of a wiring that was traced, what runs a network that was cut, see `check_cut`; it holds the traced copy.
     sizes: name of a number (`blocks.0.num_heads`, `blocks.0.splits[1]`) → the channels that it counts, or a multiple.
+    stated: the same of numbers that the forward pass does not need, see `norton.graph.stated_numbers`.
     """
 
     def __init__(self, net: nn.Module, other_way: Set[Any] = frozenset()):
@@ -54,6 +55,7 @@ class Wiring(ShownAsTable):
         self.reads: list[tuple[str, Channels]] = []
         self.parameters: list[tuple[str, Channels, int]] = []
         self.sizes: dict[str, Channels] = {}
+        self.stated: dict[str, Channels] = {}
         self.indices: dict[str, tuple[Channels, Channels]] = {}
         self.proof: Callable[[Mapping[int, Sequence[int]]], None] | None = None
 
@@ -287,6 +289,14 @@ class Wiring(ShownAsTable):
     def written(self, layer: str) -> Channels:
         """The channels that are a layer's filters."""
         return self._written[layer]
+
+    def written_ones(self) -> list[tuple[str, Channels]]:
+        """Layers, and the channels that are their filters."""
+        return list(self._written.items())
+
+    def layer_of(self, name: str) -> nn.Module:
+        """The layer of that name."""
+        return self._layers[name]
 
     def axis_at(self, x: Channels) -> np.ndarray:
         """The axis that the channel at each position belongs to; -1 for what no layer writes."""
