@@ -25,6 +25,7 @@ REPEATED = {
     "to a number of the module": lambda n, x, gate: x * gate.expand(-1, n.channels, -1, -1),
     "as often as the module says": lambda n, x, gate: x * gate.repeat(1, n.channels, 1, 1),
     "before it is a gate": lambda n, x, gate: x * gate.expand(x.shape).tanh(),
+    "and negated": lambda n, x, gate: x * (1 - gate.expand(x.shape)),
     "of a sum over channels": lambda n, x, gate: x * x.sum(1, keepdim=True).expand(x.size()),
     "of a mean over positions": lambda n, x, gate: x * x.mean((2, 3), keepdim=True).expand(x.size()),
 }
@@ -41,6 +42,8 @@ WHOLE = {
     "as often as is written down": (lambda n, x, gate: x * gate.expand(-1, 16, -1, -1), "meet a single one"),
     "and read by itself": (lambda n, x, gate: gate.expand(x.size()), "is read by itself"),
     "as another one, and read": (lambda n, x, gate: gate.expand_as(x), "is read by itself"),
+    "with an offset, and read": (lambda n, x, gate: gate.expand(x.size()) + 1, "is read by itself"),
+    "as another one, times a number, and read": (lambda n, x, gate: 2 * gate.expand_as(x), "is read by itself"),
 }
 
 

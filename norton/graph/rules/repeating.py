@@ -5,7 +5,7 @@ What comes out then belongs to the channels that were counted: of a channel that
 
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
 from norton.graph.channels import ChannelTracer, Located, LocatedChannels, located
 from norton.graph.nodes import argument, first_argument, name_of, value_of
@@ -90,11 +90,16 @@ def _repeated(
 
 
 def _meets_others(node: fx.Node) -> bool:
-    """Whether all that takes what a node gives combines it with other tensors, element by element."""
+    """Whether all that takes what a node gives combines it with what other operations give, element by element."""
     for user in node.users:
         rule_of = RULES.get(name_of(user)) if user.op == "call_method" else None
         follow = None if rule_of is None else rule_of.follow
         part = name_of(user) == "getitem" and not hasattr(value_of(node), "dim")
-        if not (follow is combine or ((follow is keep or part) and _meets_others(user))):
+        with_others = (
+            sum(arg.op != "get_attr" and isinstance(value_of(arg), Tensor) for arg in user.all_input_nodes) > 1
+        )
+        if follow is combine and with_others:
+            continue
+        if not ((follow in (combine, keep) or part) and _meets_others(user)):
             return False
     return True
