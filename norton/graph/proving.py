@@ -340,10 +340,10 @@ def _leaves(args: tuple, kwargs: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _is_another(made: Tensor, now: Tensor) -> bool:
-    """Whether a tensor that code made where no record shows it is another one: in size, or in its few numbers."""
+    """Whether a tensor that code made where no record shows it is another one: in size, or in its numbers."""
     if made.shape != now.shape:
         return True
-    return not made.is_meta and not now.is_meta and made.numel() <= 64 and not torch.equal(made, now)
+    return not made.is_meta and not now.is_meta and not torch.equal(made, now)
 
 
 def _number_of(arg: fx.Node) -> Any:

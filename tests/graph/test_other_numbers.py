@@ -81,6 +81,7 @@ MADE = {
     "as_tensor of a NumPy number": lambda net, x: x * x.sum(1, keepdim=True) / torch.as_tensor(np.int64(x.shape[1])),
     "as_tensor of an array": lambda net, x: x * torch.as_tensor(np.full(8, x.shape[1] / 16)),
     "from_numpy of an array": lambda net, x: x * torch.from_numpy(np.full(8, x.shape[1] / 16)),
+    "from_numpy of maps": lambda net, x: x * torch.from_numpy(np.full((3, 1, 8, 8), x.shape[1] / 16)),
     "ones(C).sum()": lambda net, x: x * x.sum(1, keepdim=True) / torch.ones(x.shape[1]).sum(),
     "eye(C).mean()": lambda net, x: x * x.sum(1, keepdim=True) * torch.eye(x.shape[1]).mean(),
     "arange(C)[-1]": lambda net, x: x * x.sum(1, keepdim=True) / torch.arange(x.shape[1])[-1],
