@@ -5,7 +5,6 @@ copy of the network, without its weights, each layer is a `_Gate`: there the pas
 then calls the layer that the network has by then.
 """
 
-import copy
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from norton.calibration.layer_calls import LayerCalls, layers_of, record_calls
 from norton.common.errors import InputError
+from norton.graph.copies import deepcopied
 from norton.graph.inputs import Inputs
 
 
@@ -145,7 +145,7 @@ def _gated_copy(net: nn.Module) -> nn.Module:
     for module in nn.Module.modules(net):
         shared |= {id(value): value for value in vars(module).values() if isinstance(value, Tensor)}
     gates = {id(layer): _Gate(net, name) for name, layer in layers_of(net).items()}
-    return copy.deepcopy(net, shared | gates)
+    return deepcopied(net, shared | gates)
 
 
 class _BatchRun:

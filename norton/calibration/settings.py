@@ -1,5 +1,6 @@
 """How calibration images are used, and which images can be."""
 
+import inspect
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from norton.calibration.precision import is_coarse
 from norton.common.checks import check_boolean, check_number, check_whole_number
 from norton.common.errors import InputError
 from norton.graph.input_sizes import dimensions, stated_size
+from norton.graph.inputs import Inputs, takes_indices
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,25 @@ def check_images(net: nn.Module, images: Images) -> None:
         raise InputError(
             f"{type(net).__name__} has no parameters, so there is nothing to fit; pass the network around it"
         )
-    if isinstance(images, Tensor):
+    if isinstance(images, Tensor) and not takes_indices(net, images):
         _check_size(net, images)
     for batch in batches_of(images, 128):
+        _check_arguments(net, batch)
         for x in batch.tensors:
             if x.is_floating_point():
                 _check_precision(net, x)
             if not x.isfinite().all():
                 raise InputError("calibration images have infinite or undefined values")
+
+
+def _check_arguments(net: nn.Module, batch: Inputs) -> None:
+    try:
+        inspect.signature(net.forward).bind(*batch.args, **batch.kwargs)
+    except TypeError as error:
+        raise InputError(
+            f"calibration images: {type(net).__name__} does not take a batch of them ({error}); give a list of "
+            "batches, each what the network takes, images=[(image, mask), ...] where it takes two inputs"
+        ) from None
 
 
 def _check_size(net: nn.Module, images: Tensor) -> None:

@@ -1,6 +1,5 @@
 """A folded network with a form for each of its decomposed layers, in one memory format."""
 
-import copy
 from collections.abc import Mapping
 
 import torch
@@ -11,6 +10,7 @@ from norton.deployment.exact_forms import DENSE, exact_form
 from norton.deployment.folding import Folded
 from norton.deployment.layouts import Reshaping
 from norton.deployment.onednn import join_relus_, pack_
+from norton.graph.copies import deepcopied
 from norton.graph.inputs import Inputs
 
 
@@ -18,7 +18,7 @@ def assemble(folded: Folded, chosen: Mapping[str, str], channels_last: bool) -> 
     """A copy with these forms of its decomposed layers; those that are not named are dense."""
     made = {name: exact_form(layer, chosen.get(name, DENSE)) for name, layer in folded.decomposed.items()}
     places = {id(layer): made[name] for name, layer in folded.decomposed.items()}
-    net = copy.deepcopy(folded.net, places)  # in the layers' places
+    net = deepcopied(folded.net, places)  # in the layers' places
     joined: dict[str, str] = {}
     if channels_last:
         for parameter in net.parameters():  # 5-D ones have another format

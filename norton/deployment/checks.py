@@ -12,7 +12,7 @@ from norton.deployment.exported import tensors_in
 from norton.deployment.folding import Folded
 from norton.deployment.record import Deployment
 from norton.graph.copies import copied
-from norton.graph.inputs import Inputs
+from norton.graph.inputs import Inputs, takes_indices
 from norton.graph.meta import on_meta
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # of outputs, relative; 5% in half precision
@@ -21,7 +21,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # of outputs, relative;
 def check_example(net: nn.Module, inputs: Inputs) -> Any:
     """What a network gives for an example in evaluation mode; raises InputError for one that it does not take."""
     numbers = [x for x in inputs.tensors if x.is_floating_point() and x.numel()]
-    if not numbers:
+    if not numbers and not any(takes_indices(net, x) for x in inputs.tensors):
         what = " and ".join(f"{x.dtype} {tuple(x.shape)}" for x in inputs.tensors)
         raise InputError(f"example is {what}; give a batch of images (N, C, H, W) as a floating-point tensor")
     one = next(net.parameters(), None)

@@ -91,7 +91,7 @@ def deploy_by(
     else:
         check_choice(choice, known, folded)
     deployed = assemble(folded, choice.forms, choice.channels_last)
-    dtype = next(x.dtype for x in inputs.tensors if x.is_floating_point())
+    dtype = next(x.dtype for x in [*inputs.tensors, *net.parameters()] if x.is_floating_point())
     try:
         for given, outputs in wanted:
             check_outputs(given.call(deployed), outputs, dtype)

@@ -111,7 +111,8 @@ class FormSearch:
         """(form, channels-last) → milliseconds, the least of several turns, for what disturbs only adds; hopeless forms
         have few turns.
         """
-        like = next(x for x in self.inputs.tensors if x.is_floating_point())
+        given = [*self.inputs.tensors, *(x for form in candidates.values() for x in form.parameters())]
+        like = next(x for x in given if x.is_floating_point())
         x = torch.randn(shape, device=like.device).to(like.dtype)
         calls = {}
         for channels_last in self.formats:

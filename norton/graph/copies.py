@@ -35,13 +35,29 @@ def copied(net: nn.Module) -> nn.Module:
 def deepcopied(net: nn.Module, known: dict[int, Any]) -> nn.Module:
     """A deep copy of a network, which takes some objects in it, by their identity, for others.
 
-    Of parameters of TorchScript modules torch would make tensors that were computed, which no training moves.
+    What cannot be copied in it, such as a lock, a generator or an open file, the copy shares.  Of parameters of
+    TorchScript modules torch would make tensors that were computed, which no training moves.
     """
-    made = copy.deepcopy(net, known)
+    try:
+        made = copy.deepcopy(net, dict(known))
+    except TypeError:
+        made = copy.deepcopy(net, known | _shared(net))
     for old, new in zip(scripted_in(net), scripted_in(made), strict=True):
         for own, other in zip(old.parameters(recurse=False), new.parameters(recurse=False), strict=True):
             other.requires_grad_(own.requires_grad)
     return made
+
+
+def _shared(net: nn.Module) -> dict[int, Any]:
+    """By its identity, what a network's modules hold and Python cannot copy."""
+    found = {}
+    for value in (value for layer in nn.Module.modules(net) for value in tree_leaves(vars(layer))):
+        if not isinstance(value, Tensor | nn.Module):
+            try:
+                copy.deepcopy(value)
+            except TypeError:
+                found[id(value)] = value
+    return found
 
 
 def scripted_in(net: nn.Module) -> list[nn.Module]:

@@ -59,6 +59,12 @@ class Inputs:
         return " and ".join("×".join(map(str, x.shape[1:])) or "()" for x in self.tensors)
 
 
+def takes_indices(net: nn.Module, x: Tensor) -> bool:
+    """Whether a tensor may be indices, such as words, which a network looks up in a table."""
+    tables = (layer for layer in nn.Module.modules(net) if isinstance(layer, nn.Embedding | nn.EmbeddingBag))
+    return x.dtype in (torch.int64, torch.int32) and x.numel() > 0 and next(tables, None) is not None
+
+
 def inputs_of(example: Example) -> Inputs:
     """An example that is no size as what a network is called with.  Raises InputError for one that is none."""
     inputs = Inputs((example,)) if isinstance(example, Tensor) else None

@@ -6,7 +6,6 @@ fails, gives another shape than the wiring says, computes with another number, o
 channels that reach that place have to stay.
 """
 
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from norton.common.errors import InputError, first_line
 from norton.graph.chance import drawing
 from norton.graph.channels import ChannelTracer, LocatedChannels, located_in
+from norton.graph.copies import deepcopied
 from norton.graph.deciding import values_decided
 from norton.graph.execution import LINE, record
 from norton.graph.inputs import Inputs
@@ -88,7 +88,7 @@ def _needs_stated(
 def _disagreed(
     net: nn.Module, tracer: ChannelTracer, records: Sequence[Record], keep: Mapping[int, Sequence[int]]
 ) -> tuple[fx.Graph, "Disagreement"] | None:
-    cut = copy.deepcopy(net)
+    cut = deepcopied(net, {})
     cut_(cut, tracer.wiring, keep)
     return next((found for one in records if (found := _tried(cut, tracer, one, keep))), None)
 
@@ -147,7 +147,7 @@ def _tried(
     error = None
     try:
         given = one.inputs.map(Tensor.clone)
-        own = copy.deepcopy(cut).train(one.training)  # what one pass leaves in it, the next would find
+        own = deepcopied(cut, {}).train(one.training)  # what one pass leaves in it, the next would find
         with drawing(one.way):
             after = record(own, given.args, given.kwargs, decided=values_decided(one.graph))
     except Exception as failure:  # whatever the network's own code raises

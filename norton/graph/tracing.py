@@ -8,7 +8,6 @@ dependency graph was the alternative: it needs a forward pass with gradients, an
 into ours, which recorded plans replay, so that it saves little.)
 """
 
-import copy
 from collections.abc import Callable, Sequence, Set
 from functools import partial
 from typing import Any
@@ -20,7 +19,7 @@ from norton.common.errors import InputError, first_line
 from norton.graph.axes import Channels
 from norton.graph.chance import WAYS, drawing, freeze_by_chance
 from norton.graph.channels import ChannelTracer, Located, located, located_in
-from norton.graph.copies import copied
+from norton.graph.copies import copied, deepcopied
 from norton.graph.deciding import decides_by_data, freeze_undecided
 from norton.graph.declarations import declaration_of
 from norton.graph.execution import record
@@ -175,7 +174,7 @@ def records_at(net: nn.Module, candidates: Sequence[Inputs]) -> list[Record]:
             # On copies, since a network may change its tensors and what it holds, such as anchors that it makes once.
             given = inputs.map(Tensor.clone)
             with drawing(way) as draws:
-                graph = record(copy.deepcopy(net), given.args, given.kwargs)
+                graph = record(deepcopied(net, {}), given.args, given.kwargs)
             drawn.setdefault(str(graph), Record(net.training, inputs, graph, way))
             if not draws.used:
                 break

@@ -1,5 +1,6 @@
 """Copies of networks, and layers replaced wherever they stand."""
 
+import threading
 from collections import namedtuple
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune, spectral_norm, weight_norm
 
+import norton
 from norton.graph.copies import copied, replace_
 
 pytestmark = pytest.mark.quick
@@ -54,3 +56,12 @@ def test_every_reference_is_replaced():
     assert net[0] is net.second is net.hidden is net[1].plain[0] is new
     assert net.nested["a"] == ([pair(new, 2)], {"b": [new]}) and net.nested["loop"] is net.nested
     assert net.same is net[1].plain is plain and net.other is other
+
+
+@pytest.mark.parametrize("make", [threading.Lock, lambda: (letter for letter in "ab")])
+def test_what_cannot_be_copied_is_shared(make):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    held = net[0].held = [make()]
+    small = norton.prune(net, 0.5, "l2", options=norton.PruneOptions(min_filters=1), example=(3, 8, 8))
+    assert small[0].out_channels == 4 and small[0].held[0] is held[0] and net[0].out_channels == 8
+    assert norton.decompose(net, {"fraction": 0.5}, "tucker")[0].held[0] is held[0]

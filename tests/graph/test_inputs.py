@@ -343,3 +343,12 @@ def test_many_samples_take_no_room_in_a_file(tmp_path):
     net, mask = Two(), torch.ones(64, 3, 64, 64)
     small = norton.prune(net, 0.5, "l2", example=(mask, mask))
     assert norton.save(small, tmp_path / "a.pt").stat().st_size < 3 * mask[0].nbytes + 60_000
+
+
+def test_words_as_calibration_images_and_deployed():
+    net, words = Tokens().eval(), torch.randint(0, 20, (4, 15), generator=torch.Generator().manual_seed(0))
+    options = norton.PruneOptions(min_filters=1, compensate="outputs")
+    small = norton.prune(net, 0.3, "l2", options=options, example=words, images=words).eval()
+    torch.testing.assert_close(norton.deploy(small, words, repeats=1)(words), small(words))
+    with pytest.raises(norton.InputError, match=r"Two does not take a batch of them .*; give a list of batches"):
+        norton.prune(Two(), 0.3, "l2", options=options, example=(A, B), images=[{"other": B.float()}])
