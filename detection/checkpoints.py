@@ -40,11 +40,12 @@ def load_detector(path: str | Path, **options: Any) -> nn.Module:
     Raises InputError as `norton.load` does, and for a file that holds no detector over a ResNet-50.
     """
     content = read(path)
-    recipe, plan = _own(content, path) if "detector" in content else _published(content["state_dict"], path)
+    state = {key.removeprefix("module."): value for key, value in content["state_dict"].items()}
+    recipe, plan = _own(content, path) if "detector" in content else _published(state, path)
     with torch.device("meta"):  # drawing initial weights, to be replaced, would take longer than to read the file
         net = build_detector(backbone=apply_plan_(dense_network("resnet_50"), plan), **{**recipe, **options})
     _draw_anchors_(net.rpn.anchor_generator)
-    load_strictly_(net, content["state_dict"], path)
+    load_strictly_(net, state, path)
     return net.eval()
 
 

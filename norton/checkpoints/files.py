@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from norton.checkpoints import packing
+from norton.checkpoints.matching import CONTAINERS, state_dict_in
 from norton.common.errors import InputError, first_line, warn
 from norton.common.files import write_whole
 from norton.graph.input_sizes import stated_batch, stated_size
@@ -22,7 +25,17 @@ from norton.models import NETWORKS
 from norton.models.foreign import is_path
 
 FORMAT = 1
-_UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError)
+_UNREADABLE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ArithmeticError,
+    SafetensorError,
+)
 _BEGINNINGS = (b"PK\x03\x04", b"\x80", packing.XZ)  # of zip archives, pickles and what is compressed
 
 
@@ -97,18 +110,30 @@ def read(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}; give the path of a file written by norton.save or published")
     content = _plain_content(path)
-    if isinstance(content, Mapping) and content and all(isinstance(v, Tensor) for v in content.values()):
-        content = {"state_dict": content}
-    if isinstance(content, Mapping) and "state_dict" not in content and isinstance(content.get("model"), Mapping):
-        content = {**content, "state_dict": content["model"]}  # as torchvision's detection scripts write it
-    if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
-        raise InputError(f"{path}: holds no state_dict, so it is no checkpoint of a network")
-    state = {str(key).removeprefix("module."): value for key, value in content["state_dict"].items()}
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path}: its state_dict is empty or holds something else than tensors")
-    if "format" not in content and not isinstance(content.get("metrics"), Mapping):
-        content = {**content, "metrics": {}}  # a published file may have anything there
-    return {**content, "state_dict": state}
+    found = state_dict_in(content)
+    if found is None or not found[0]:
+        raise InputError(f"{path}: {_without_weights(content)}")
+    state, key, others = found
+    assumed = [f"its weights are those under {key}"] if key not in ("", "state_dict") or others else []
+    if others:
+        assumed[0] += f", not under {', '.join(others)}"
+    about = {} if key == "" else content
+    if "format" not in about and not isinstance(about.get("metrics"), Mapping):
+        about = {**about, "metrics": {}}  # a published file may have anything there
+    return {**about, "state_dict": state, "assumed": assumed}
+
+
+def _without_weights(content: Any) -> str:
+    """Why there are no weights in what a file holds."""
+    state = content.get("state_dict") if isinstance(content, Mapping) else None
+    if isinstance(state, Mapping):
+        odd = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
+        return (
+            f"its state_dict holds something else than tensors: {', '.join(odd[:3])}"
+            if odd
+            else "its state_dict is empty"
+        )
+    return f"holds no state_dict of a network; looked for tensors alone, and under {', '.join(CONTAINERS)}"
 
 
 def _plain_content(path: Path) -> Any:
@@ -118,6 +143,8 @@ def _plain_content(path: Path) -> Any:
             f"{path}: refused, because it is {other} and no checkpoint; give a file written by norton.save or published"
         )
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         content = torch.load(packing.decompressed(path), map_location="cpu", weights_only=True)
         if isinstance(content, Mapping) and "packed" in content:
             content = {**content, "state_dict": packing.unpack(content["packed"])}
@@ -140,7 +167,7 @@ def _other_kind(path: Path) -> str | None:
     """What a file is that does not begin as torch.save writes it; None for one that does."""
     with path.open("rb") as file:
         start = file.read(512)
-    if start.startswith(_BEGINNINGS):
+    if start.startswith(_BEGINNINGS) or path.suffix == ".safetensors":
         return None
     if start.startswith(b"version https://git-lfs"):
         return "a pointer of Git LFS, in the place of a file that `git lfs pull` fetches,"
@@ -151,4 +178,4 @@ def _other_kind(path: Path) -> str | None:
 
 def holds_detector(content: Mapping[str, Any]) -> bool:
     """Whether a checkpoint's content is a detector, ours or published."""
-    return "detector" in content or any(key.startswith("roi_heads.") for key in content["state_dict"])
+    return "detector" in content or any(".roi_heads." in f".{key}" for key in content["state_dict"])

@@ -6,18 +6,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from norton.checkpoints.matching import layer_of, match
 from norton.common.errors import InputError
 from norton.graph.plan import apply_plan_
 from norton.models import NETWORKS, dense_network
 
 
 def identify(state_dict: Mapping[str, Tensor]) -> str | None:
-    """The architecture whose layers have these names, whatever the rank and rates."""
-    layers = {key.split(".feature.")[0].removesuffix(".weight") for key in state_dict if key.endswith(".weight")}
+    """The architecture whose layers these are, whatever the rank and rates, and whatever wraps their names."""
     for arch in NETWORKS:
         with torch.device("meta"):
-            names = dense_network(arch).state_dict()
-        if layers == {key.removesuffix(".weight") for key in names if key.endswith(".weight")}:
+            expected = dense_network(arch).state_dict()
+        matched = match(state_dict, expected)
+        if {layer_of(key) for key in matched.state} == {layer_of(key) for key in expected}:
             return arch
     return None
 
@@ -34,7 +35,12 @@ def network_of_shapes(
         raise InputError(f"{path}: holds a {found}, not a {arch} as told")
     arch = arch or found
     if arch is None:
-        raise InputError(f"{path}: its layers are those of none of {', '.join(NETWORKS)}")
+        raise InputError(
+            f"{path}: its layers are those of none of {', '.join(NETWORKS)}; say whose they are: the path of its "
+            "constructor with model.arch= from the shell, arch= or net= in norton.load"
+        )
+    with torch.device("meta"):
+        state = match(state, dense_network(arch).state_dict()).state
     linear = [value for key, value in state.items() if key.endswith(".weight") and value.dim() == 2]
     if not linear:
         raise InputError(f"{path}: holds no linear layer, so it is no {arch}")

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from norton.checkpoints.files import FORMAT, read
+from norton.checkpoints.matching import check_matched, layer_of, match
 from norton.checkpoints.published_layout import network_of_shapes
 from norton.common.checks import checked_input_size
-from norton.common.errors import InputError, first_line
+from norton.common.errors import InputError, first_line, warn
 from norton.graph import wiring_of
 from norton.graph.copies import copied
 from norton.graph.inputs import remember_example_
@@ -28,6 +29,7 @@ def load(
     rank: int | None = None,
     compress_rate: str | Sequence[float] | None = None,
     net: nn.Module | None = None,
+    strict: bool = False,
 ) -> nn.Module:
     """The network of a checkpoint, in evaluation mode, on the CPU.
 
@@ -39,10 +41,14 @@ def load(
     own: loading imports that path and calls it.  Outside of `torchvision.models` it does so only for a path that you
     name here, as arch=, or not at all where you give net=; nothing in a file is ever run otherwise.
 
+    A file from elsewhere holds tensors alone, perhaps inside of a container, under the names of a wrapper, in half
+    precision, without counters of batches, with a classifier of another name: they are matched to the network that they
+    are told or recognised to be, and a warning says what was taken for granted.  strict: refuse such files instead.
+
     Raises InputError if the file is missing, truncated, holds anything but tensors and plain data, or is of another
     network, rank or rates than told.
     """
-    return rebuild(read(path), path, arch=arch, rank=rank, compress_rate=compress_rate, net=net)
+    return rebuild(read(path), path, arch=arch, rank=rank, compress_rate=compress_rate, net=net, strict=strict)
 
 
 def rebuild(
@@ -54,6 +60,7 @@ def rebuild(
     compress_rate: str | Sequence[float] | None = None,
     net: nn.Module | None = None,
     input_size: Sequence[int] | None = None,
+    strict: bool = False,
 ) -> nn.Module:
     """The network of a checkpoint's content, see `load`; path: for messages.
 
@@ -62,7 +69,8 @@ def rebuild(
     """
     published, state = "format" not in content, content["state_dict"]
     if published:
-        rebuilt = network_of_shapes(state, path, arch, input_size)
+        rebuilt = net_of_names(state, path, arch, input_size) if net is None else copied(network_in(net))
+        state = _matched(content, rebuilt, path, strict)
     else:
         said = content if input_size is None else {**content, "input_size": list(checked_input_size(input_size))}
         rebuilt = network_of_plan(said, path, arch, net)
@@ -71,6 +79,49 @@ def rebuild(
         _check_stated(rebuilt, path, content.get("rank"), content.get("compress_rate"), "the file says")
     _check_stated(rebuilt, path, rank, compress_rate, "told")
     return rebuilt.eval()
+
+
+def net_of_names(
+    state: Mapping[str, Tensor], path: str | Path, arch: str | None, input_size: Sequence[int] | None
+) -> nn.Module:
+    """A network for a state dict alone: of the constructor that `arch` names, or whichever published one fits.
+
+    It tells as many classes apart as the state dict does.
+    """
+    if arch is None or not is_path(arch):
+        return network_of_shapes(state, path, arch, input_size)
+    with torch.random.fork_rng(devices=[]):
+        net = dense_network(arch, None, input_size)
+        expected = net.state_dict()
+        found = match(state, expected).state
+        other = {layer_of(key): len(found[key]) for key, value in expected.items() if _differs(value, found.get(key))}
+        classes = set(other.values())
+        if len(classes) == 1 and net.num_classes is not None:
+            return dense_network(arch, classes.pop(), input_size)
+    return net
+
+
+def _differs(expected: Tensor, found: Tensor | None) -> bool:
+    """Whether a tensor has another number of filters, and nothing else of another size."""
+    return (
+        found is not None
+        and found.dim() > 0
+        and found.shape != expected.shape
+        and found.shape[1:] == expected.shape[1:]
+    )
+
+
+def _matched(content: Mapping[str, Any], net: nn.Module, path: str | Path, strict: bool) -> dict[str, Tensor]:
+    """The tensors of a file from elsewhere under the names of a network; says what was taken for granted."""
+    expected = net.state_dict()
+    matched = match(content["state_dict"], expected)
+    check_matched(matched, expected, path, getattr(net, "arch", None) or type(net).__name__)
+    assumed = [*content.get("assumed", ()), *matched.assumed]
+    if assumed and strict:
+        raise InputError(f"{path}: refused, because strict: {'; '.join(assumed)}")
+    if assumed:
+        warn(f"{path}: {'; '.join(assumed)}")
+    return matched.state
 
 
 def network_of_plan(content: Mapping[str, Any], path: str | Path, arch: str | None, net: nn.Module | None) -> nn.Module:

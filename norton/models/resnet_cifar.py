@@ -1,4 +1,4 @@
-"""ResNet-56 and ResNet-110 for 32×32 images, with parameter-free shortcuts and the published names."""
+"""ResNet-20 to ResNet-110 for 32×32 images, with parameter-free shortcuts and the published names."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -78,6 +78,24 @@ class CifarResNet(Network):
     def rated_layers(self) -> list[tuple[str, ...]]:
         middles = [(f"layer{stage}.{block}.conv1",) for stage in (1, 2, 3) for block in range(self.depth)]
         return [("conv1",), ("layer1.0.conv2",), ("layer2.0.conv2",), *middles]
+
+
+@NETWORKS.register("resnet_20")
+class ResNet20(CifarResNet):
+    depth = 3
+    head = "fc"
+
+
+@NETWORKS.register("resnet_32")
+class ResNet32(CifarResNet):
+    depth = 5
+    head = "fc"
+
+
+@NETWORKS.register("resnet_44")
+class ResNet44(CifarResNet):
+    depth = 7
+    head = "fc"
 
 
 @NETWORKS.register("resnet_56")
