@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from norton.common.errors import InputError
 from norton.common.registry import Registry
+from norton.data.normalising import Normalisation
 
 DATASETS = Registry("dataset")
 DEFAULT_ROOT = Path("data")
@@ -23,7 +24,7 @@ class Splits:
 
     Transforms are inside: `train` augments, `val` and `test` do not. `calibration` is the same images as `train` in
     the same order, transformed as for evaluation. Any map-style torch Dataset will do; one that augments by
-    (seed, epoch, index) has `set_epoch`.
+    (seed, epoch, index) has `set_epoch`.  normalisation: mean and standard deviation of each channel, already applied.
     """
 
     train: Dataset
@@ -32,6 +33,7 @@ class Splits:
     calibration: Dataset
     classes: tuple[str, ...]
     input_size: tuple[int, int, int]
+    normalisation: Normalisation
 
     @property
     def num_classes(self) -> int:

@@ -169,4 +169,5 @@ def clutter(root: Path, seed: int, copies: Sequence[int] = (3, 2, 2)) -> Splits:
         calibration=part("train"),
         classes=CLASSES,
         input_size=(3, SIZE, SIZE),
+        normalisation=(MEAN, STD),
     )

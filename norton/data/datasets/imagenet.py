@@ -19,9 +19,10 @@ from torchvision.transforms import v2
 
 from norton.common.checks import check_whole_number
 from norton.common.errors import InputError
+from norton.data.normalising import NAMED
 from norton.data.splits import DATASETS, Splits, generator, stratified_order
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = NAMED["imagenet"]
 SIZE, RESIZED = 224, 256
 LAYOUT = "one folder per class with its images inside, e.g. n01440764/ILSVRC2012_val_00000293.JPEG"
 
@@ -214,4 +215,5 @@ def imagenet(root: Path, seed: int, validation: int = 50000) -> Splits:
         calibration=FolderImages(train, kept, centre),
         classes=classes,
         input_size=(3, SIZE, SIZE),
+        normalisation=(MEAN, STD),
     )

@@ -49,4 +49,5 @@ def mnist5k(root: Path, seed: int) -> Splits:
         calibration=part("train"),
         classes=CLASSES,
         input_size=(3, 32, 32),
+        normalisation=(MEAN, STD),
     )
