@@ -158,7 +158,7 @@ def measure(
         "params_removed_percent": percent_removed(cost.params, whole.params),
     }
     if data is not None:
-        steps.calibrate_(small, cfg, data)
+        steps.calibrate_(small, net, cfg, data)
         result["top1"] = steps.evaluate(small, cfg, data)["top1"]
     return result
 

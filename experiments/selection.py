@@ -102,7 +102,8 @@ def measure(
     cfg.compress_rate, cfg.pruning.selection = cfg.budgets[point.budget], point.selection
     data.splits  # noqa: B018  made by data.seed: all points see the same pictures, in an order of their own
     data.seed = point.seed
-    pruned = steps.calibrate_(steps.prune(decomposed(dense, cfg, data, folder), cfg, data), cfg, data)
+    pruned = steps.prune(decomposed(dense, cfg, data, folder), cfg, data)
+    steps.calibrate_(pruned, dense, cfg, data)
     tuned = steps.fit(pruned, cfg, "training", data, folder / "training" / point.name, dense=dense)
     cost, whole = norton.complexity(tuned), norton.complexity(dense)
     return {

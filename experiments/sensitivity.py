@@ -161,7 +161,7 @@ def measured_before(path: Path) -> dict[str, Any]:
 
 
 def compressed(net: nn.Module, trial: Trial, cfg: DictConfig, data: "ClassificationData") -> nn.Module:
-    """The network with one layer decomposed or pruned, BatchNorm re-estimated as configured."""
+    """The network with one layer decomposed or pruned, BatchNorm left or mended as configured."""
     cfg = cfg.copy()
     if trial.kind == "rank":
         cfg.rank = {trial.layer: rules(net, trial.value, cfg)[trial.layer]}
@@ -169,7 +169,8 @@ def compressed(net: nn.Module, trial: Trial, cfg: DictConfig, data: "Classificat
     else:
         cfg.compress_rate = {trial.layer: trial.value}
         small = steps.prune(net, cfg, data, progress=False)
-    return steps.calibrate_(small, cfg, data)
+    steps.calibrate_(small, net, cfg, data)
+    return small
 
 
 @torch.inference_mode()

@@ -42,7 +42,7 @@ def main(cfg: DictConfig) -> None:
     nets, files = {LOSSLESS: net}, {LOSSLESS: {"bits": None, "error": 0.0, **before}}
     for number, (name, bits) in enumerate(asked.items(), start=1):
         print(f"{number} of {len(asked)}: {bits_text(bits)}", flush=True)
-        nets[name] = calibrated(norton.share_weights(net, bits), cfg, data)
+        nets[name] = calibrated(norton.share_weights(net, bits), net, cfg, data)
         files[name] = {"bits": bits, "error": relative_weight_error(net, nets[name]), **measure(nets[name], cfg, data)}
 
     folder = program.open_folder(cfg)
@@ -72,10 +72,11 @@ def check(cfg: DictConfig) -> dict[str, Bits]:
     return dict(zip(names, asked, strict=True))
 
 
-def calibrated(small: nn.Module, cfg: DictConfig, data: "ClassificationData | None") -> nn.Module:
-    """Re-estimate BatchNorm as configured, in place; half precision would not meet the images."""
+def calibrated(small: nn.Module, net: nn.Module, cfg: DictConfig, data: "ClassificationData | None") -> nn.Module:
+    """BatchNorm left or mended as configured, in place; half precision would not meet the images."""
     kind = next(small.parameters()).dtype
-    return steps.calibrate_(small.float(), cfg, data).to(kind)
+    steps.calibrate_(small.float(), copy.deepcopy(net).float(), cfg, data)
+    return small.to(kind)
 
 
 def measure(net: nn.Module, cfg: DictConfig, data: "ClassificationData | None") -> dict[str, float]:

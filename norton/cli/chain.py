@@ -12,6 +12,7 @@ from torch import nn
 
 import norton
 from norton.budget.choice import Choice
+from norton.calibration import Adapted
 from norton.checkpoints.files import read
 from norton.cli import program, steps
 from norton.cli.budgets import spend_budget
@@ -79,20 +80,23 @@ class Chain:
 
     def take(self, stage: Stage, step: str, *, folder: Path | None = None, **training: Any) -> Stage:
         """One step.  folder: for the state of a training; training: more of `norton.training.fit`."""
+        record = lineage_record(step, self.cfg)
         if step in RECIPES:
             assert folder is not None and self.data is not None
             training.setdefault("seed", self.cfg[_seed(step, self.cfg)])
             net = steps.fit(stage.net, self.cfg, RECIPES[step], self.data, folder, dense=stage.teacher, **training)
             errors = stage.errors
         else:
-            net, errors = self._compressed(stage, step)
-        return self._stage(net.eval(), [*stage.lineage, lineage_record(step, self.cfg)], stage, errors)
+            net, errors, adapted = self._compressed(stage, step)
+            if adapted is not None:
+                record["batchnorm"] = {"choice": adapted.choice, "output errors": adapted.errors}
+        return self._stage(net.eval(), [*stage.lineage, record], stage, errors)
 
     def opened(self, path: Path, before: Stage) -> Stage:
         """The stage after a step whose network lies in a file; before: the stage that it was made from."""
         return self._stage(load_file(path, self.cfg), read(path)["lineage"], before)
 
-    def _compressed(self, stage: Stage, step: str) -> tuple[nn.Module, Mapping[str, float]]:
+    def _compressed(self, stage: Stage, step: str) -> tuple[nn.Module, Mapping[str, float], Adapted | None]:
         errors = stage.errors
         if step == "decompose":
             small = steps.decompose(stage.net, self.cfg, self.data, progress=self.progress)
@@ -100,7 +104,10 @@ class Chain:
                 errors = norton.layer_nmse(stage.net, small)
         else:
             small = steps.prune(stage.net, self.cfg, self.data, progress=self.progress)
-        return steps.calibrate_(small, self.cfg, self.data), errors
+        adapted = steps.calibrate_(small, stage.teacher or stage.net, self.cfg, self.data)
+        if adapted is not None and self.progress:
+            print(adapted)
+        return small, errors, adapted
 
     def _stage(
         self, net: nn.Module, lineage: Sequence[Record], before: Stage, errors: Mapping[str, float] | None = None

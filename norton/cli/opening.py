@@ -174,6 +174,24 @@ def calibration_images(net: nn.Module, cfg: DictConfig, data: Data) -> Tensor | 
     return known(data).calibration_images(c.images).to(dtype)
 
 
+def images_for_batchnorm(net: nn.Module, cfg: DictConfig, data: Data) -> tuple[Tensor, Tensor]:
+    """Images to estimate statistics from, augmented as for training where they come of `data`, and others to judge by.
+
+    Those to judge by were used for nothing else; where there are none, they are the calibration images themselves.
+    """
+    c, images = cfg.calibration, calibration_images(net, cfg, data)
+    assert images is not None
+    if c.folder is not None:
+        from norton.data.pictures import read_pictures
+
+        others = read_pictures(c.folder, net.input_size, known(data).name, c.images, c.held_out).to(images.dtype)
+        return images, others if len(others) > 1 else images
+    data = known(data)
+    there = len(data.splits.calibration)
+    others = data.calibration_images(min(c.images + c.held_out, there))[c.images :].to(images.dtype)
+    return data.images("train", c.images).to(images.dtype), others if len(others) > 1 else images
+
+
 def known(data: Data) -> "ClassificationData":
     """The data, or InputError where nothing says which they are."""
     if data is None:

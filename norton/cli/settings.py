@@ -68,7 +68,9 @@ def calibration(cfg: DictConfig) -> norton.Calibration:
     settings = plain(cfg.calibration)
     if not isinstance(settings, dict):
         raise InputError(f"calibration is {settings!r}; its settings are given one by one, e.g. calibration.images=512")
-    check_boolean("calibration.batchnorm", settings["batchnorm"])
+    if settings["batchnorm"] != "auto" and not isinstance(settings["batchnorm"], bool):
+        raise InputError(f"calibration.batchnorm is {settings['batchnorm']!r}; use auto, true or false")
+    check_whole_number("calibration.held_out", settings["held_out"], 2)
     fields_of = {field.name for field in fields(norton.Calibration)}
     try:
         return norton.Calibration(**{key: value for key, value in settings.items() if key in fields_of})

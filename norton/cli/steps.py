@@ -9,8 +9,16 @@ from torch import nn
 
 import norton
 from norton.budget.choosing import check_feasible
-from norton.calibration import reestimate_batchnorm_
-from norton.cli.opening import Data, calibration_images, check_classes, check_size, known, load_file
+from norton.calibration import Adapted, adapt_batchnorm_, reestimate_batchnorm_
+from norton.cli.opening import (
+    Data,
+    calibration_images,
+    check_classes,
+    check_size,
+    images_for_batchnorm,
+    known,
+    load_file,
+)
 from norton.cli.settings import (
     budget_options,
     calibration,
@@ -25,9 +33,10 @@ from norton.cli.settings import (
     require,
     trainer_options,
 )
-from norton.common.errors import InputError
+from norton.common.errors import InputError, warn
 from norton.decomposition.ranks import layer_rules
 from norton.graph.copies import copied
+from norton.graph.layers import is_norm
 from norton.pruning import Pruning, asks_for, check_prune
 
 if TYPE_CHECKING:
@@ -53,8 +62,10 @@ def check_images(net: nn.Module, cfg: DictConfig, data: Data, step: str) -> None
     c = cfg.calibration
     looks = step == "prune" and asks_for(plain(cfg.pruning.criterion))[0]
     fits = cfg.decomposition.objective == "outputs" if step == "decompose" else bool(cfg.pruning.compensate)
-    if not looks and not fits and (not c.batchnorm or (cfg.checkpoint is None and data is None)):
+    if not looks and not fits and (c.batchnorm is False or (cfg.checkpoint is None and data is None)):
         return
+    if not looks and not fits and c.batchnorm == "auto" and data is None:
+        return  # and it is left as it is
     if not looks and c.folder is None and c.images is None:
         return
     if c.folder is not None:
@@ -116,17 +127,28 @@ def pruning_with_data(net: nn.Module, cfg: DictConfig, data: Data) -> Pruning:
     return replace(pruning, images=images, labels=labels if needs_labels else None)
 
 
-def calibrate_(net: nn.Module, cfg: DictConfig, data: Data) -> nn.Module:
-    """Re-estimate BatchNorm as configured, in place; of random weights only on data that are named."""
-    if not cfg.calibration.batchnorm or (cfg.checkpoint is None and data is None):
-        return net
+def calibrate_(small: nn.Module, dense: nn.Module, cfg: DictConfig, data: Data) -> Adapted | None:
+    """Leave BatchNorm of a network that a step made, or mend it, as configured, in place; of random weights only on
+    data that are named.
+
+    dense: the network whose outputs count.  Returns what was decided, None where nothing was to be.
+    """
+    c = cfg.calibration
+    if c.batchnorm is False or (cfg.checkpoint is None and data is None):
+        return None
+    if c.batchnorm == "auto" and (data is None or (c.folder is None and c.images is None)):
+        if any(map(is_norm, nn.Module.modules(small))):
+            warn("BatchNorm is left as it is: no images to judge by; name some with data= or calibration.folder=")
+        return None
+    if c.batchnorm == "auto":
+        return adapt_batchnorm_(small, dense, *images_for_batchnorm(small, cfg, data), c.batch_size)
     try:
-        images = calibration_images(net, cfg, data)
+        images = calibration_images(small, cfg, data)
     except InputError as error:
         raise InputError(f"{error}; or leave BatchNorm as it is with calibration.batchnorm=false") from None
     if images is not None:
-        reestimate_batchnorm_(net, images, cfg.calibration.batch_size)
-    return net
+        reestimate_batchnorm_(small, images, c.batch_size)
+    return None
 
 
 def fit(

@@ -56,12 +56,14 @@ def files_of_folder(folder: str | Path) -> list[Path]:
     return image_files(str(folder))
 
 
-def read_pictures(folder: str | Path, input_size: Sequence[int], data: str, count: int | None) -> Tensor:
+def read_pictures(
+    folder: str | Path, input_size: Sequence[int], data: str, count: int | None, others: int | None = None
+) -> Tensor:
     """`count` images of a folder, evenly from its sorted files: (N, 3, H, W), as a network of this size takes them.
 
     The shorter side is resized to 8/7 of the network's (256 for 224), of images of up to 64 pixels to the network's
     itself, and the centre cut out; normalised as the dataset `data` is for evaluation.  count: None for all; where the
-    folder has fewer, all are taken, with a warning.
+    folder has fewer, all are taken, with a warning.  others: give instead so many, or fewer, of those that are left.
 
     Raises InputError for a folder that is missing or holds no images, and an image that cannot be read.
     """
@@ -78,8 +80,16 @@ def read_pictures(folder: str | Path, input_size: Sequence[int], data: str, coun
             v2.Normalize(module.MEAN, module.STD),
         ]
     )
-    if count is not None and len(files) < count:
+    if count is not None and len(files) < count and others is None:
         warn(f"{folder} holds {len(files)} images, of {count} asked for")
-    count = min(count or len(files), len(files))
-    chosen = [files[place * len(files) // count] for place in range(count)]  # which may be sorted by class
-    return torch.stack([transform(read_picture(path)) for path in chosen])
+    chosen = _evenly(files, count or len(files))
+    if others is not None:
+        chosen = _evenly([path for path in files if path not in set(chosen)], others)
+    pictures = [transform(read_picture(path)) for path in chosen]
+    return torch.stack(pictures) if pictures else torch.empty(0, 3, height, width)
+
+
+def _evenly(files: Sequence[Path], count: int) -> list[Path]:
+    """So many files, or all, from all over the list, which may be sorted by class."""
+    count = min(count, len(files))
+    return [files[place * len(files) // count] for place in range(count)]

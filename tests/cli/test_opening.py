@@ -9,8 +9,9 @@ from omegaconf import OmegaConf
 
 import norton
 from norton.checkpoints.files import read
-from norton.cli import opening
+from norton.cli import opening, steps
 from norton.cli.program import joined
+from norton.common.errors import NortonWarning
 
 NETWORK = """
 from torch import nn
@@ -45,7 +46,7 @@ def test_data_are_those_that_the_accuracy_is_about(file):
 
 
 @pytest.mark.parametrize("settings, message", [
-    ("", "nothing says which data the network was trained on"),
+    ("calibration.batchnorm=true", "nothing says which data the network was trained on"),
     ("decomposition.objective=outputs calibration.batchnorm=false", "nothing says which data the network was trained"),
     ("data=mnist5k model.input_size=[3,24,24]", "the network takes images of 24×24 pixels, the data mnist5k have"),
     ("data=imagenet data.root={tmp}", "imagenet: looked for"),
@@ -58,8 +59,15 @@ def test_what_does_not_suit_the_checkpoint_is_one_line(settings, message, file, 
     code, _, error = run_here(command, monkeypatch, capsys)
     assert code == 2 and message in error and len(error.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
-    if "batchnorm" not in settings and not settings.startswith("model"):
+    if "objective" not in settings and not settings.startswith("model"):
         assert "calibration.batchnorm=false" in error  # the way out
+
+
+def test_without_images_batchnorm_is_left_and_that_is_said():
+    cfg = OmegaConf.create({"checkpoint": "a.pt", "calibration": {"batchnorm": "auto", "folder": None, "images": 8}})
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    with pytest.warns(NortonWarning, match="BatchNorm is left as it is: no images to judge by; name some with data="):
+        assert steps.calibrate_(net, net, cfg, None) is None
 
 
 def test_settings_of_the_model_are_used_and_the_next_command_repeats_the_data(file, tmp_path, monkeypatch, capsys):
