@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.commands import run_here
 from omegaconf import OmegaConf
+from torch import nn
 
 import norton
 from norton.checkpoints.files import read
