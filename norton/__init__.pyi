@@ -11,6 +11,7 @@ from . import pruning as pruning
 from . import training as training
 from .budget.choosing import choose_ranks as choose_ranks
 from .checkpoints.files import save as save
+from .checkpoints.pretrained import pretrained as pretrained
 from .checkpoints.rebuilding import load as load
 from .checkpoints.sharing import share_weights as share_weights
 from .common.errors import InputError as InputError

@@ -4,21 +4,24 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
 from norton.common.checks import checked_input_size
 from norton.common.errors import InputError
+from norton.common.extras import optional
 from norton.graph.meta import run_on_meta
 
 OPEN = "torchvision.models."  # constructors that anybody may name
+TIMM = "timm/"  # before the name of a network of timm, which anybody may name too
 PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 def is_path(arch: str) -> bool:
     """Whether the name of a network is the path of a constructor, such as `torchvision.models.resnet18`."""
-    return "." in arch
+    return "." in arch or arch.startswith(TIMM)
 
 
 def check_named(path: str, arch: str | None, file: object) -> None:
@@ -26,7 +29,7 @@ def check_named(path: str, arch: str | None, file: object) -> None:
 
     arch: what the user names.
     """
-    if not path.startswith(OPEN) and path != arch:
+    if not path.startswith((OPEN, TIMM)) and path != arch:
         raise InputError(
             f"{file}: its network is made by {path}, which loading would import and call; if that is code you would "
             f"run, say so with model.arch={path} from the shell, with arch={path!r} in norton.load"
@@ -38,6 +41,8 @@ def constructor(path: str) -> Callable[..., nn.Module]:
 
     Raises InputError for what is no path of names, cannot be imported or cannot be called.
     """
+    if path.startswith(TIMM):
+        return _of_timm(path.removeprefix(TIMM))
     if not PATH.fullmatch(path):
         raise InputError(f"{path!r} is no path of a constructor; write module.name, e.g. torchvision.models.resnet18")
     module, _, name = path.rpartition(".")
@@ -49,6 +54,18 @@ def constructor(path: str) -> Callable[..., nn.Module]:
         hint = "; with model=torchvision give name=, e.g. name=mobilenet_v2" if path.endswith(".None") else ""
         raise InputError(f"network {path!r}: {module} has nothing callable of the name {name!r}{hint}")
     return found
+
+
+def _of_timm(name: str) -> Callable[..., nn.Module]:
+    """The constructor of a network of timm, without trained weights."""
+    with optional():
+        import timm
+    if not timm.is_model(name.partition(".")[0]):
+        alike = ", ".join(timm.list_models(f"*{name.partition('.')[0]}*")[:5])
+        raise InputError(
+            f"timm has no network {name!r}" + (f"; it has {alike}" if alike else "; see timm.list_models()")
+        )
+    return partial(timm.create_model, name)
 
 
 def foreign_network(path: str, num_classes: int | None = None, input_size: Sequence[int] | None = None) -> nn.Module:

@@ -1,0 +1,136 @@
+"""Networks with weights that others trained: torchvision's and timm's by name, or a file's."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor, nn
+
+from norton.checkpoints.files import read
+from norton.checkpoints.matching import check_matched, match
+from norton.checkpoints.rebuilding import load_strictly_
+from norton.common.errors import InputError, first_line, warn
+from norton.common.extras import optional
+from norton.models import dense_network
+from norton.models.foreign import OPEN, TIMM
+
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+class _Published(NamedTuple):
+    """state: a state dict.  size: of the images, (channels, height, width).  normalisation: their mean and std."""
+
+    state: dict[str, Tensor]
+    size: tuple[int, int, int] | None = None
+    normalisation: Normalisation | None = None
+    assumed: Sequence[str] = ()
+
+
+def pretrained(
+    arch: str,
+    weights: str | Path = "DEFAULT",
+    num_classes: int | None = None,
+    input_size: Sequence[int] | None = None,
+) -> nn.Module:
+    """A network with trained weights, in evaluation mode; `norton.build` gives one with random weights.
+
+    arch: as in `norton.build`, e.g. `torchvision.models.resnet50` or `timm/resnet18`.  weights: the name under which
+    the library publishes them (DEFAULT: its best), read from its cache or fetched; or the path of a file, matched as
+    `norton.load` does.  num_classes: another number replaces the classifier by a fresh one, which a warning says.
+    input_size: (channels, height, width); by default that of the weights.
+
+    The network remembers how images were normalised (`net.normalisation`), where the library says it.  Raises
+    InputError for unknown names, files that are missing or of another network, and where nothing can be fetched.
+    """
+    found = _source(arch, weights)(arch, weights)
+    size = input_size if input_size is not None or not _takes_size(arch) else found.size
+    net = dense_network(arch, num_classes, size)
+    expected = net.state_dict()
+    matched = match(found.state, expected)
+    state, assumed = dict(matched.state), [*found.assumed, *matched.assumed]
+    other = [key for key in expected if key in state and state[key].shape != expected[key].shape]
+    if num_classes is not None and _are_classifiers(other, state, expected):
+        layers = dict.fromkeys(key.rpartition(".")[0] for key in other)
+        assumed.append(
+            f"{', '.join(layers)} of {len(state[other[0]])} classes is replaced by a fresh one of {num_classes}"
+        )
+        state |= {key: expected[key] for key in other}
+    check_matched(matched, expected, str(weights), arch)
+    load_strictly_(net, state, str(weights))
+    if assumed:
+        warn(f"{weights}: {'; '.join(assumed)}")
+    if found.normalisation is not None:
+        net.normalisation = found.normalisation
+    return net.eval()
+
+
+def _source(arch: str, weights: str | Path) -> Callable[[str, Any], _Published]:
+    """What knows where the weights are."""
+    if Path(weights).is_file() or not re.fullmatch(r"\w+", str(weights)):
+        return _of_file
+    if arch.startswith(OPEN):
+        return _of_torchvision
+    if arch.startswith(TIMM):
+        return _of_timm
+    raise InputError(f"weights={weights}: nothing publishes weights of {arch} by name; give the path of a file")
+
+
+def _takes_size(arch: str) -> bool:
+    return arch.startswith((OPEN, TIMM))
+
+
+def _are_classifiers(keys: Sequence[str], state: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    """Whether these tensors differ in the number of classes, the same for all, and in nothing else."""
+    rows = {len(state[key]) for key in keys if state[key].dim()}
+    return len(rows) == 1 and all(state[key].shape[1:] == expected[key].shape[1:] for key in keys)
+
+
+def _of_file(arch: str, weights: str | Path) -> _Published:
+    content = read(weights)
+    if "format" in content:
+        raise InputError(f"{weights}: is a checkpoint of norton.save; open it as such, with checkpoint= or norton.load")
+    return _Published(content["state_dict"], assumed=content["assumed"])
+
+
+def _of_torchvision(arch: str, weights: str | Path) -> _Published:
+    from torchvision.models import get_model_weights
+
+    try:
+        enum = get_model_weights(arch.rpartition(".")[2])
+    except ValueError:
+        raise InputError(f"weights={weights}: torchvision publishes none of {arch}; give the path of a file") from None
+    known = [*dict.fromkeys(["DEFAULT", *(one.name for one in enum)])]
+    if weights not in known:
+        raise InputError(
+            f"weights={weights} are unknown for {arch}; torchvision has {', '.join(known)}; or give a file"
+        )
+    chosen = enum[str(weights)]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(chosen.url).path).name
+    try:
+        state = chosen.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as error:  # no network; a file that is damaged, or of another checksum
+        raise InputError(
+            f"weights={weights}: looked for {path}, and could not fetch {chosen.url} ({first_line(error)}); put the "
+            "file there"
+        ) from None
+    preset = chosen.transforms()
+    crop = getattr(preset, "crop_size", None)
+    side = crop[0] if isinstance(crop, list | tuple) else crop
+    normalisation = (tuple(preset.mean), tuple(preset.std)) if hasattr(preset, "mean") else None
+    return _Published(state, (3, side, side) if side else None, normalisation)
+
+
+def _of_timm(arch: str, weights: str | Path) -> _Published:
+    with optional():
+        import timm
+    name = arch.removeprefix(TIMM)
+    name = name if weights == "DEFAULT" else f"{name.partition('.')[0]}.{weights}"
+    try:
+        net = timm.create_model(name, pretrained=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"weights={weights}: timm has no weights for {name} ({first_line(error)})") from None
+    config = net.pretrained_cfg
+    return _Published(net.state_dict(), tuple(config["input_size"]), (tuple(config["mean"]), tuple(config["std"])))
