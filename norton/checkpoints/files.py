@@ -73,6 +73,8 @@ def save(
     size = stated_size(net)
     about = {"arch": arch, "num_classes": getattr(net, "num_classes", None)}
     about |= {"input_size": None if size is None else list(size), "input_batch": stated_batch(net)}
+    normalisation = getattr(net, "normalisation", None)
+    about |= {"normalisation": None if normalisation is None else [list(part) for part in normalisation]}
     about |= {"example": stated_example(net)}
     return write(net, path, about, metrics, lineage, compress=compress)
 

@@ -128,8 +128,9 @@ def network_of_plan(content: Mapping[str, Any], path: str | Path, arch: str | No
     if not isinstance(content["format"], int) or content["format"] != FORMAT:
         raise InputError(f"{path}: format {content['format']!r} is not {FORMAT}; use the Norton version that wrote it")
     types = {"plan": list, "metrics": dict, "lineage": list, "arch": str | None, "num_classes": int | None}
-    content = {"input_size": None, "input_batch": None, **content}  # which older files lack
-    types["input_size"], types["input_batch"] = list | None, int | None
+    older = dict.fromkeys(("input_size", "input_batch", "normalisation"))  # which older files lack
+    content = {**older, **content}
+    types |= {"input_size": list | None, "input_batch": int | None, "normalisation": list | None}  # type: ignore[misc]
     wrong = [key for key, kind in types.items() if key not in content or not isinstance(content[key], kind)]
     if wrong:
         raise InputError(f"{path}: its {', '.join(wrong)} are missing or of the wrong type; write the file again")
@@ -149,6 +150,8 @@ def network_of_plan(content: Mapping[str, Any], path: str | Path, arch: str | No
         if content["input_batch"] is not None:
             dense.input_batch = content["input_batch"]
         remember_example_(dense, content.get("example"))
+        if content["normalisation"] is not None:
+            dense.normalisation = tuple(tuple(part) for part in content["normalisation"])
         try:
             return apply_plan_(dense, content["plan"])
         except (LookupError, AttributeError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:

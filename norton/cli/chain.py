@@ -16,7 +16,7 @@ from norton.calibration import Adapted
 from norton.checkpoints.files import read
 from norton.cli import program, steps
 from norton.cli.budgets import spend_budget
-from norton.cli.opening import Data, data_for, inherited, load_file, open_network
+from norton.cli.opening import Data, data_for, inherited, is_given, load_file, open_network
 from norton.cli.settings import RECIPES, check_settings, distills, has_budget, plain
 from norton.common.errors import InputError
 from norton.graph.layers import is_decomposed
@@ -90,6 +90,8 @@ class Chain:
             net, errors, adapted = self._compressed(stage, step)
             if adapted is not None:
                 record["batchnorm"] = {"choice": adapted.choice, "output errors": adapted.errors}
+        if (used := getattr(self.data, "normalisation", None)) is not None:
+            net.normalisation = used
         return self._stage(net.eval(), [*stage.lineage, record], stage, errors)
 
     def opened(self, path: Path, before: Stage) -> Stage:
@@ -112,7 +114,7 @@ class Chain:
     def _stage(
         self, net: nn.Module, lineage: Sequence[Record], before: Stage, errors: Mapping[str, float] | None = None
     ) -> Stage:
-        able = can_teach(net, lineage, opened=self.cfg.checkpoint is not None)
+        able = can_teach(net, lineage, opened=is_given(self.cfg))
         return Stage(net, list(lineage), before.errors if errors is None else errors, net if able else before.teacher)
 
 
@@ -152,7 +154,7 @@ def check_teachers(
     found = False
     for number, step in enumerate(chain):
         done = [*lineage, *({"step": step} for step in chain[:number])]
-        found = found or can_teach(net, done, opened=cfg.checkpoint is not None)
+        found = found or can_teach(net, done, opened=is_given(cfg))
         group = RECIPES.get(step)
         if group is None or not distills(cfg[group]):
             continue

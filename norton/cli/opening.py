@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from norton.checkpoints.files import read
+from norton.checkpoints.pretrained import pretrained
 from norton.checkpoints.rebuilding import rebuild
 from norton.cli.program import CONFIGS
 from norton.cli.settings import plain
@@ -28,6 +29,8 @@ def open_network(cfg: DictConfig, *, told: bool = False) -> tuple[nn.Module, dic
 
     told: rank and rates of the config describe the network in the file, rather than what to do with it.
     """
+    if cfg.checkpoint is not None and cfg.model.get("weights") is not None:
+        raise InputError("checkpoint= and weights= both say where the weights come from; leave one out")
     if cfg.checkpoint is not None:
         content = read(cfg.checkpoint)
         description = {"rank": plain(cfg.rank), "compress_rate": plain(cfg.compress_rate)} if told else {}
@@ -35,8 +38,17 @@ def open_network(cfg: DictConfig, *, told: bool = False) -> tuple[nn.Module, dic
         return net, {"metrics": content.get("metrics", {}), "lineage": list(content.get("lineage", []))}
     if cfg.model.arch is None:
         raise InputError("no network: give checkpoint=FILE, or model=NAME for one with random weights")
+    if is_given(cfg):
+        m = cfg.model
+        net = pretrained(m.arch, m.weights, m.num_classes, plain(m.get("input_size")))
+        return net, {"metrics": {}, "lineage": [{"step": "pretrained", "weights": str(m.weights)}]}
     torch.manual_seed(cfg.seed)
     return build_model(cfg, 0, plain(cfg.model.get("compress_rate"))), {"metrics": {}, "lineage": []}
+
+
+def is_given(cfg: DictConfig) -> bool:
+    """Whether the network comes with trained weights, rather than random ones."""
+    return cfg.checkpoint is not None or cfg.model.get("weights") is not None
 
 
 def checkpoint_network(content: Mapping[str, Any], cfg: DictConfig, **told: Any) -> nn.Module:
@@ -94,6 +106,10 @@ def data_for(net: nn.Module, origin: Mapping[str, Any], cfg: DictConfig) -> Data
     if cfg.data.name == "auto" and about not in datasets():
         return None
     choose_data(cfg, about)
+    remembered = getattr(net, "normalisation", None)
+    for key, value in zip(("mean", "std"), remembered or (), strict=False):
+        if key in cfg.data and cfg.data[key] is None:  # what the network was trained on, unless somebody says otherwise
+            cfg.data[key] = list(value)
     return open_data(cfg)
 
 

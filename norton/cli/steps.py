@@ -16,6 +16,7 @@ from norton.cli.opening import (
     check_classes,
     check_size,
     images_for_batchnorm,
+    is_given,
     known,
     load_file,
 )
@@ -62,7 +63,7 @@ def check_images(net: nn.Module, cfg: DictConfig, data: Data, step: str) -> None
     c = cfg.calibration
     looks = step == "prune" and asks_for(plain(cfg.pruning.criterion))[0]
     fits = cfg.decomposition.objective == "outputs" if step == "decompose" else bool(cfg.pruning.compensate)
-    if not looks and not fits and (c.batchnorm is False or (cfg.checkpoint is None and data is None)):
+    if not looks and not fits and (c.batchnorm is False or (not is_given(cfg) and data is None)):
         return
     if not looks and not fits and c.batchnorm == "auto" and data is None:
         return  # and it is left as it is
@@ -134,7 +135,7 @@ def calibrate_(small: nn.Module, dense: nn.Module, cfg: DictConfig, data: Data) 
     dense: the network whose outputs count.  Returns what was decided, None where nothing was to be.
     """
     c = cfg.calibration
-    if c.batchnorm is False or (cfg.checkpoint is None and data is None):
+    if c.batchnorm is False or (not is_given(cfg) and data is None):
         return None
     if c.batchnorm == "auto" and (data is None or (c.folder is None and c.images is None)):
         if any(map(is_norm, nn.Module.modules(small))):

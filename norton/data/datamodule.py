@@ -13,6 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from norton.common.checks import check_whole_number
 from norton.common.errors import InputError
+from norton.data.normalising import Normalisation
 from norton.data.splits import DEFAULT_ROOT, Splits, generator, load_data
 
 
@@ -114,6 +115,11 @@ class ClassificationData(lightning.LightningDataModule):
     @property
     def input_size(self) -> tuple[int, int, int]:
         return self.splits.input_size
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """Mean and standard deviation of each channel, by which images were normalised; None where none were used."""
+        return None if self._splits is None else self._splits.normalisation
 
     def train_dataloader(self) -> DataLoader:
         sampler = EpochSampler(self.splits.train, self.seed)
