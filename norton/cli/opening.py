@@ -103,14 +103,17 @@ def data_for(net: nn.Module, origin: Mapping[str, Any], cfg: DictConfig) -> Data
     ask for `data=`.
     """
     about = origin["metrics"].get("data", getattr(net, "dataset", None)) if cfg.checkpoint is not None else None
-    if cfg.data.name == "auto" and about not in datasets():
+    named = cfg.data.name != "auto"
+    if not named and about not in datasets():
         return None
     choose_data(cfg, about)
     remembered = getattr(net, "normalisation", None)
     for key, value in zip(("mean", "std"), remembered or (), strict=False):
         if key in cfg.data and cfg.data[key] is None:  # what the network was trained on, unless somebody says otherwise
             cfg.data[key] = list(value)
-    return open_data(cfg)
+    data = open_data(cfg)
+    data.named = named
+    return data
 
 
 def open_data(cfg: DictConfig) -> "ClassificationData":

@@ -65,8 +65,8 @@ def check_images(net: nn.Module, cfg: DictConfig, data: Data, step: str) -> None
     fits = cfg.decomposition.objective == "outputs" if step == "decompose" else bool(cfg.pruning.compensate)
     if not looks and not fits and (c.batchnorm is False or (not is_given(cfg) and data is None)):
         return
-    if not looks and not fits and c.batchnorm == "auto" and data is None:
-        return  # and it is left as it is
+    if not looks and not fits and c.batchnorm == "auto" and (data is None or not data.named):
+        return  # where there are no images, it is left as it is
     if not looks and c.folder is None and c.images is None:
         return
     if c.folder is not None:
@@ -142,13 +142,20 @@ def calibrate_(small: nn.Module, dense: nn.Module, cfg: DictConfig, data: Data) 
             warn("BatchNorm is left as it is: no images to judge by; name some with data= or calibration.folder=")
         return None
     if c.batchnorm == "auto":
-        return adapt_batchnorm_(small, dense, *images_for_batchnorm(small, cfg, data), c.batch_size)
+        try:
+            images = images_for_batchnorm(small, cfg, data)
+        except InputError as error:
+            if data is None or data.named:
+                raise
+            warn(f"BatchNorm is left as it is: {error}")
+            return None
+        return adapt_batchnorm_(small, dense, *images, c.batch_size)
     try:
-        images = calibration_images(small, cfg, data)
+        fitting = calibration_images(small, cfg, data)
     except InputError as error:
         raise InputError(f"{error}; or leave BatchNorm as it is with calibration.batchnorm=false") from None
-    if images is not None:
-        reestimate_batchnorm_(small, images, c.batch_size)
+    if fitting is not None:
+        reestimate_batchnorm_(small, fitting, c.batch_size)
     return None
 
 

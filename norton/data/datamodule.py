@@ -75,7 +75,7 @@ class ClassificationData(lightning.LightningDataModule):
     """A dataset's loaders.
 
     name, root, seed and options: as in `load_data`, which is called at the first use; the seed also decides the order
-    and augmentation of each training epoch.
+    and augmentation of each training epoch.  named: whether a user chose these data, rather than a checkpoint.
     """
 
     def __init__(
@@ -96,6 +96,7 @@ class ClassificationData(lightning.LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.options = options
+        self.named = True
         self._splits: Splits | None = None
 
     @property

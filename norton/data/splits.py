@@ -24,7 +24,7 @@ class Splits:
 
     Transforms are inside: `train` augments, `val` and `test` do not. `calibration` is the same images as `train` in
     the same order, transformed as for evaluation. Any map-style torch Dataset will do; one that augments by
-    (seed, epoch, index) has `set_epoch`.  normalisation: mean and standard deviation of each channel, already applied.
+    (seed, epoch, index) has `set_epoch`.  normalisation: mean and standard deviation of each channel, already applied, if known.
     """
 
     train: Dataset
@@ -33,7 +33,7 @@ class Splits:
     calibration: Dataset
     classes: tuple[str, ...]
     input_size: tuple[int, int, int]
-    normalisation: Normalisation
+    normalisation: Normalisation | None = None
 
     @property
     def num_classes(self) -> int:
