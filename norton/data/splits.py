@@ -24,7 +24,8 @@ class Splits:
 
     Transforms are inside: `train` augments, `val` and `test` do not. `calibration` is the same images as `train` in
     the same order, transformed as for evaluation. Any map-style torch Dataset will do; one that augments by
-    (seed, epoch, index) has `set_epoch`.  normalisation: mean and standard deviation of each channel, already applied, if known.
+    (seed, epoch, index) has `set_epoch`.  normalisation: mean and standard deviation of each channel, already applied,
+    if that is known.
     """
 
     train: Dataset
