@@ -211,6 +211,21 @@ def images_for_batchnorm(net: nn.Module, cfg: DictConfig, data: Data) -> tuple[T
     return data.images("train", c.images).to(images.dtype), others if len(others) > 1 else images
 
 
+def missing_images(cfg: DictConfig, data: Data) -> str:
+    """Why there are no calibration images; empty where there are, or where data that somebody named must have them."""
+    if cfg.calibration.folder is not None:
+        return ""
+    if data is None or cfg.calibration.images is None:
+        return "no images to judge by; name some with data= or calibration.folder="
+    try:
+        len(data.splits.calibration)
+    except InputError as error:
+        if data.named:
+            raise
+        return str(error)
+    return ""
+
+
 def known(data: Data) -> "ClassificationData":
     """The data, or InputError where nothing says which they are."""
     if data is None:

@@ -19,6 +19,7 @@ from norton.cli.opening import (
     is_given,
     known,
     load_file,
+    missing_images,
 )
 from norton.cli.settings import (
     budget_options,
@@ -65,8 +66,6 @@ def check_images(net: nn.Module, cfg: DictConfig, data: Data, step: str) -> None
     fits = cfg.decomposition.objective == "outputs" if step == "decompose" else bool(cfg.pruning.compensate)
     if not looks and not fits and (c.batchnorm is False or (not is_given(cfg) and data is None)):
         return
-    if not looks and not fits and c.batchnorm == "auto" and (data is None or not data.named):
-        return  # where there are no images, it is left as it is
     if not looks and c.folder is None and c.images is None:
         return
     if c.folder is not None:
@@ -74,6 +73,8 @@ def check_images(net: nn.Module, cfg: DictConfig, data: Data, step: str) -> None
 
         files_of_folder(c.folder)
     try:
+        if not looks and not fits and c.batchnorm == "auto" and missing_images(cfg, data):
+            return  # and BatchNorm is left as it is
         data = known(data)
         if looks or c.folder is None:
             check_classes(net, data)
@@ -137,19 +138,12 @@ def calibrate_(small: nn.Module, dense: nn.Module, cfg: DictConfig, data: Data) 
     c = cfg.calibration
     if c.batchnorm is False or (not is_given(cfg) and data is None):
         return None
-    if c.batchnorm == "auto" and (data is None or (c.folder is None and c.images is None)):
+    if c.batchnorm == "auto" and (missing := missing_images(cfg, data)):
         if any(map(is_norm, nn.Module.modules(small))):
-            warn("BatchNorm is left as it is: no images to judge by; name some with data= or calibration.folder=")
+            warn(f"BatchNorm is left as it is: {missing}")
         return None
     if c.batchnorm == "auto":
-        try:
-            images = images_for_batchnorm(small, cfg, data)
-        except InputError as error:
-            if data is None or data.named:
-                raise
-            warn(f"BatchNorm is left as it is: {error}")
-            return None
-        return adapt_batchnorm_(small, dense, *images, c.batch_size)
+        return adapt_batchnorm_(small, dense, *images_for_batchnorm(small, cfg, data), c.batch_size)
     try:
         fitting = calibration_images(small, cfg, data)
     except InputError as error:
