@@ -1,9 +1,7 @@
 """What compression does to the features: Grad-CAM maps of a dense network beside those of its compressed versions."""
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -19,8 +17,9 @@ from norton.cli.rows import dense_cost
 from norton.cli.settings import check_settings, plain
 from norton.common.checks import check_whole_number
 from norton.common.files import write_json
-from norton.data.pictures import image_files, read_picture
-from norton.data.splits import DATASETS, generator
+from norton.data.normalising import Normalisation
+from norton.data.pictures import image_files, read_files
+from norton.data.splits import generator
 from norton.graph.plan import plan_of
 from norton.measure.counting import percent_removed
 from norton.measure.gradcam import explainable, explained_layer, grad_cam, map_correlation
@@ -79,11 +78,12 @@ def main(cfg: DictConfig) -> None:
     nets = open_networks(dense, cfg)
     layer = explained_layer(explainable(dense), cfg.layer)
     # The user's own files need no data set, unless there are to be statistics over it.
-    data = opening.open_data(cfg) if cfg.statistics_images else None
+    about = opening.open_data(cfg, dense)
+    data = about if cfg.statistics_images else None
     if data is not None:
         opening.check_classes(dense, data)
     drawn = draw(data.splits.test, cfg) if data is not None else []
-    shown = own_pictures(cfg, dense) if not isinstance(cfg.images, int) else drawn_pictures(cfg, data, drawn)
+    shown = own_pictures(cfg, dense, about) if not isinstance(cfg.images, int) else drawn_pictures(cfg, data, drawn)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     explained = {name: explainable(net).to(device) for name, net in nets.items()}
     views = explain(explained, layer, shown.images, shown.classes, cfg.target)
@@ -93,14 +93,14 @@ def main(cfg: DictConfig) -> None:
     costs = describe(nets, dense)
     results = {name: {**costs[name], **likeness[name].summary()} for name in nets}
     classes = data.classes if data is not None else tuple(str(number) for number in range(dense.num_classes))
-    metrics = {"arch": dense.arch, "data": cfg.data.name if data else None, "layer": layer, "target": cfg.target}
+    metrics = {"arch": dense.arch, "data": data.name if data else None, "layer": layer, "target": cfg.target}
     chance = likeness[CHANCE].summary() | {"agreement_percent": None}
     metrics |= {"networks": results, "chance": chance, "shown": shown_metrics(shown, views, classes)}
     write_json(folder / "metrics.json", metrics)
     rows = [row(name, result) for name, result in {**results, CHANCE: chance}.items()]
     tables.write_table(folder / "table.md", rows)
     title = f"Grad-CAM at {layer} of {dense.arch}"
-    figure(folder / "features.png", shown, views, column_titles(results), classes, title, normalisation(cfg.data.name))
+    figure(folder / "features.png", shown, views, column_titles(results), classes, title, about.normalisation)
     tables.print_table(rows, f"{title}: {next(iter(results.values()))['images']} images")
     print(f"written to {folder}/: config.yaml, metrics.json, table.md, features.png")
 
@@ -168,48 +168,23 @@ def drawn_pictures(cfg: DictConfig, data: "ClassificationData", drawn: Sequence[
     return Pictures(torch.stack(chosen), torch.tensor(classes), [data.classes[label] for label in classes])
 
 
-def own_pictures(cfg: DictConfig, net: nn.Module) -> Pictures:
-    """The user's image files, resized, cropped and normalised as the data are for evaluation."""
+def own_pictures(cfg: DictConfig, net: nn.Module, data: "ClassificationData") -> Pictures:
+    """The user's image files, prepared and normalised as the data are for evaluation."""
     files = image_files(plain(cfg.images))
     if len(files) > MOST_ROWS:
         raise norton.InputError(f"images: {len(files)} files; a figure has at most {MOST_ROWS} rows, list some of them")
-    statistics = normalisation(cfg.data.name)
-    if statistics is None:
-        raise norton.InputError(f"data {cfg.data.name} states no MEAN and STD to normalise image files by")
-    (mean, std), side = statistics, net.input_size[-1]
-    resized = max(side, getattr(module_of(cfg.data.name), "RESIZED", side))  # small images are evaluated whole
-    images = torch.stack([(read_image(file, resized, side) - mean) / std for file in files])
-    return Pictures(images, None, [file.name for file in files])
+    how = opening.normalisation_of(data)
+    return Pictures(read_files(files, net.input_size, how, data.name), None, [file.name for file in files])
 
 
-def read_image(path: Path, resized: int, side: int) -> Tensor:
-    """The middle of an image whose shorter side is brought to `resized`: (3, side, side) in [0, 1]."""
-    from torchvision.transforms import functional
-
-    image = functional.resize(read_picture(path), resized)
-    return functional.to_tensor(functional.center_crop(image, side))
-
-
-def module_of(dataset: str) -> ModuleType:
-    """The module that reads a dataset; how its images are transformed stands there in capitals."""
-    return sys.modules[DATASETS[dataset].__module__]
-
-
-def normalisation(name: str) -> tuple[Tensor, Tensor] | None:
-    """Mean and standard deviation, (3, 1, 1) each, that a dataset's module states as MEAN and STD."""
-    module = module_of(name)
-    if not hasattr(module, "MEAN") or not hasattr(module, "STD"):
-        return None
-    return torch.tensor(module.MEAN).view(3, 1, 1), torch.tensor(module.STD).view(3, 1, 1)
-
-
-def displayable(image: Tensor, statistics: tuple[Tensor, Tensor] | None) -> Tensor:
-    """A normalised image (3, H, W) as people see it: (H, W, 3) in [0, 1]."""
-    if statistics is not None:
-        image = image * statistics[1] + statistics[0]
+def displayable(image: Tensor, how: Normalisation | None) -> Tensor:
+    """A normalised image (C, H, W) as people see it: (H, W, 3) in [0, 1]."""
+    if how is not None:
+        mean, std = (torch.tensor(part).view(-1, 1, 1) for part in how)
+        image = image * std + mean
     else:
         image = (image - image.min()) / (image.max() - image.min()).clamp_min(1e-12)
-    return image.clamp(0, 1).permute(1, 2, 0)
+    return image.clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0)
 
 
 def batches(
@@ -314,7 +289,7 @@ def figure(
     titles: Mapping[str, str],
     classes: Sequence[str],
     title: str,
-    statistics: tuple[Tensor, Tensor] | None,
+    how: Normalisation | None,
 ) -> None:
     """A row per image, a column per network; below each map the predicted class and the correlation with the dense."""
     from matplotlib.figure import Figure
@@ -330,7 +305,7 @@ def figure(
         return "–" if found != found else f"{found:.2f}"
 
     for number, line in enumerate(axes):
-        image = displayable(shown.images[number], statistics)
+        image = displayable(shown.images[number], how)
         line[0].imshow(image)
         for axis in line:
             axis.set(xticks=[], yticks=[])

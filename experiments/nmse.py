@@ -31,7 +31,7 @@ def main(cfg: DictConfig) -> None:
     given = open_compressed(net, cfg)
     if given is None:
         check_ranks(net, cfg)
-    data = opening.open_data(cfg) if cfg.accuracy else None
+    data = opening.open_data(cfg, net) if cfg.accuracy else None
     top1 = steps.evaluate(net, cfg, data)["top1"] if data else None
     found = measure_all(net, given, cfg, data)
     results = dict([next(found)])  # a bad option of the method or of calibration shows here, before anything is written

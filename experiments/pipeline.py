@@ -30,9 +30,9 @@ LABELS = {"train": "dense", "decompose": "decomposed", "prune": "pruned", "finet
 def main(cfg: DictConfig) -> None:
     check_steps(cfg)
     check_settings(cfg)
-    data = opening.open_data(cfg)
     check_start(cfg)
     net, origin = opening.open_network(cfg)
+    data = opening.open_data(cfg, net)
     opening.check_classes(net, data)
     check_data(cfg, data)
     chain = Chain(cfg, data)

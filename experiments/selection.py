@@ -38,8 +38,8 @@ class Point(NamedTuple):
 @program.script("selection", resumes=True)
 def main(cfg: DictConfig) -> None:
     check(cfg)
-    data = opening.open_data(cfg)
     dense, origin = opening.open_network(cfg)
+    data = opening.open_data(cfg, dense)
     opening.check_classes(dense, data)
     check_teachers(dense, origin["lineage"], cfg, ["decompose", "prune", "finetune"], data)
     steps.check_fit(dense, cfg, "decompose")

@@ -49,7 +49,7 @@ def main(cfg: DictConfig) -> None:
     check(cfg)
     net, origin = opening.open_network(cfg)
     opening.choose_data(cfg, origin["metrics"].get("data", getattr(net, "dataset", None)))
-    data = opening.open_data(cfg)
+    data = opening.open_data(cfg, net)
     opening.check_classes(net, data)
     device = find_device(cfg.device)
     trials = chosen([*ranked(net, cfg), *rated(net, cfg)], cfg)

@@ -36,7 +36,7 @@ def main(cfg: DictConfig) -> None:
     data = None
     if cfg.accuracy or cfg.calibration.batchnorm:
         opening.choose_data(cfg, origin["metrics"].get("data", getattr(net, "dataset", None)))
-        data = opening.open_data(cfg)
+        data = opening.open_data(cfg, net)
     program.check_folder(cfg)  # only now: the data that are chosen belong to its config
     before = measure(net, cfg, data)
     nets, files = {LOSSLESS: net}, {LOSSLESS: {"bits": None, "error": 0.0, **before}}

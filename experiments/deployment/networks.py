@@ -66,7 +66,7 @@ def open_data(
     automatic = cfg.data.name == "auto"
     try:
         opening.choose_data(cfg, about)
-        data = opening.open_data(cfg)
+        data = opening.open_data(cfg, nets["network"].net)
         for given in nets.values():
             opening.check_classes(given.net, data)
         return data, []
@@ -83,7 +83,7 @@ def calibration_images(
     net = nets["network"].net
     if cfg.calibration.folder is not None:
         opening.choose_data(cfg, about)
-        data = data or opening.open_data(cfg)  # whose normalisation they need
+        data = data or opening.open_data(cfg, net)  # whose normalisation they need
     if data is not None or cfg.calibration.folder is not None:
         return opening.calibration_images(net, cfg, data), []
     said = ["INT8 is calibrated on noise, as there are no images: its times count, not its outputs"] if cfg.int8 else []

@@ -37,7 +37,8 @@ IN_LABEL = (
 STEPS = ("train", "decompose", "prune", "finetune")
 # What cannot change a result: where it is written, what is shown and logged, where things are read and computed.
 NO_MEANING = ("out", "name", "shared", "extend", "logger")
-NO_MEANING_OF_DATA = ("root", "num_workers", "download")
+NO_MEANING_OF_DATA = ("num_workers", "download", "memory")
+OWN_DATA = ("folder", "module")  # of which a root says what they are; others are the same anywhere
 NO_MEANING_WITHOUT_DISTILLATION = ("distill", "temperature", "distill_weight", "distill_features", "teacher")
 NO_MEANING_OF_TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar")
 
@@ -45,7 +46,8 @@ NO_MEANING_OF_TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "ena
 def stated(cfg: DictConfig) -> dict[str, Any]:
     """The settings that could decide a result, as plain data; a checkpoint counts by its content, rates as numbers."""
     said = {key: plain(value) for key, value in cfg.items() if key not in NO_MEANING}
-    said["data"] = {key: value for key, value in said["data"].items() if key not in NO_MEANING_OF_DATA}
+    without = (*NO_MEANING_OF_DATA, *["root"] * (said["data"]["name"] not in OWN_DATA))
+    said["data"] = {key: value for key, value in said["data"].items() if key not in without}
     said["trainer"] = {key: value for key, value in said["trainer"].items() if key not in NO_MEANING_OF_TRAINER}
     if cfg.checkpoint is not None:
         said["checkpoint"] = digest(str(cfg.checkpoint))

@@ -22,7 +22,7 @@ from experiments.sweeps.folder import FORMAT, Sweep, is_done, read_index, sweep_
 from experiments.sweeps.identity import check, fingerprint, meaning, short_label
 from experiments.sweeps.shared import kept_data
 from norton.cli import opening
-from norton.cli.settings import make_loggers, plain
+from norton.cli.settings import make_loggers
 from norton.common.files import write_json
 from norton.deployment.comparing import deploy_alike
 from norton.measure.counting import percent_removed
@@ -130,7 +130,8 @@ def measure(cfg: DictConfig, sweep: Sweep, point: str, say: Callable[[str], None
 
 
 def _measure(cfg: DictConfig, sweep: Sweep, point: str, say: Callable[[str], None], loggers: list) -> dict[str, Any]:
-    data = kept_data(json.dumps(plain(cfg.data), sort_keys=True))
+    net = opening.open_network(cfg)[0] if "size" in cfg.data else None  # for the images that it takes
+    data = kept_data(json.dumps(opening.data_settings(cfg, net), sort_keys=True))
     opening.check_latency_batch(cfg, data)
     chain = PointChain(cfg, data, sweep, point, say, loggers)
     dense = chain.dense(chain.start())

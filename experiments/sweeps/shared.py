@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import Timeout
-from omegaconf import OmegaConf
 from torch import nn
 
 from experiments.sweeps.folder import lock
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 @functools.lru_cache(maxsize=2)
 def kept_data(settings: str) -> "ClassificationData":
     """The data of a point, kept for the next: making or reading them takes longer than many a point."""
-    return opening.open_data(OmegaConf.create({"data": json.loads(settings)}))
+    return opening.made_data(json.loads(settings))
 
 
 def opened(path: str | Path, arch: str | None) -> tuple[nn.Module, dict[str, Any]]:

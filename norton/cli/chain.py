@@ -90,8 +90,8 @@ class Chain:
             net, errors, adapted = self._compressed(stage, step)
             if adapted is not None:
                 record["batchnorm"] = {"choice": adapted.choice, "output errors": adapted.errors}
-        if (used := getattr(self.data, "normalisation", None)) is not None:
-            net.normalisation = used
+        if self.data is not None and self.data.opened:
+            net.normalisation = self.data.normalisation
         return self._stage(net.eval(), [*stage.lineage, record], stage, errors)
 
     def opened(self, path: Path, before: Stage) -> Stage:

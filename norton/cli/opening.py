@@ -13,14 +13,16 @@ from norton.checkpoints.pretrained import pretrained
 from norton.checkpoints.rebuilding import rebuild
 from norton.cli.program import CONFIGS
 from norton.cli.settings import plain
-from norton.common.errors import InputError
+from norton.common.errors import InputError, warn
 from norton.graph.input_sizes import stated_size
 from norton.models import build
 from norton.models.foreign import is_path
 
 if TYPE_CHECKING:
     from norton.data.datamodule import ClassificationData
+    from norton.data.normalising import Normalisation
 
+EXAMPLES = {"torchvision": "cifar100", "huggingface": "beans"}  # names of data of libraries
 Data: TypeAlias = "ClassificationData | None"  # None: nothing says which
 
 
@@ -104,26 +106,66 @@ def data_for(net: nn.Module, origin: Mapping[str, Any], cfg: DictConfig) -> Data
     """
     about = origin["metrics"].get("data", getattr(net, "dataset", None)) if cfg.checkpoint is not None else None
     named = cfg.data.name != "auto"
-    if not named and about not in datasets():
+    if not named and (about or "").partition("/")[0] not in datasets():
         return None
     choose_data(cfg, about)
     remembered = getattr(net, "normalisation", None)
     for key, value in zip(("mean", "std"), remembered or (), strict=False):
         if key in cfg.data and cfg.data[key] is None:  # what the network was trained on, unless somebody says otherwise
             cfg.data[key] = list(value)
-    data = open_data(cfg)
+    data = open_data(cfg, net)
     data.named = named
     return data
 
 
-def open_data(cfg: DictConfig) -> "ClassificationData":
-    """The LightningDataModule of `data=`; its files are looked for at the first use."""
+def open_data(cfg: DictConfig, net: nn.Module | None = None) -> "ClassificationData":
+    """The LightningDataModule of `data=`; its files are looked for at the first use.
+
+    net: as in `data_settings`.
+    """
+    return made_data(data_settings(cfg, net))
+
+
+def made_data(settings: Mapping[str, Any]) -> "ClassificationData":
+    """The data of `data_settings`."""
     from norton.data.datamodule import ClassificationData  # Lightning takes seconds to import
 
     try:
-        return ClassificationData(**plain(cfg.data))
+        return ClassificationData(**settings)
     except TypeError as error:
-        raise InputError(f"data={cfg.data.get('name')}: {error}") from None
+        raise InputError(f"data={settings.get('name')}: {error}") from None
+
+
+def data_settings(cfg: DictConfig, net: nn.Module | None = None) -> dict[str, Any]:
+    """The settings of `data=` as `ClassificationData` takes them.
+
+    net: whose images the data become where `data.size` and `data.channels` do not say.  Raises InputError where they
+    say otherwise, and for a library's data without a name.
+    """
+    settings = plain(cfg.data)
+    source = settings.pop("source", None)
+    if source is not None:  # a library, whose datasets have names of their own
+        if settings.get("name") is None:
+            raise InputError(f"data={source} without a name; give e.g. data.name={EXAMPLES.get(source, 'NAME')}")
+        settings["name"] = f"{source}/{settings['name']}"
+    return _sized(settings, net) if "size" in settings else settings
+
+
+def _sized(settings: dict[str, Any], net: nn.Module | None) -> dict[str, Any]:
+    """The settings of data, with the size and channels that a network takes where they are left open."""
+    size = stated_size(net) if net is not None else None
+    if size is None or len(size) != 3:
+        return settings
+    channels, *sides = size
+    asked = settings["size"]
+    if (asked not in (None, sides) and [asked] * 2 != sides) or settings["channels"] not in (None, channels):
+        own = [settings["channels"] or channels, *([asked] * 2 if isinstance(asked, int) else asked or sides)]
+        advice = f", or say what it takes with model.input_size=[{','.join(map(str, own))}]"
+        raise InputError(
+            f"data.size={asked} and data.channels={settings['channels']}: the network takes {channels} channels of "
+            f"{'×'.join(map(str, sides))} pixels; leave them out{advice if is_path(getattr(net, 'arch', '')) else ''}"
+        )
+    return settings | {"size": sides, "channels": channels}
 
 
 def datasets() -> dict[str, Path]:
@@ -138,12 +180,15 @@ def choose_data(cfg: DictConfig, name: str | None) -> None:
     choices = datasets()
     if name is None:
         raise InputError(f"nothing says which data its accuracy is about; choose data= out of {', '.join(choices)}")
-    if name not in choices:
+    source, _, within = name.partition("/")  # of a library's, see `open_data`
+    if source not in choices:
         raise InputError(
             f"its accuracy is about {name!r}, which is none of the data here: {', '.join(choices)}; choose data="
         )
     told = {key: value for key, value in cfg.data.items() if value is not None and key != "name"}
-    cfg.data = OmegaConf.merge(OmegaConf.load(choices[name]), told)
+    if within:
+        told["name"] = within
+    cfg.data = OmegaConf.merge(OmegaConf.load(choices[source]), told)
 
 
 def check_classes(net: nn.Module, data: "ClassificationData") -> None:
@@ -152,7 +197,8 @@ def check_classes(net: nn.Module, data: "ClassificationData") -> None:
         number = f"only {data.num_classes}" if data.num_classes < net.num_classes else f"{data.num_classes}"
         raise InputError(
             f"the network tells {net.num_classes} classes apart, the data {data.name} have {number}; "
-            "choose another data= or data.root=, or another checkpoint="
+            f"choose another data= or data.root=, or another checkpoint=; a new network gets "
+            f"model.num_classes={data.num_classes}"
         )
 
 
@@ -184,13 +230,28 @@ def calibration_images(net: nn.Module, cfg: DictConfig, data: Data) -> Tensor | 
     if c.folder is not None:
         from norton.data.pictures import read_pictures
 
-        images = read_pictures(c.folder, net.input_size, known(data).name, c.images)
+        images = read_pictures(c.folder, net.input_size, normalisation_of(known(data)), c.images, known(data).name)
         if len(images) < 2:
             raise InputError(f"calibration.folder: {c.folder} holds {len(images)} image; give a few hundred")
         return images.to(dtype)
     if c.images is None:
         return None
-    return known(data).calibration_images(c.images).to(dtype)
+    return known(data).calibration_images(at_hand(known(data), c.images)).to(dtype)
+
+
+def at_hand(data: "ClassificationData", count: int) -> int:
+    """So many training images, or as many as there are, which is said."""
+    found = len(data.splits.calibration)
+    if found < count:
+        warn(f"data {data.name} have {found} training images, of calibration.images={count}")
+    return min(found, count)
+
+
+def normalisation_of(data: "ClassificationData") -> "Normalisation":
+    """How images of the data are normalised, or InputError where nothing says it."""
+    if data.normalisation is None:
+        raise InputError(f"nothing says how the images of data={data.name} are normalised; give data.mean and data.std")
+    return data.normalisation
 
 
 def images_for_batchnorm(net: nn.Module, cfg: DictConfig, data: Data) -> tuple[Tensor, Tensor]:
@@ -203,12 +264,13 @@ def images_for_batchnorm(net: nn.Module, cfg: DictConfig, data: Data) -> tuple[T
     if c.folder is not None:
         from norton.data.pictures import read_pictures
 
-        others = read_pictures(c.folder, net.input_size, known(data).name, c.images, c.held_out).to(images.dtype)
+        name, how = known(data).name, normalisation_of(known(data))
+        others = read_pictures(c.folder, net.input_size, how, c.images, name, others=c.held_out).to(images.dtype)
         return images, others if len(others) > 1 else images
-    data = known(data)
-    there = len(data.splits.calibration)
-    others = data.calibration_images(min(c.images + c.held_out, there))[c.images :].to(images.dtype)
-    return data.images("train", c.images).to(images.dtype), others if len(others) > 1 else images
+    data, count = known(data), len(images)
+    there = min(count + c.held_out, len(data.splits.calibration))
+    others = data.calibration_images(there)[count:].to(images.dtype)
+    return data.images("train", count).to(images.dtype), others if len(others) > 1 else images
 
 
 def missing_images(cfg: DictConfig, data: Data) -> str:

@@ -12,6 +12,7 @@ from norton.budget.choosing import check_feasible
 from norton.calibration import Adapted, adapt_batchnorm_, reestimate_batchnorm_
 from norton.cli.opening import (
     Data,
+    at_hand,
     calibration_images,
     check_classes,
     check_size,
@@ -125,7 +126,7 @@ def pruning_with_data(net: nn.Module, cfg: DictConfig, data: Data) -> Pruning:
         return pruning
     data = known(data)
     check_classes(net, data)
-    images, labels = data.calibration_batch(cfg.calibration.images)
+    images, labels = data.calibration_batch(at_hand(data, cfg.calibration.images))
     return replace(pruning, images=images, labels=labels if needs_labels else None)
 
 

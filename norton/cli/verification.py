@@ -69,7 +69,7 @@ def verify(cfg: DictConfig, entry: dict[str, Any] | None = None) -> Verification
     found = {"net": net, "cost": cost, "split": cfg.split, "last_step": trained[-1].get("step"), "claims": claimed}
     try:
         choose_data(cfg, about)
-        data = open_data(cfg)
+        data = open_data(cfg, net)
         accuracy = evaluate(net, cfg, data, cfg.split)
     except InputError as error:
         if not automatic:

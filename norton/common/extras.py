@@ -23,15 +23,15 @@ def extra_of(module: str) -> str | None:
 
 
 @contextmanager
-def optional() -> Iterator[None]:
+def optional(extra: str | None = None) -> Iterator[None]:
     """Imports of what an extra installs: where it is missing, an InputError names the extra.
 
-    A missing module that belongs to no extra raises ModuleNotFoundError as always.
+    extra: its name, where it installs one module that nothing else has; else the package says which it is.  A missing module that belongs to no extra raises ModuleNotFoundError as always.
     """
     try:
         yield
     except ModuleNotFoundError as error:
-        extra = extra_of(error.name or "")
+        extra = extra or extra_of(error.name or "")
         if extra is None:
             raise
         raise InputError(f"this needs {error.name}, which is not installed: pip install 'norton[{extra}]'") from None

@@ -13,8 +13,12 @@ from torch.utils.data.distributed import DistributedSampler
 
 from norton.common.checks import check_whole_number
 from norton.common.errors import InputError
-from norton.data.normalising import Normalisation
+from norton.data.assembling import cores
+from norton.data.images import ImageTensors
+from norton.data.normalising import NAMED, Normalisation, normalisation
 from norton.data.splits import DEFAULT_ROOT, Splits, generator, load_data
+
+MOST_WORKERS = 8
 
 
 class EpochSampler(DistributedSampler):
@@ -58,6 +62,10 @@ class LateLoader(DataLoader):
             raise InputError(str(error).rpartition("InputError: ")[2].strip()) from error
 
 
+def _no_images() -> Tensor:
+    raise AssertionError("only auto looks at images")
+
+
 def devices() -> tuple[int, int]:
     """How many devices train together, and which this is."""
     if distributed.is_available() and distributed.is_initialized():
@@ -71,11 +79,20 @@ def check_loading(name: str, **settings: int) -> None:
         check_whole_number(f"data {name}: {setting}", value, 1 if setting == "batch_size" else 0)
 
 
+def workers_for(dataset: Dataset, batch_size: int) -> int:
+    """How many processes should load a dataset: none where the images are in memory, else as there are cores."""
+    source = dataset.dataset if isinstance(dataset, Subset) else dataset
+    if isinstance(source, ImageTensors) or getattr(source, "in_memory", False) or cores() == 1:
+        return 0
+    return min(cores(), MOST_WORKERS, math.ceil(len(dataset) / batch_size))
+
+
 class ClassificationData(lightning.LightningDataModule):
     """A dataset's loaders.
 
     name, root, seed and options: as in `load_data`, which is called at the first use; the seed also decides the order
-    and augmentation of each training epoch.  named: whether a user chose these data, rather than a checkpoint.
+    and augmentation of each training epoch. num_workers: None for as many as help, see `workers_for`.  named: whether a
+    user chose these data, rather than a checkpoint.
     """
 
     def __init__(
@@ -85,11 +102,11 @@ class ClassificationData(lightning.LightningDataModule):
         *,
         root: str | Path | None = None,
         seed: int = 0,
-        num_workers: int = 0,
+        num_workers: int | None = 0,
         **options: Any,
     ):
         super().__init__()
-        check_loading(name, batch_size=batch_size, num_workers=num_workers, seed=seed)
+        check_loading(name, batch_size=batch_size, num_workers=num_workers or 0, seed=seed)
         self.name = name
         self.batch_size = batch_size
         self.root = Path(root) if root is not None else DEFAULT_ROOT
@@ -106,6 +123,11 @@ class ClassificationData(lightning.LightningDataModule):
         return self._splits
 
     @property
+    def opened(self) -> bool:
+        """Whether images were asked for."""
+        return self._splits is not None
+
+    @property
     def num_classes(self) -> int:
         return self.splits.num_classes
 
@@ -119,8 +141,11 @@ class ClassificationData(lightning.LightningDataModule):
 
     @property
     def normalisation(self) -> Normalisation | None:
-        """Mean and standard deviation of each channel, by which images were normalised; None where none were used."""
-        return None if self._splits is None else self._splits.normalisation
+        """As in `Splits`; where it is published, it needs no files."""
+        mean, std = self.options.get("mean"), self.options.get("std")
+        if self.name in NAMED and "auto" not in (mean, std):
+            return normalisation(self.name, mean, std, NAMED[self.name], _no_images)
+        return self.splits.normalisation
 
     def train_dataloader(self) -> DataLoader:
         sampler = EpochSampler(self.splits.train, self.seed)
@@ -135,7 +160,8 @@ class ClassificationData(lightning.LightningDataModule):
     def _loader(self, dataset: Dataset, **order: Any) -> DataLoader:
         # A loader without a generator takes a number from torch's global one at every start of an epoch.
         order.setdefault("generator", generator(self.seed))
-        return LateLoader(dataset, batch_size=self.batch_size, num_workers=self.num_workers, **order)
+        workers = workers_for(dataset, self.batch_size) if self.num_workers is None else self.num_workers
+        return LateLoader(dataset, batch_size=self.batch_size, num_workers=workers, **order)
 
     def images(self, split: str, count: int) -> Tensor:
         """The first `count` images of a split of `Splits`, without labels: (count, 3, H, W)."""

@@ -45,6 +45,13 @@ def normalisation(
     return found[0], found[1]
 
 
+def normalised(images: Tensor, how: Normalisation) -> Tensor:
+    """Images (..., C, H, W), uint8 or from 0 to 1, with each channel's mean taken off and its deviation divided by."""
+    mean, std = (torch.tensor(part).view(-1, 1, 1) for part in how)
+    whole = 1 if images.is_floating_point() else 255
+    return (images.float() / whole - mean) / std
+
+
 def statistics(images: Tensor) -> Normalisation:
     """Mean and standard deviation of each channel of images (N, C, H, W) uint8, over all pixels, as numbers up to 1."""
     values = torch.arange(256, dtype=torch.float64) / 255

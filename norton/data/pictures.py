@@ -1,26 +1,29 @@
 """Image files that a user names: a file, a folder, or a list."""
 
-import inspect
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.transforms import v2
 
 from norton.common.errors import InputError, warn
-from norton.data.splits import DATASETS
+from norton.data.normalising import Normalisation, normalised
+from norton.data.preparing import preparation
 
 # Not all that Pillow registers: films and documents are among them.
-ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+ENDINGS = (
+    *(".apng", ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pcx"),
+    *(".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp"),
+)
 
 
 def is_image(path: str | Path) -> bool:
-    """Whether a file's ending is that of an image."""
-    return Path(path).suffix.lower() in ENDINGS
+    """Whether a file's ending is that of an image, and the file is not hidden."""
+    name = os.path.basename(path)  # much faster than Path for a million of them
+    return os.path.splitext(name)[1].lower() in ENDINGS and not name.startswith(".")
 
 
 def image_files(images: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -38,15 +41,37 @@ def image_files(images: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def read_picture(path: str | Path) -> Image.Image:
-    """An image file in RGB, turned as its camera says.  Raises InputError for one that cannot be read."""
+    """An image file in RGB or grey (mode L), turned as its camera says; of a film the first picture.
+
+    Raises InputError for one that cannot be read, and for pixels whose range is not known.
+    """
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):  # 16 bits, which Pillow would cut at 255
-                image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-            return image.convert("RGB")
+            return plain_picture(file)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read {path} as an image ({error}); mend it or take it away") from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"cannot read {path} as an image ({reason}); mend it or take it away") from None
+
+
+def plain_picture(image: Image.Image) -> Image.Image:
+    """A picture in RGB or grey (mode L), turned as its camera says.
+
+    16 bits become 8, palettes colours, and transparency is left out, as torchvision does.  Raises ValueError for pixels
+    whose range is not known.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode[0] in "IF":  # 16 bits, which Pillow would cut at 255
+        return Image.fromarray(_eight_bits(np.asarray(image)))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # directly to RGB, Pillow would warn
+    return image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB")
+
+
+def _eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """Pixels of 16 bits, in whatever type, as uint8.  Raises ValueError for what is none."""
+    if pixels.dtype.kind == "f" or pixels.min() < 0 or pixels.max() > 65535:
+        raise ValueError("its pixels are not of 8 or 16 bits, so what is white is not known; convert it")
+    return (pixels.astype(np.int64) // 256).astype(np.uint8)
 
 
 def files_of_folder(folder: str | Path) -> list[Path]:
@@ -57,39 +82,46 @@ def files_of_folder(folder: str | Path) -> list[Path]:
 
 
 def read_pictures(
-    folder: str | Path, input_size: Sequence[int], data: str, count: int | None, others: int | None = None
+    folder: str | Path,
+    input_size: Sequence[int],
+    how: Normalisation,
+    count: int | None,
+    data: str = "of the folder",
+    others: int | None = None,
 ) -> Tensor:
-    """`count` images of a folder, evenly from its sorted files: (N, 3, H, W), as a network of this size takes them.
+    """`count` images of a folder, evenly from its sorted files: (N, C, H, W), as `read_files` gives them.
 
-    The shorter side is resized to 8/7 of the network's (256 for 224), of images of up to 64 pixels to the network's
-    itself, and the centre cut out; normalised as the dataset `data` is for evaluation.  count: None for all; where the
-    folder has fewer, all are taken, with a warning.  others: give instead so many, or fewer, of those that are left.
+    count: None for all; where the folder has fewer, all are taken, with a warning.  others: give instead so many, or
+    fewer, of those that are left.
 
     Raises InputError for a folder that is missing or holds no images, and an image that cannot be read.
     """
     files = files_of_folder(folder)
-    _, height, width = input_size
-    side = min(height, width)
-    module: Any = inspect.getmodule(DATASETS[data])
-    transform = v2.Compose(
-        [
-            v2.Resize(side if side <= 64 else side * 8 // 7, antialias=True),
-            v2.CenterCrop((height, width)),
-            v2.PILToTensor(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(module.MEAN, module.STD),
-        ]
-    )
     if count is not None and len(files) < count and others is None:
         warn(f"{folder} holds {len(files)} images, of {count} asked for")
     chosen = _evenly(files, count or len(files))
     if others is not None:
-        chosen = _evenly([path for path in files if path not in set(chosen)], others)
-    pictures = [transform(read_picture(path)) for path in chosen]
-    return torch.stack(pictures) if pictures else torch.empty(0, 3, height, width)
+        taken = set(chosen)
+        chosen = _evenly([path for path in files if path not in taken], others)
+    return read_files(chosen, input_size, how, data) if chosen else torch.empty(0, *input_size)
 
 
 def _evenly(files: Sequence[Path], count: int) -> list[Path]:
     """So many files, or all, from all over the list, which may be sorted by class."""
     count = min(count, len(files))
     return [files[place * len(files) // count] for place in range(count)]
+
+
+def read_files(files: Sequence[Path], input_size: Sequence[int], how: Normalisation, data: str) -> Tensor:
+    """Images (N, C, H, W) as a network of this size takes them, prepared and normalised as for evaluation.
+
+    input_size: (channels, height, width).  how: the normalisation of `data`, which are named in messages.
+    """
+    channels, height, width = input_size
+    prepare = preparation(data, (height, width), channels)
+    if len(how[0]) != channels:
+        raise InputError(
+            f"the data {data} are normalised in {len(how[0])} channels, and the network takes {channels}; choose "
+            "another data=, or set data.mean and data.std"
+        )
+    return normalised(torch.stack([prepare.middle(prepare(read_picture(path))) for path in files]), how)

@@ -20,12 +20,12 @@ DEFAULT_ROOT = Path("data")
 
 @dataclass(frozen=True)
 class Splits:
-    """A dataset's three disjoint parts, each giving (image, label): a float tensor (3, H, W) and an integer.
+    """A dataset's three disjoint parts, each giving (image, label): a float tensor (C, H, W) and an integer.
 
     Transforms are inside: `train` augments, `val` and `test` do not. `calibration` is the same images as `train` in
     the same order, transformed as for evaluation. Any map-style torch Dataset will do; one that augments by
-    (seed, epoch, index) has `set_epoch`.  normalisation: mean and standard deviation of each channel, already applied,
-    if that is known.
+    (seed, epoch, index) has `set_epoch`.  normalisation: mean and standard deviation of each channel, already applied;
+    None where nothing says them.
     """
 
     train: Dataset
@@ -44,8 +44,14 @@ class Splits:
 def load_data(name: str, *, root: str | Path | None = None, seed: int = 0, **options: Any) -> Splits:
     """The dataset `name`, looked for under `root` (`data/` if None) and split by `seed`.
 
+    A name with a slash, `torchvision/cifar100`, is one of a library's: the name that is registered, and its option
+    `dataset`.
+
     Raises InputError for an unknown name or option, and where files are missing.
     """
+    name, slash, dataset = name.partition("/")
+    if slash:
+        options["dataset"] = dataset
     make = DATASETS[name]
     known = [key for key in inspect.signature(make).parameters if key not in ("root", "seed")]
     if unknown := sorted(set(options) - set(known)):

@@ -119,6 +119,7 @@ def test_resumed_training_sees_the_same_batches(tmp_path, workers, as_module):
     assert train(3, tmp_path / "last.ckpt") == whole[2:]
 
 
+EXAMPLES = {"torchvision": "cifar100", "huggingface": "./no-such"}
 DATASET_CONFIGS = sorted(path for path in CONFIGS.glob("*.yaml") if path.stem != "auto")  # auto stands for another
 
 
@@ -127,9 +128,16 @@ def test_configs_are_arguments(path, tmp_path):
     text = path.read_text()
     assert text.startswith("# ")
     content = yaml.safe_load(text)
-    assert content["name"] == path.stem
+    if "source" in content:  # a library, of which a user names one
+        content["name"] = f"{content.pop('source')}/{EXAMPLES[path.stem]}"
+    assert content["name"].partition("/")[0] == path.stem
     data = ClassificationData(**{**content, "root": tmp_path})
-    missing = {"cifar10": "cifar-10-batches-py", "imagenet": "train and val"}
+    missing = {"cifar10": "cifar-10-batches-py", "imagenet": "train and val", "folder": "looked for class folders"}
+    missing |= {
+        "torchvision": "download=true",
+        "module": "data.module=my.module",
+        "huggingface": r"norton\[huggingface\]|no-such",
+    }
     if path.stem in missing:
         with pytest.raises(InputError, match=missing[path.stem]):
             _ = data.splits

@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
 from norton.common.errors import InputError
+from norton.data import folders
 from norton.data.datamodule import ClassificationData
-from norton.data.datasets import imagenet
 
 
 def as_published(path):
@@ -124,8 +124,8 @@ def test_workers_do_not_list_files_again(tree, tmp_path, monkeypatch):
             file.write(f"{os.getpid()}\n")
         return make_dataset(*arguments, **named)
 
-    make_dataset = imagenet.make_dataset
-    monkeypatch.setattr(imagenet, "make_dataset", spy)
+    make_dataset = folders.make_dataset
+    monkeypatch.setattr(folders, "make_dataset", spy)
     data = make(tree, 2)
     labels = torch.cat([labels for _, labels in data.test_dataloader()])
     assert torch.equal(labels, data.splits.test.labels)
@@ -158,8 +158,8 @@ def test_evaluation_does_not_list_training_images(tree, monkeypatch):
         listed.append(folder)
         return make_dataset(folder, *arguments, **named)
 
-    make_dataset = imagenet.make_dataset
-    monkeypatch.setattr(imagenet, "make_dataset", spy)
+    make_dataset = folders.make_dataset
+    monkeypatch.setattr(folders, "make_dataset", spy)
     splits = load(tree)
     assert listed == []
     assert len(splits.test) == 12

@@ -10,6 +10,7 @@ from norton.data.pictures import read_pictures
 pytestmark = pytest.mark.quick
 
 SIZE = (3, 32, 32)
+HALF = ((0.5,) * 3, (0.25,) * 3)
 
 
 @pytest.fixture
@@ -25,23 +26,23 @@ def folder(tmp_path):
 
 
 def test_they_are_taken_evenly_from_all_subfolders(folder):
-    whole = read_pictures(folder, SIZE, "clutter", None)
+    whole = read_pictures(folder, SIZE, HALF, None)
     assert whole.shape == (10, *SIZE) and whole.isfinite().all()
     levels = whole.mean((1, 2, 3))
     assert (levels.diff() > 0).all()
-    assert read_pictures(folder, SIZE, "clutter", 4).mean((1, 2, 3)).tolist() == levels[[0, 2, 5, 7]].tolist()
+    assert read_pictures(folder, SIZE, HALF, 4).mean((1, 2, 3)).tolist() == levels[[0, 2, 5, 7]].tolist()
 
 
 def test_fewer_than_asked_for_is_said(folder):
     with pytest.warns(NortonWarning, match="holds 10 images, of 200 asked for"):
-        assert len(read_pictures(folder, SIZE, "clutter", 200)) == 10
+        assert len(read_pictures(folder, SIZE, HALF, 200)) == 10
 
 
 def test_bad_folders(folder):
     (folder / "cats" / "0.png").write_bytes(b"\x89PNG")
     with pytest.raises(InputError, match=r"cannot read .*0\.png as an image"):
-        read_pictures(folder, SIZE, "clutter", None)
+        read_pictures(folder, SIZE, HALF, None)
     with pytest.raises(InputError, match="no folder at nowhere"):
-        read_pictures("nowhere", SIZE, "clutter", None)
+        read_pictures("nowhere", SIZE, HALF, None)
     with pytest.raises(InputError, match="holds no image file; their names end in"):
-        read_pictures(folder / "folder.png", SIZE, "clutter", None)
+        read_pictures(folder / "folder.png", SIZE, HALF, None)

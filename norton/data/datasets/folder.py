@@ -1,0 +1,117 @@
+"""`folder`: the user's own images, a folder per class, with or without folders `train`, `val` and `test` above them."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+
+from norton.common.errors import InputError, warn
+from norton.data.assembling import Presentation, Source, assemble, cores, presented
+from norton.data.folders import ClassFolders, class_names
+from norton.data.pictures import read_picture
+from norton.data.splits import DATASETS, Splits
+
+NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+BROKEN = ("refuse", "skip")
+ADVICE = ": train/, val/ and test/ with a folder per class each, or those folders alone"
+
+
+class FolderPictures:
+    """The pictures of class folders; broken: "skip" reads all of them once, and leaves out what cannot be read."""
+
+    def __init__(self, folders: ClassFolders, broken: str):
+        self.folders = folders
+        self.broken = broken
+
+    @cached_property
+    def _samples(self) -> tuple[np.ndarray, Tensor]:
+        paths, labels = self.folders.samples
+        if self.broken == "refuse":
+            return paths, labels
+        whole = torch.tensor(self._readable([self.folders.file(path) for path in paths]))
+        missing = set(range(len(self.folders.classes))) - set(labels[whole].tolist())
+        if missing:
+            raise InputError(
+                f"data folder: no image of {self.folders.path / self.folders.classes[min(missing)]} can be read; give "
+                "the class whole images, or remove its folder"
+            )
+        return paths[whole.numpy()], labels[whole]
+
+    def _readable(self, files: Sequence[Path]) -> list[bool]:
+        with ThreadPoolExecutor(cores()) as threads:
+            results = threads.map(_readable, files)
+            whole = list(track(results, f"look at {self.folders.path.name}/", len(files), transient=True))
+        broken = [str(file) for file, fine in zip(files, whole, strict=True) if not fine]
+        if broken:
+            more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+            warn(f"data folder: {len(broken)} images cannot be read and are left out: {', '.join(broken[:3])}{more}")
+        return whole
+
+    @property
+    def labels(self) -> Tensor:
+        return self._samples[1]
+
+    def picture(self, number: int) -> Image.Image:
+        try:
+            return read_picture(self.folders.file(self._samples[0][number]))
+        except InputError as error:
+            raise InputError(f"data folder: {error}, or leave out all such with data.broken=skip") from None
+
+
+def _readable(file: Path) -> bool:
+    try:
+        read_picture(file)
+    except InputError:
+        return False
+    return True
+
+
+@DATASETS.register("folder")
+@presented
+def folder(root: Path, seed: int, how: Presentation, broken: str = "refuse") -> Splits:
+    """Images of any format and size in a folder per class; splits without a folder of their own are drawn from train/.
+
+    broken: "refuse" stops at an image that cannot be read, "skip" leaves such out.
+    """
+    if broken not in BROKEN:
+        raise InputError(f"data folder: broken is {broken!r}; choose one of {', '.join(BROKEN)}")
+    found = layout(root)
+    first = found.get("test", found.get("val", found["train"]))  # so that who evaluates need not have train/
+    classes = class_names(first, "data folder", advice=ADVICE)
+    sources: dict[str, Source] = {
+        split: FolderPictures(ClassFolders(path, classes, "data folder", first.name), broken)
+        for split, path in found.items()
+    }
+    return assemble("folder", sources, classes, seed, how)
+
+
+def layout(root: Path) -> dict[str, Path]:
+    """Split → its folder; of class folders directly in `root`, all are for training.
+
+    Raises InputError for two folders that mean the same split, and a root that is none.
+    """
+    try:
+        with os.scandir(root) as entries:
+            folders = sorted(one.name for one in entries if one.is_dir() and not one.name.startswith("."))
+    except OSError as error:
+        raise InputError(
+            f"data folder: looked for images in {root.absolute()}: {error.strerror or error}; set data.root to the "
+            f"folder that has them{ADVICE}"
+        ) from None
+    found: dict[str, Path] = {}
+    for split, names in NAMES.items():
+        meant = [name for name in folders if name.lower() in names]
+        if len(meant) > 1:
+            raise InputError(f"data folder: {' and '.join(meant)} in {root.absolute()} mean the same; leave one there")
+        if meant:
+            found[split] = root / meant[0]
+    if "train" in found or (found and len(found) == len(folders)):
+        return {"train": root / "train", **found}
+    return {"train": root}  # class folders, of which one may happen to be called test
