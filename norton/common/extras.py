@@ -26,7 +26,8 @@ def extra_of(module: str) -> str | None:
 def optional(extra: str | None = None) -> Iterator[None]:
     """Imports of what an extra installs: where it is missing, an InputError names the extra.
 
-    extra: its name, where it installs one module that nothing else has; else the package says which it is.  A missing module that belongs to no extra raises ModuleNotFoundError as always.
+    extra: its name, where it installs one module that nothing else has; else the package says which it is.
+    A missing module that belongs to no extra raises ModuleNotFoundError as always.
     """
     try:
         yield

@@ -1,6 +1,7 @@
 """Images in a folder per class, listed at the first use: who evaluates need not wait for a million to train on."""
 
 import os
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,12 @@ class ClassFolders:
         self._check_classes()
         paths, labels = [], []
         described = f"list {self.path.name}/"
-        for label, name in enumerate(track(self.classes, described, transient=True, disable=len(self.classes) < 100)):
-            found = _list_class(self.path, name, self.data)
-            paths += found
-            labels += [label] * len(found)
+        shown = track(self.classes, described, transient=True, disable=len(self.classes) < 100)
+        with closing(shown) as names:  # its thread ends here, also where a folder is refused
+            for label, name in enumerate(names):
+                found = _list_class(self.path, name, self.data)
+                paths += found
+                labels += [label] * len(found)
         return np.array(paths), torch.tensor(labels)
 
     def file(self, path: Any) -> Path:

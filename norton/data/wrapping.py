@@ -1,6 +1,7 @@
 """Map-style datasets of other libraries, or the user's, as sources of pictures: what their items and labels are."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from norton.common.errors import InputError
 from norton.data.pictures import plain_picture
 
 LABELS = ("targets", "labels", "_labels", "y")  # where datasets keep the labels of all items
+FEW = 1000  # items, up to which there is no wait to show
 PAIRS = ("samples", "_samples")  # or items with them
 
 
@@ -61,8 +63,9 @@ def labels_of(data: str, dataset: Any) -> Tensor:
     kept = _kept_labels(dataset)
     if kept is not None and len(kept) and _label(data, dataset, 0) == kept[0]:  # else changed on the way, say
         return kept
-    numbers = track(range(len(dataset)), f"labels of {data}", transient=True)
-    return torch.tensor([_label(data, dataset, number) for number in numbers], dtype=torch.int64)
+    shown = track(range(len(dataset)), f"labels of {data}", transient=True, disable=len(dataset) < FEW)
+    with closing(shown) as numbers:  # its thread ends here, also where an item is refused
+        return torch.tensor([_label(data, dataset, number) for number in numbers], dtype=torch.int64)
 
 
 def _kept_labels(dataset: Any) -> Tensor | None:
@@ -83,7 +86,8 @@ def _kept_labels(dataset: Any) -> Tensor | None:
 def _label(data: str, dataset: Any, number: int) -> int:
     item = dataset[number]
     label = item[1] if isinstance(item, Sequence) and len(item) == 2 else None
-    label = label.item() if isinstance(label, Tensor | np.generic) and np.size(label) == 1 else label
+    if isinstance(label, Tensor | np.ndarray | np.generic) and len(np.ravel(label)) == 1:
+        label = label.item()
     if not is_whole_number(label):
         raise InputError(f"data {data}: item {number} is no pair of an image and the number of its class")
     return label

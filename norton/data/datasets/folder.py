@@ -19,6 +19,7 @@ from norton.data.pictures import read_picture
 from norton.data.splits import DATASETS, Splits
 
 NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+FEW = 200  # images, up to which there is no wait to show
 BROKEN = ("refuse", "skip")
 ADVICE = ": train/, val/ and test/ with a folder per class each, or those folders alone"
 
@@ -47,7 +48,8 @@ class FolderPictures:
     def _readable(self, files: Sequence[Path]) -> list[bool]:
         with ThreadPoolExecutor(cores()) as threads:
             results = threads.map(_readable, files)
-            whole = list(track(results, f"look at {self.folders.path.name}/", len(files), transient=True))
+            described = f"look at {self.folders.path.name}/"
+            whole = list(track(results, described, len(files), transient=True, disable=len(files) < FEW))
         broken = [str(file) for file, fine in zip(files, whole, strict=True) if not fine]
         if broken:
             more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""

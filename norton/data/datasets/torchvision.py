@@ -100,4 +100,4 @@ def _failed(data: str, kind: type, root: Path, error: Exception, download: bool)
         url = getattr(kind, "url", getattr(kind, "_URL", None))
         source = f"from {url} " if isinstance(url, str) else ""
         advice = f"see whether the network is there, or put its files {source}into data.root and leave download out"
-    return f"data {data}: looked in {root.absolute()}: {first_line(error)}; {advice}"
+    return f"data {data}: looked in {root.absolute()}: {' '.join(str(error).split())[:300]}; {advice}"
