@@ -1,9 +1,11 @@
 """Datasets by name, split into train, validation and test.
 
 `splits.py` holds the contract: a dataset is a function of a folder and a seed that gives `Splits`, a file in
-`datasets/` each, which registers itself.  `images.py` keeps images in memory and augments them by seed and epoch,
-`pictures.py` reads image files that a user names, and `datamodule.py` offers a dataset as a Lightning trainer wants it,
-with the calibration images that compression asks for.  Only the last one imports Lightning.
+`datasets/` each, which registers itself.  `images.py` keeps images in memory and augments them by seed and epoch.
+Pictures of any kind are read by `pictures.py`, from class folders (`folders.py`) or other libraries (`wrapping.py`),
+cut to a network's size by `preparing.py`, augmented by `augmenting.py`, normalised by `normalising.py`, and made splits
+by `assembling.py`.  `datamodule.py` offers a dataset as a Lightning trainer wants it, with the calibration images that
+compression asks for.  Only the last one imports Lightning.
 
 May import `norton.common` alone: data know nothing of networks.  `norton.training` trains on them, `norton.cli` opens
 those that settings name; the rooms that compress take tensors of images.

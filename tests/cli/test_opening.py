@@ -5,13 +5,14 @@ import json
 import pytest
 import torch
 from helpers.commands import run_here
+from helpers.own_images import write_classes
 from omegaconf import OmegaConf
 from torch import nn
 
 import norton
 from norton.checkpoints.files import read
 from norton.cli import opening, steps
-from norton.cli.program import joined
+from norton.cli.program import joined, own_data
 from norton.common.errors import NortonWarning
 
 NETWORK = """
@@ -100,3 +101,68 @@ def test_blanks_in_a_mapping_do_not_end_it():
     cut = ["checkpoint=a b.pt", "rank={layer1.*:", "3,", "layer2.*:", "2}", "out=x"]
     assert joined(cut) == ["checkpoint=a b.pt", "rank={layer1.*: 3, layer2.*: 2}", "out=x"]
     assert joined(["-m", "rank={a: 1}", "seed=1"]) == ["-m", "rank={a: 1}", "seed=1"]
+
+
+def own_folder(**settings):
+    folder = dict.fromkeys(("root", "size", "channels", "mean")) | {"name": "folder", "batch_size": 8}
+    return OmegaConf.create({"checkpoint": None, "data": folder | settings})
+
+
+def test_own_images_are_of_the_size_that_the_network_takes(file, tmp_path):
+    net = norton.build("own_nets.small", input_size=(3, 20, 24))
+    root = str(write_classes(tmp_path / "images", {"blue": 6, "red": 6}))
+    data = opening.open_data(own_folder(root=root), net)
+    assert data.input_size == data.splits.train[0][0].shape == (3, 20, 24)
+    assert opening.open_data(own_folder(root=root, size=[20, 24], channels=3), net).input_size == (3, 20, 24)
+    for settings in ({"size": 20}, {"size": [24, 20]}, {"channels": 1}):
+        with pytest.raises(norton.InputError, match=r"takes 3 channels of 20×24 pixels; leave them out, or say"):
+            opening.open_data(own_folder(root=root, **settings), net)
+    with pytest.raises(norton.InputError, match=r"leave them out$"):  # a published network takes one size
+        opening.open_data(own_folder(root=root, size=64), norton.build("resnet_56"))
+
+
+def test_data_of_libraries_are_named_with_them(file):
+    cfg = OmegaConf.create({"data": {"source": "torchvision", "name": "cifar100", "batch_size": 8}})
+    assert opening.open_data(cfg).name == "torchvision/cifar100"
+    cfg.data.name = None
+    with pytest.raises(norton.InputError, match=r"data=torchvision without a name; give e\.g\. data\.name=cifar100"):
+        opening.open_data(cfg)
+    auto = auto_data()
+    metrics = {"data": "torchvision/svhn"}  # what its file says
+    assert opening.data_for(norton.build("resnet_56"), {"metrics": metrics}, auto).name == "torchvision/svhn"
+    assert (auto.data.source, auto.data.name) == ("torchvision", "svhn")
+
+
+def test_a_function_of_ones_own_needs_no_data_group():
+    assert own_data(["a=1", "data.module=my.data"]) == ["data=module", "a=1", "data.module=my.data"]
+    for arguments in (["data=module", "data.module=my.data"], ["a=1", "data.root=x"], []):
+        assert own_data(arguments) == arguments
+
+
+@pytest.mark.parametrize("data, message", [
+    ("folder", "error: data folder: looked for images in {tmp}/none: No such file or directory; set data.root"),
+    ("torchvision data.name=coco", "error: data torchvision: 'coco' is none of torchvision's datasets"),
+    ("module data.module=own_nets.nothing", "error: data.module own_nets.nothing: own_nets has nothing callable"),
+    ("folder data.sise=3", "there is no setting 'data.sise'; did you mean data.size?"),
+])  # fmt: skip
+def test_own_data_that_are_not_there(data, message, file, tmp_path, monkeypatch, capsys):
+    command = (
+        f"python decompose.py checkpoint={file} model.arch=own_nets.small rank=1 data={data} data.root={tmp_path}/none"
+    )
+    code, _, error = run_here(f"{command} out={tmp_path}/out", monkeypatch, capsys)
+    assert code == 2 and message.format(tmp=tmp_path) in error and len(error.strip().splitlines()) == 1, error
+    assert not (tmp_path / "out").exists()
+
+
+def test_fewer_calibration_images_than_asked_for(file, tmp_path):
+    net = norton.build("own_nets.small", input_size=(3, 16, 16))
+    root = str(write_classes(tmp_path / "images", {"blue": 10, "red": 10}))
+    cfg = own_folder(root=root, mean=0.25)
+    cfg.calibration = {"folder": None, "images": 512}
+    data = opening.open_data(cfg, net)
+    with pytest.warns(NortonWarning, match=r"data folder have 14 training images, of calibration\.images=512"):
+        assert len(opening.calibration_images(net, cfg, data)) == 14
+    cfg.calibration = {"folder": root, "images": None}  # normalised likewise
+    images = torch.stack([image for image, _ in data.splits.calibration])
+    found = opening.calibration_images(net, cfg, data)
+    assert len(found) == 20 and all((found == image).all((1, 2, 3)).any() for image in images)
