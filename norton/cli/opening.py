@@ -243,7 +243,7 @@ def at_hand(data: "ClassificationData", count: int) -> int:
     """So many training images, or as many as there are, which is said."""
     found = len(data.splits.calibration)
     if found < count:
-        warn(f"data {data.name} have {found} training images, of calibration.images={count}")
+        warn(f"data={data.name}: {found} training images, of calibration.images={count} asked for")
     return min(found, count)
 
 
