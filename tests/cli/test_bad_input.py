@@ -50,8 +50,8 @@ BAD = [
     ("evaluate.py checkpoint={dense} latency_batch=0", "latency_batch is 0"),
     ("evaluate.py checkpoint={dense} trainer.precision=foo", "trainer: "),
     (
-        "prune.py checkpoint={dense} compress_rate=[0.1]*30 calibration.images=99999999 out={tmp}/x",
-        "calibration images",
+        "prune.py checkpoint={dense} compress_rate=[0.1]*30 data=folder data.root={tmp} out={tmp}/x",
+        "data folder: looked for class folders",
     ),
     ("prune.py checkpoint={dense} compress_rate=[0.1]*30 data.batch_size=abc out={tmp}/x", "batch_size is 'abc'"),
     ("prune.py checkpoint={dense} compress_rate=1.5 out={tmp}/x", "the rate is 1.5"),
