@@ -52,8 +52,9 @@ class FolderPictures:
             whole = list(track(results, described, len(files), transient=True, disable=len(files) < FEW))
         broken = [str(file) for file, fine in zip(files, whole, strict=True) if not fine]
         if broken:
+            count = f"{len(broken)} image{'s' * (len(broken) > 1)}"
             more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
-            warn(f"data folder: {len(broken)} images cannot be read and are left out: {', '.join(broken[:3])}{more}")
+            warn(f"data folder: {count} cannot be read: left out are {', '.join(broken[:3])}{more}")
         return whole
 
     @property
