@@ -7,7 +7,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from torch import nn
 
-from norton.models.foreign import OPEN, is_path
+from norton.models.foreign import OPEN, TIMM, is_path
 
 
 def evaluation(net: nn.Module, path: Path) -> str:
@@ -17,7 +17,7 @@ def evaluation(net: nn.Module, path: Path) -> str:
     """
     arch = getattr(net, "arch", None)
     settings = [f"checkpoint={path}"]
-    if arch is not None and is_path(arch) and not arch.startswith(OPEN):
+    if arch is not None and is_path(arch) and not arch.startswith((OPEN, TIMM)):
         settings.append(f"model.arch={arch}")
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     settings += [override for override in given if override.startswith(("data=", "data."))]
