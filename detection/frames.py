@@ -36,7 +36,7 @@ def frames(path: str | Path, limit: int | None = None) -> Iterator[Frame]:
     """
     if is_video(path):
         return islice(_video_frames(Path(path)), limit)
-    return (Frame(file.name, _pixels(read_picture(file))) for file in image_files(path)[:limit])
+    return (Frame(file.name, _pixels(read_picture(file).convert("RGB"))) for file in image_files(path)[:limit])
 
 
 def frame_rate(path: str | Path) -> Fraction:

@@ -45,9 +45,13 @@ def test_a_point_repeats_by_its_command(finished, tmp_path, monkeypatch, capsys)
     assert results(tmp_path / "b") == {point: results(finished)[point]}
 
 
+# joblib: each process runs two points; submitit: each point has a process, which takes a minute.
+SUBMITIT = ("submitit_local hydra.launcher.cpus_per_task=1", "rank=1,2 compress_rate=[0.3]*13")
+
+
 @pytest.mark.parametrize("launcher, grid", [
-    ("joblib hydra.launcher.n_jobs=2", GRID),  # each process runs two points
-    ("submitit_local hydra.launcher.cpus_per_task=1", "rank=1,2 compress_rate=[0.3]*13"),  # each point has a process
+    ("joblib hydra.launcher.n_jobs=2", GRID),
+    pytest.param(*SUBMITIT, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_launchers_find_the_same(launcher, grid, finished, tmp_path, monkeypatch, capsys):
     command = f"python -m experiments.ablation {TINY} out={tmp_path / 'a'} {grid} training=clutter training.epochs=1"

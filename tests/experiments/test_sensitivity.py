@@ -14,7 +14,10 @@ from norton.calibration import reestimate_batchnorm_
 from norton.data.datamodule import ClassificationData
 
 DENSE = "checkpoints/resnet_56_clutter.pt"
-FEW = "layers=[layer1.0.*,layer3.8.conv1] ranks=[1,9] rates=[0.5] images=100 calibration.images=64 device=cpu"
+FEW = (
+    "layers=[layer1.0.*,layer3.8.conv1] ranks=[1,9] rates=[0.5] images=100 calibration.images=64 device=cpu"
+    " calibration.batchnorm=true"
+)
 
 
 @pytest.fixture

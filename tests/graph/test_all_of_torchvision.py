@@ -19,7 +19,7 @@ from norton.pruning.allocation import Allocation
 
 ENOUGH = 0.8  # most of the MACs that may be left when 30% of all filters go
 GIANT = 120e6  # parameters, from which on shapes alone are looked at
-FEW = ("squeezenet1_1", "lraspp_mobilenet_v3_large", "mc3_18")
+FEW = ("squeezenet1_1", "lraspp_mobilenet_v3_large")
 NAMES = [name for kind in (models, models.segmentation, models.video) for name in models.list_models(module=kind)]
 SIZES = {
     **{"inception_v3": (3, 299, 299), "vit_h_14": (3, 112, 112), "maxvit_t": (3, 224, 224)},
