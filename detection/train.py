@@ -74,7 +74,7 @@ def open_detector(cfg: DictConfig, data: Any) -> nn.Module:
         trained = load_detector(cfg.checkpoint)
         backbone = apply_plan_(dense_network("resnet_50"), trained.plan)
     else:
-        backbone = norton.load(cfg.checkpoint, **told)
+        backbone = norton.load(cfg.checkpoint, **told, strict=bool(cfg.strict))
     d = cfg.detector
     options = plain(d.options) or {}
     if "num_classes" in options:

@@ -74,7 +74,7 @@ class Likeness:
 def main(cfg: DictConfig) -> None:
     check(cfg)
     dense, origin = opening.open_network(cfg)
-    opening.choose_data(cfg, origin["metrics"].get("data", getattr(dense, "dataset", None)))
+    opening.choose_data(cfg, dense, opening.about_of(dense, origin))
     nets = open_networks(dense, cfg)
     layer = explained_layer(explainable(dense), cfg.layer)
     # The user's own files need no data set, unless there are to be statistics over it.

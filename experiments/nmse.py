@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def main(cfg: DictConfig) -> None:
     check(cfg)
     net, origin = opening.open_network(cfg)
-    opening.choose_data(cfg, origin["metrics"].get("data", getattr(net, "dataset", None)))
+    opening.choose_data(cfg, net, opening.about_of(net, origin))
     given = open_compressed(net, cfg)
     if given is None:
         check_ranks(net, cfg)

@@ -22,6 +22,7 @@ from norton.training import leave_devices
 if TYPE_CHECKING:
     from norton.data.datamodule import ClassificationData
 
+DIGITS = "clutter"  # the data where nobody says which
 BASELINES = {path.stem for path in (program.CONFIGS / "experiment").glob("*_baseline.yaml")}
 LABELS = {"train": "dense", "decompose": "decomposed", "prune": "pruned", "finetune": "fine-tuned"}
 
@@ -31,8 +32,10 @@ def main(cfg: DictConfig) -> None:
     check_steps(cfg)
     check_settings(cfg)
     check_start(cfg)
-    net, origin = opening.open_network(cfg)
+    net, origin = opening.open_network(cfg, new_head=True)
+    opening.choose_data(cfg, net, opening.named_by(net, origin) or DIGITS)
     data = opening.open_data(cfg, net)
+    net, origin = opening.for_data(net, origin, data, cfg)
     opening.check_classes(net, data)
     check_data(cfg, data)
     chain = Chain(cfg, data)

@@ -48,7 +48,7 @@ class Trial(NamedTuple):
 def main(cfg: DictConfig) -> None:
     check(cfg)
     net, origin = opening.open_network(cfg)
-    opening.choose_data(cfg, origin["metrics"].get("data", getattr(net, "dataset", None)))
+    opening.choose_data(cfg, net, opening.about_of(net, origin))
     data = opening.open_data(cfg, net)
     opening.check_classes(net, data)
     device = find_device(cfg.device)

@@ -35,7 +35,7 @@ def main(cfg: DictConfig) -> None:
             raise norton.InputError(f"bits={bits} shares the weights of no layer; give at least one 1 to 8 bits")
     data = None
     if cfg.accuracy or cfg.calibration.batchnorm:
-        opening.choose_data(cfg, origin["metrics"].get("data", getattr(net, "dataset", None)))
+        opening.choose_data(cfg, net, opening.about_of(net, origin))
         data = opening.open_data(cfg, net)
     program.check_folder(cfg)  # only now: the data that are chosen belong to its config
     before = measure(net, cfg, data)

@@ -86,7 +86,7 @@ def open_networks(cfg: DictConfig) -> dict[str, nn.Module]:
         raise norton.InputError("no network: give checkpoint=FILE, or model=NAME for random weights")
     given = plain(cfg.compressed) or []
     paths = [str(path) for path in (cfg.checkpoint, *([given] if isinstance(given, str) else given))]
-    nets = {name: open_file(path) for name, path in zip(tables.labels(paths), paths, strict=True)}
+    nets = {name: open_file(path, cfg) for name, path in zip(tables.labels(paths), paths, strict=True)}
     (first, net), *others = nets.items()
     for name, other in others:
         if other.arch != net.arch:
@@ -114,10 +114,10 @@ def random_networks(cfg: DictConfig) -> dict[str, nn.Module]:
     }
 
 
-def open_file(path: str) -> nn.Module:
+def open_file(path: str, cfg: DictConfig) -> nn.Module:
     """The classifier or detector of a checkpoint."""
     if not holds_detector(read(path)):
-        return norton.load(path)
+        return norton.load(path, strict=opening.is_strict(cfg))
     import detection
 
     return detection.load_detector(path)

@@ -32,7 +32,7 @@ def open_networks(cfg: DictConfig) -> tuple[dict[str, Given], str | None]:
     if cfg.checkpoint is None:
         return random_networks(cfg), None
     net, origin = opening.open_network(cfg, told=True)
-    about = origin["metrics"].get("data", getattr(net, "dataset", None))
+    about = opening.about_of(net, origin)
     if cfg.dense is not None:
         first, second = tables.labels([cfg.dense, cfg.checkpoint])
         dense = opening.load_file(cfg.dense, cfg)
@@ -65,7 +65,7 @@ def open_data(
         return None, []
     automatic = cfg.data.name == "auto"
     try:
-        opening.choose_data(cfg, about)
+        opening.choose_data(cfg, nets["network"].net, about)
         data = opening.open_data(cfg, nets["network"].net)
         for given in nets.values():
             opening.check_classes(given.net, data)
@@ -82,7 +82,7 @@ def calibration_images(
     """Images (N, C, H, W) for INT8 and to compare outputs on: as configured, else noise; and a word on that."""
     net = nets["network"].net
     if cfg.calibration.folder is not None:
-        opening.choose_data(cfg, about)
+        opening.choose_data(cfg, net, about)
         data = data or opening.open_data(cfg, net)  # whose normalisation they need
     if data is not None or cfg.calibration.folder is not None:
         return opening.calibration_images(net, cfg, data), []

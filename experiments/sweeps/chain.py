@@ -64,7 +64,8 @@ class PointChain:
         cfg = self.cfg
         fresh = cfg.copy()
         fresh.seed = cfg.pretraining_seed
-        net, origin = opening.open_network(fresh)
+        net, origin = opening.open_network(fresh, new_head=True)
+        net, origin = opening.for_data(net, origin, self.data, cfg)
         opening.check_classes(net, self.data)
         stage = self.chain.start(net, origin.get("lineage", []))
         self.chain.check(stage, cfg.steps)

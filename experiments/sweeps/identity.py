@@ -36,7 +36,7 @@ IN_LABEL = (
 )  # swept settings it shows anyway
 STEPS = ("train", "decompose", "prune", "finetune")
 # What cannot change a result: where it is written, what is shown and logged, where things are read and computed.
-NO_MEANING = ("out", "name", "shared", "extend", "logger")
+NO_MEANING = ("out", "name", "shared", "extend", "logger", "strict")
 NO_MEANING_OF_DATA = ("num_workers", "download", "memory")
 OWN_DATA = ("folder", "module")  # of which a root says what they are; others are the same anywhere
 NO_MEANING_WITHOUT_DISTILLATION = ("distill", "temperature", "distill_weight", "distill_features", "teacher")

@@ -130,7 +130,10 @@ def measure(cfg: DictConfig, sweep: Sweep, point: str, say: Callable[[str], None
 
 
 def _measure(cfg: DictConfig, sweep: Sweep, point: str, say: Callable[[str], None], loggers: list) -> dict[str, Any]:
-    net = opening.open_network(cfg)[0] if "size" in cfg.data else None  # for the images that it takes
+    net = None
+    if cfg.checkpoint is not None or "size" in cfg.data:  # for the images that it takes, and what it remembers of them
+        net, origin = opening.open_network(cfg, new_head=True)
+        opening.choose_data(cfg, net, opening.named_by(net, origin))
     data = kept_data(json.dumps(opening.data_settings(cfg, net), sort_keys=True))
     opening.check_latency_batch(cfg, data)
     chain = PointChain(cfg, data, sweep, point, say, loggers)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from norton.checkpoints import packing
+from norton.checkpoints.about_data import about_data
 from norton.checkpoints.matching import CONTAINERS, state_dict_in
 from norton.common.errors import InputError, first_line, warn
 from norton.common.files import write_whole
@@ -52,6 +53,8 @@ def save(
     metrics: what the file claims, e.g. {"top1": 93.8} in percent.  lineage: where it came from, a record per step.
     compress: a smaller file, without loss, and much smaller after `norton.share_weights`; it takes up to a second per
     million weights.
+    What the network remembers of its data is written too, see `norton.checkpoints.about_data`: of a command's network
+    also the folder that its images were in.
     A network from elsewhere than `norton.build` can be saved too; `load` then needs its dense form, and a warning says
     so.  Of one that `norton.build` made by the path of a constructor the file holds the path.  Raises InputError for a
     deployed network, which `load` could not rebuild.
@@ -73,9 +76,7 @@ def save(
     size = stated_size(net)
     about = {"arch": arch, "num_classes": getattr(net, "num_classes", None)}
     about |= {"input_size": None if size is None else list(size), "input_batch": stated_batch(net)}
-    normalisation = getattr(net, "normalisation", None)
-    about |= {"normalisation": None if normalisation is None else [list(part) for part in normalisation]}
-    about |= {"example": stated_example(net)}
+    about |= about_data(net) | {"example": stated_example(net)}
     return write(net, path, about, metrics, lineage, compress=compress)
 
 

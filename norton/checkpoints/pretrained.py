@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from norton.checkpoints.files import read
+from norton.checkpoints.heads import with_fresh_head
 from norton.checkpoints.matching import check_matched, match
-from norton.checkpoints.rebuilding import load_strictly_
-from norton.common.errors import InputError, first_line, warn
+from norton.checkpoints.rebuilding import load_strictly_, say_assumed
+from norton.common.errors import InputError, first_line
 from norton.common.extras import optional
 from norton.models import dense_network
 from norton.models.foreign import OPEN, TIMM
@@ -34,13 +35,15 @@ def pretrained(
     weights: str | Path = "DEFAULT",
     num_classes: int | None = None,
     input_size: Sequence[int] | None = None,
+    *,
+    strict: bool = False,
 ) -> nn.Module:
     """A network with trained weights, in evaluation mode; `norton.build` gives one with random weights.
 
     arch: as in `norton.build`, e.g. `torchvision.models.resnet50` or `timm/resnet18`.  weights: the name under which
     the library publishes them (DEFAULT: its best), read from its cache or fetched; or the path of a file, matched as
     `norton.load` does.  num_classes: another number replaces the classifier by a fresh one, which a warning says.
-    input_size: (channels, height, width); by default that of the weights.
+    input_size: (channels, height, width); by default that of the weights.  strict: refuse what a warning would say.
 
     The network remembers how images were normalised (`net.normalisation`), where the library says it.  Raises
     InputError for unknown names, files that are missing or of another network, and where nothing can be fetched.
@@ -50,18 +53,13 @@ def pretrained(
     net = dense_network(arch, num_classes, size)
     expected = net.state_dict()
     matched = match(found.state, expected)
-    state, assumed = dict(matched.state), [*found.assumed, *matched.assumed]
-    other = [key for key in expected if key in state and state[key].shape != expected[key].shape]
-    if num_classes is not None and _are_classifiers(other, state, expected):
-        layers = dict.fromkeys(key.rpartition(".")[0] for key in other)
-        assumed.append(
-            f"{', '.join(layers)} of {len(state[other[0]])} classes is replaced by a fresh one of {num_classes}"
-        )
-        state |= {key: expected[key] for key in other}
-    check_matched(matched, expected, str(weights), arch)
-    load_strictly_(net, state, str(weights))
-    if assumed:
-        warn(f"{weights}: {'; '.join(assumed)}")
+    check_matched(matched, expected, weights, arch)
+    state, assumed = matched.state, [*found.assumed, *matched.assumed]
+    if num_classes is not None:
+        state, replaced = with_fresh_head(state, net)
+        assumed += [replaced] if replaced else []
+    load_strictly_(net, state, weights)
+    say_assumed(weights, assumed, strict)
     if found.normalisation is not None:
         net.normalisation = found.normalisation
     return net.eval()
@@ -80,12 +78,6 @@ def _source(arch: str, weights: str | Path) -> Callable[[str, Any], _Published]:
 
 def _takes_size(arch: str) -> bool:
     return arch.startswith((OPEN, TIMM))
-
-
-def _are_classifiers(keys: Sequence[str], state: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
-    """Whether these tensors differ in the number of classes, the same for all, and in nothing else."""
-    rows = {len(state[key]) for key in keys if state[key].dim()}
-    return len(rows) == 1 and all(state[key].shape[1:] == expected[key].shape[1:] for key in keys)
 
 
 def _of_file(arch: str, weights: str | Path) -> _Published:

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from norton.checkpoints.about_data import TYPES, forget_classes_, remember_
 from norton.checkpoints.files import FORMAT, read
+from norton.checkpoints.heads import telling_apart, with_fresh_head
 from norton.checkpoints.matching import check_matched, layer_of, match
 from norton.checkpoints.published_layout import network_of_shapes
 from norton.common.checks import checked_input_size
@@ -28,6 +30,7 @@ def load(
     arch: str | None = None,
     rank: int | None = None,
     compress_rate: str | Sequence[float] | None = None,
+    num_classes: int | None = None,
     net: nn.Module | None = None,
     strict: bool = False,
 ) -> nn.Module:
@@ -35,7 +38,8 @@ def load(
 
     Nothing else is needed: a published file (`{"state_dict", "rank", "compress_rate"}` or less) is recognised by its
     layer names, and its rank and widths by the shapes of its weights.  arch, rank, compress_rate: what it is expected
-    to be.  net: the dense form of a network that `norton.build` does not know; it is not changed.
+    to be.  num_classes: another number than the file's replaces the classifier by a fresh one, which a warning says.
+    net: the dense form of a network that `norton.build` does not know; it is not changed.
 
     A file of `norton.save` may name the path of a constructor, such as `torchvision.models.resnet18` or one of your
     own: loading imports that path and calls it.  Outside of `torchvision.models` it does so only for a path that you
@@ -43,12 +47,17 @@ def load(
 
     A file from elsewhere holds tensors alone, perhaps inside of a container, under the names of a wrapper, in half
     precision, without counters of batches, with a classifier of another name: they are matched to the network that they
-    are told or recognised to be, and a warning says what was taken for granted.  strict: refuse such files instead.
+    are told or recognised to be, and a warning says what was taken for granted.  strict: refuse such files instead, and
+    to replace a classifier.
+
+    What it remembers of its data is on the network: `normalisation`, `classes` and `data_settings`, see
+    `norton.checkpoints.about_data`.
 
     Raises InputError if the file is missing, truncated, holds anything but tensors and plain data, or is of another
     network, rank or rates than told.
     """
-    return rebuild(read(path), path, arch=arch, rank=rank, compress_rate=compress_rate, net=net, strict=strict)
+    how: dict[str, Any] = {"arch": arch, "rank": rank, "compress_rate": compress_rate, "num_classes": num_classes}
+    return rebuild(read(path), path, **how, net=net, strict=strict)
 
 
 def rebuild(
@@ -58,6 +67,7 @@ def rebuild(
     arch: str | None = None,
     rank: int | None = None,
     compress_rate: str | Sequence[float] | None = None,
+    num_classes: int | None = None,
     net: nn.Module | None = None,
     input_size: Sequence[int] | None = None,
     strict: bool = False,
@@ -68,12 +78,23 @@ def rebuild(
     network says.
     """
     published, state = "format" not in content, content["state_dict"]
+    assumed: list[str] = []
     if published:
         rebuilt = net_of_names(state, path, arch, input_size) if net is None else copied(network_in(net))
-        state = _matched(content, rebuilt, path, strict)
+        state, assumed = _matched(content, rebuilt, path)
+        if net is None and num_classes not in (None, rebuilt.num_classes):
+            with _without_values(rebuilt.arch):
+                rebuilt = telling_apart(rebuilt, num_classes)
     else:
-        said = content if input_size is None else {**content, "input_size": list(checked_input_size(input_size))}
+        said = dict(content) if input_size is None else {**content, "input_size": list(checked_input_size(input_size))}
+        said |= {} if num_classes is None else {"num_classes": num_classes}
         rebuilt = network_of_plan(said, path, arch, net)
+    if num_classes is not None:
+        state, replaced = with_fresh_head(state, rebuilt)
+        if replaced:
+            forget_classes_(rebuilt)
+            assumed.append(replaced)
+    say_assumed(path, assumed, strict)
     load_strictly_(rebuilt, state, path)
     if published:
         _check_stated(rebuilt, path, content.get("rank"), content.get("compress_rate"), "the file says")
@@ -111,26 +132,29 @@ def _differs(expected: Tensor, found: Tensor | None) -> bool:
     )
 
 
-def _matched(content: Mapping[str, Any], net: nn.Module, path: str | Path, strict: bool) -> dict[str, Tensor]:
-    """The tensors of a file from elsewhere under the names of a network; says what was taken for granted."""
+def _matched(content: Mapping[str, Any], net: nn.Module, path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a file from elsewhere under the names of a network, and what was taken for granted."""
     expected = net.state_dict()
     matched = match(content["state_dict"], expected)
     check_matched(matched, expected, path, getattr(net, "arch", None) or type(net).__name__)
-    assumed = [*content.get("assumed", ()), *matched.assumed]
+    return matched.state, [*content.get("assumed", ()), *matched.assumed]
+
+
+def say_assumed(path: str | Path, assumed: Sequence[str], strict: bool) -> None:
+    """Say what was taken for granted, a line each; strict: raise InputError instead."""
     if assumed and strict:
         raise InputError(f"{path}: refused, because strict: {'; '.join(assumed)}")
     if assumed:
         warn(f"{path}: {'; '.join(assumed)}")
-    return matched.state
 
 
 def network_of_plan(content: Mapping[str, Any], path: str | Path, arch: str | None, net: nn.Module | None) -> nn.Module:
     if not isinstance(content["format"], int) or content["format"] != FORMAT:
         raise InputError(f"{path}: format {content['format']!r} is not {FORMAT}; use the Norton version that wrote it")
     types = {"plan": list, "metrics": dict, "lineage": list, "arch": str | None, "num_classes": int | None}
-    older = dict.fromkeys(("input_size", "input_batch", "normalisation"))  # which older files lack
+    older = dict.fromkeys(("input_size", "input_batch", *TYPES))  # which older files lack
     content = {**older, **content}
-    types |= {"input_size": list | None, "input_batch": int | None, "normalisation": list | None}  # type: ignore[misc]
+    types |= {"input_size": list | None, "input_batch": int | None, **TYPES}  # type: ignore[misc]
     wrong = [key for key, kind in types.items() if key not in content or not isinstance(content[key], kind)]
     if wrong:
         raise InputError(f"{path}: its {', '.join(wrong)} are missing or of the wrong type; write the file again")
@@ -150,8 +174,7 @@ def network_of_plan(content: Mapping[str, Any], path: str | Path, arch: str | No
         if content["input_batch"] is not None:
             dense.input_batch = content["input_batch"]
         remember_example_(dense, content.get("example"))
-        if content["normalisation"] is not None:
-            dense.normalisation = tuple(tuple(part) for part in content["normalisation"])
+        remember_(dense, content)
         try:
             return apply_plan_(dense, content["plan"])
         except (LookupError, AttributeError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:

@@ -16,7 +16,7 @@ from norton.calibration import Adapted
 from norton.checkpoints.files import read
 from norton.cli import program, steps
 from norton.cli.budgets import spend_budget
-from norton.cli.opening import Data, data_for, inherited, is_given, load_file, open_network
+from norton.cli.opening import FRESH_HEAD, Data, data_for, inherited, is_given, load_file, open_network
 from norton.cli.settings import RECIPES, check_settings, distills, has_budget, plain
 from norton.common.errors import InputError
 from norton.graph.layers import is_decomposed
@@ -91,7 +91,9 @@ class Chain:
             if adapted is not None:
                 record["batchnorm"] = {"choice": adapted.choice, "output errors": adapted.errors}
         if self.data is not None and self.data.opened:
-            net.normalisation = self.data.normalisation
+            from norton.training import remember_data_  # Lightning takes seconds to import; who opened data has it
+
+            remember_data_(net, self.data)
         return self._stage(net.eval(), [*stage.lineage, record], stage, errors)
 
     def opened(self, path: Path, before: Stage) -> Stage:
@@ -124,7 +126,7 @@ def begin(cfg: DictConfig, step: str) -> tuple[Chain, Stage, dict[str, Any]]:
     Raises InputError, before any work, for settings that do not fit the network, the data or the output folder.
     """
     check_settings(cfg)
-    net, origin = open_network(cfg)
+    net, origin = open_network(cfg, new_head=True)
     data = data_for(net, origin, cfg)
     program.check_folder(cfg)  # only now: the data that are chosen belong to its config
     chain = Chain(cfg, data)
@@ -143,7 +145,10 @@ def can_teach(net: nn.Module, lineage: Sequence[Record], *, opened: bool) -> boo
     lineage: the records of the steps behind it.  opened: from a file, which published ones are without a lineage.  What
     was built narrow and trained is dense too, although it has a plan.
     """
-    done = {record.get("step") for record in lineage}
+    steps_taken = [record.get("step") for record in lineage]
+    if FRESH_HEAD in steps_taken and not {"train", "finetune"} & set(steps_taken[steps_taken.index(FRESH_HEAD) :]):
+        return False
+    done = set(steps_taken)
     return not done & {"decompose", "prune"} and ("train" in done or (opened and not plan_of(net)))
 
 

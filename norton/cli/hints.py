@@ -13,14 +13,16 @@ from norton.models.foreign import OPEN, TIMM, is_path
 def evaluation(net: nn.Module, path: Path) -> str:
     """The command that evaluates a checkpoint.
 
-    It names again what the file does not say: a constructor of the user's own, and the data where they were given.
+    It names again what the file does not say: a constructor of the user's own, a function that makes the data, and the
+    data where they were given and the network does not remember them.
     """
     arch = getattr(net, "arch", None)
     settings = [f"checkpoint={path}"]
     if arch is not None and is_path(arch) and not arch.startswith((OPEN, TIMM)):
         settings.append(f"model.arch={arch}")
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    settings += [override for override in given if override.startswith(("data=", "data."))]
+    again = "data.module=" if getattr(net, "data_settings", None) else ("data=", "data.")
+    settings += [override for override in given if override.startswith(again)]
     return f"{as_typed('evaluate')} {shlex.join(settings)}"
 
 

@@ -8,10 +8,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from norton.checkpoints.about_data import classes_of, difference, some
 from norton.checkpoints.files import read
+from norton.checkpoints.heads import with_other_head
 from norton.checkpoints.pretrained import pretrained
-from norton.checkpoints.rebuilding import rebuild
-from norton.cli.program import CONFIGS
+from norton.checkpoints.rebuilding import rebuild, say_assumed
+from norton.cli.remembered import datasets, is_told, problem, recall_
 from norton.cli.settings import plain
 from norton.common.errors import InputError, warn
 from norton.graph.input_sizes import stated_size
@@ -23,29 +25,53 @@ if TYPE_CHECKING:
     from norton.data.normalising import Normalisation
 
 EXAMPLES = {"torchvision": "cifar100", "huggingface": "beans"}  # names of data of libraries
+FRESH_HEAD = "fresh head"  # in a lineage: the classifier was replaced by a random one
 Data: TypeAlias = "ClassificationData | None"  # None: nothing says which
 
 
-def open_network(cfg: DictConfig, *, told: bool = False) -> tuple[nn.Module, dict[str, Any]]:
+def open_network(cfg: DictConfig, *, told: bool = False, new_head: bool = False) -> tuple[nn.Module, dict[str, Any]]:
     """The network of `checkpoint=`, or a fresh one of `model=`, and the checkpoint's metrics and lineage.
 
-    told: rank and rates of the config describe the network in the file, rather than what to do with it.
+    told: rank and rates of the config describe the network in the file, rather than what to do with it.  new_head: see
+    `checkpoint_network`; what the file claims is then no longer true.
     """
     if cfg.checkpoint is not None and cfg.model.get("weights") is not None:
         raise InputError("checkpoint= and weights= both say where the weights come from; leave one out")
     if cfg.checkpoint is not None:
         content = read(cfg.checkpoint)
         description = {"rank": plain(cfg.rank), "compress_rate": plain(cfg.compress_rate)} if told else {}
-        net = checkpoint_network(content, cfg, **description)
-        return net, {"metrics": content.get("metrics", {}), "lineage": list(content.get("lineage", []))}
+        net = checkpoint_network(content, cfg, new_head=new_head, **description)
+        origin = {"metrics": content.get("metrics", {}), "lineage": list(content.get("lineage", []))}
+        return net, _with_fresh_head(origin, net) if getattr(net, "fresh_head", False) else origin
     if cfg.model.arch is None:
         raise InputError("no network: give checkpoint=FILE, or model=NAME for one with random weights")
     if is_given(cfg):
         m = cfg.model
-        net = pretrained(m.arch, m.weights, m.num_classes, plain(m.get("input_size")))
+        net = pretrained(m.arch, m.weights, m.num_classes, plain(m.get("input_size")), strict=is_strict(cfg))
         return net, {"metrics": {}, "lineage": [{"step": "pretrained", "weights": str(m.weights)}]}
     torch.manual_seed(cfg.seed)
     return build_model(cfg, 0, plain(cfg.model.get("compress_rate"))), {"metrics": {}, "lineage": []}
+
+
+def for_data(
+    net: nn.Module, origin: dict[str, Any], data: "ClassificationData", cfg: DictConfig
+) -> tuple[nn.Module, dict[str, Any]]:
+    """What `open_network` gave, with a fresh classifier where the data have as many classes, but others.
+
+    That is where `model.num_classes` asks for one.
+    """
+    own, asked = classes_of(net), cfg.model.num_classes
+    if cfg.checkpoint is None or own is None or asked != data.num_classes or not difference(own, data.classes):
+        return net, origin
+    torch.manual_seed(cfg.seed)
+    net, said = with_other_head(net)
+    say_assumed(cfg.checkpoint, [said], is_strict(cfg))
+    return net, _with_fresh_head(origin, net)
+
+
+def _with_fresh_head(origin: dict[str, Any], net: nn.Module) -> dict[str, Any]:
+    """Where a network comes from whose classifier was replaced: what its file claims is no longer true."""
+    return {"metrics": {}, "lineage": [*origin["lineage"], {"step": FRESH_HEAD, "classes": net.num_classes}]}
 
 
 def is_given(cfg: DictConfig) -> bool:
@@ -53,20 +79,33 @@ def is_given(cfg: DictConfig) -> bool:
     return cfg.checkpoint is not None or cfg.model.get("weights") is not None
 
 
-def checkpoint_network(content: Mapping[str, Any], cfg: DictConfig, **told: Any) -> nn.Module:
+def is_strict(cfg: DictConfig) -> bool:
+    """Whether nothing may be taken for granted of a file."""
+    return bool(cfg.get("strict"))
+
+
+def checkpoint_network(
+    content: Mapping[str, Any], cfg: DictConfig, *, new_head: bool = False, **told: Any
+) -> nn.Module:
     """The network of the content of `checkpoint=`, as `model.` says it is.
 
+    new_head: another `model.num_classes` than the file's replaces the classifier, which commands that train can use.
     told: rank and rates that it is expected to have.  Raises InputError where the settings of the model contradict the
     file, or can do nothing for it.
     """
     m = cfg.model
     if m.get("compress_rate") is not None:
         raise InputError("model.compress_rate is for a new network, and checkpoint= has its widths; leave one out")
-    net = rebuild(content, cfg.checkpoint, arch=m.arch, input_size=plain(m.get("input_size")), **told)
+    if new_head and m.num_classes is not None:
+        torch.manual_seed(cfg.seed)  # of a fresh classifier
+        told["num_classes"] = m.num_classes
+    told |= {"input_size": plain(m.get("input_size")), "strict": is_strict(cfg)}
+    net = rebuild(content, cfg.checkpoint, arch=m.arch, **told)
     if m.num_classes not in (None, net.num_classes):
         raise InputError(
             f"{cfg.checkpoint}: its network tells {net.num_classes} classes apart, not model.num_classes="
-            f"{m.num_classes}; leave that out"
+            f"{m.num_classes}; leave that out: it asks for a fresh classifier, which must be trained, as the command "
+            "pipeline does"
         )
     return net
 
@@ -78,7 +117,7 @@ def load_file(path: str | Path, cfg: DictConfig, **told: Any) -> nn.Module:
     """
     content = read(path)
     arch = cfg.model.arch if content.get("arch") == cfg.model.arch else None
-    return rebuild(content, path, arch=arch, **told)
+    return rebuild(content, path, arch=arch, strict=is_strict(cfg), **told)
 
 
 def build_model(cfg: DictConfig, rank: Any = 0, compress_rate: Any = None) -> nn.Module:
@@ -99,23 +138,29 @@ def inherited(origin: dict[str, Any]) -> dict[str, Any]:
 
 
 def data_for(net: nn.Module, origin: Mapping[str, Any], cfg: DictConfig) -> Data:
-    """The data of `data=`; with auto, those that a checkpoint's accuracy is about, which the config then names.
+    """The data of `data=`; with auto, those that a checkpoint remembers, which the config then names.
 
     None with auto where nothing says which, or data are named that are none of those here: those who need images then
     ask for `data=`.
     """
-    about = origin["metrics"].get("data", getattr(net, "dataset", None)) if cfg.checkpoint is not None else None
+    about = about_of(net, origin) if cfg.checkpoint is not None else None
     named = cfg.data.name != "auto"
     if not named and (about or "").partition("/")[0] not in datasets():
         return None
-    choose_data(cfg, about)
-    remembered = getattr(net, "normalisation", None)
-    for key, value in zip(("mean", "std"), remembered or (), strict=False):
-        if key in cfg.data and cfg.data[key] is None:  # what the network was trained on, unless somebody says otherwise
-            cfg.data[key] = list(value)
+    choose_data(cfg, net, about)
     data = open_data(cfg, net)
     data.named = named
     return data
+
+
+def about_of(net: nn.Module, origin: Mapping[str, Any]) -> str | None:
+    """The name of the data that a checkpoint's accuracy is about, that it remembers, or was published for."""
+    return named_by(net, origin) or getattr(net, "dataset", None)
+
+
+def named_by(net: nn.Module, origin: Mapping[str, Any]) -> str | None:
+    """The name of the data that a checkpoint's accuracy is about, or that it remembers."""
+    return origin["metrics"].get("data") or (getattr(net, "data_settings", None) or {}).get("name")
 
 
 def open_data(cfg: DictConfig, net: nn.Module | None = None) -> "ClassificationData":
@@ -123,7 +168,10 @@ def open_data(cfg: DictConfig, net: nn.Module | None = None) -> "ClassificationD
 
     net: as in `data_settings`.
     """
-    return made_data(data_settings(cfg, net))
+    data = made_data(data_settings(cfg, net))
+    if net is not None:
+        data.problem = problem(cfg, net)
+    return data
 
 
 def made_data(settings: Mapping[str, Any]) -> "ClassificationData":
@@ -168,38 +216,42 @@ def _sized(settings: dict[str, Any], net: nn.Module | None) -> dict[str, Any]:
     return settings | {"size": sides, "channels": channels}
 
 
-def datasets() -> dict[str, Path]:
-    """Dataset → its YAML."""
-    return {path.stem: path for path in sorted((CONFIGS / "data").glob("*.yaml")) if path.stem != "auto"}
+def choose_data(cfg: DictConfig, net: nn.Module, about: str | None) -> None:
+    """Put data in the place of `data=auto`, in the config itself, with what the network remembers.
 
-
-def choose_data(cfg: DictConfig, name: str | None) -> None:
-    """Put the dataset `name` in the place of `data=auto`, in the config itself; other choices of a user stay."""
-    if cfg.data.name != "auto":
-        return
-    choices = datasets()
-    if name is None:
-        raise InputError(f"nothing says which data its accuracy is about; choose data= out of {', '.join(choices)}")
-    source, _, within = name.partition("/")  # of a library's, see `open_data`
-    if source not in choices:
-        raise InputError(
-            f"its accuracy is about {name!r}, which is none of the data here: {', '.join(choices)}; choose data="
-        )
-    told = {key: value for key, value in cfg.data.items() if value is not None and key != "name"}
-    if within:
-        told["name"] = within
-    cfg.data = OmegaConf.merge(OmegaConf.load(choices[source]), told)
+    about: their name.  Other choices of a user stay.
+    """
+    if cfg.data.name == "auto":
+        choices = datasets()
+        if about is None:
+            raise InputError(f"nothing says which data its accuracy is about; choose data= out of {', '.join(choices)}")
+        source, _, within = about.partition("/")  # of a library's, see `data_settings`
+        if source not in choices:
+            raise InputError(
+                f"its accuracy is about {about!r}, which is none of the data here: {', '.join(choices)}; choose data="
+            )
+        told = {key: value for key, value in cfg.data.items() if is_told(cfg, key)}
+        cfg.data = OmegaConf.merge(OmegaConf.load(choices[source]), told, {"name": within} if within else {})
+    recall_(cfg, net)
 
 
 def check_classes(net: nn.Module, data: "ClassificationData") -> None:
-    """Raise InputError where the data have other classes than the network."""
-    if getattr(net, "num_classes", data.num_classes) != data.num_classes:
-        number = f"only {data.num_classes}" if data.num_classes < net.num_classes else f"{data.num_classes}"
+    """Raise InputError where the data have other classes than the network, or the same in another order."""
+    own, number = classes_of(net) or (), getattr(net, "num_classes", data.num_classes)
+    differs = difference(own, data.classes) if own else ""
+    if number == data.num_classes and not differs:
+        return
+    fresh = f"model.num_classes={data.num_classes} gives a network to train a fresh classifier"
+    if differs:
         raise InputError(
-            f"the network tells {net.num_classes} classes apart, the data {data.name} have {number}; "
-            f"choose another data= or data.root=, or another checkpoint=; a new network gets "
-            f"model.num_classes={data.num_classes}"
+            f"the network was trained on the classes {some(own)}; the data {data.name} {differs}; choose another data= "
+            f"(auto: those that it was trained on) or data.root=, or another checkpoint=; {fresh}"
         )
+    few = "only " * (data.num_classes < number)
+    raise InputError(
+        f"the network tells {number} classes apart, the data {data.name} have {few}{data.num_classes}; choose another "
+        f"data= or data.root=, or another checkpoint=; {fresh}"
+    )
 
 
 def check_size(net: nn.Module, data: "ClassificationData") -> None:

@@ -11,7 +11,7 @@ from norton.checkpoints.claims import Claim, claims_of_entry, claims_of_file, cl
 from norton.checkpoints.files import read
 from norton.checkpoints.published_names import parse_name, resembles_name
 from norton.checkpoints.verification import Verdict
-from norton.cli.opening import checkpoint_network, choose_data, open_data
+from norton.cli.opening import about_of, checkpoint_network, choose_data, open_data
 from norton.cli.settings import plain
 from norton.cli.steps import evaluate
 from norton.common.errors import InputError
@@ -63,17 +63,18 @@ def verify(cfg: DictConfig, entry: dict[str, Any] | None = None) -> Verification
     claimed, contradictions, notes, unread = collect_claims(cfg.checkpoint, content, net, entry)
     cost = complexity(net)
     measured: dict[str, Any] = {"macs": cost.macs, "params": cost.params}
-    about = next((claim["data"] for claim in claimed.values() if "data" in claim), getattr(net, "dataset", None))
+    about = next((claim["data"] for claim in claimed.values() if "data" in claim), about_of(net, {"metrics": {}}))
     automatic = cfg.data.name == "auto"
     trained = content.get("lineage") or [{}]
     found = {"net": net, "cost": cost, "split": cfg.split, "last_step": trained[-1].get("step"), "claims": claimed}
     try:
-        choose_data(cfg, about)
+        choose_data(cfg, net, about)
         data = open_data(cfg, net)
         accuracy = evaluate(net, cfg, data, cfg.split)
     except InputError as error:
         if not automatic:
             raise
+        unread = unread if "top1" not in claimed.get("file", {}) else ""  # which needs no name
         verdict = verification.judge(
             claimed, measured, contradictions=contradictions, missing="; ".join(filter(None, (unread, str(error))))
         )

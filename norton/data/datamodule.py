@@ -19,6 +19,7 @@ from norton.data.normalising import NAMED, Normalisation, normalisation
 from norton.data.splits import DEFAULT_ROOT, Splits, generator, load_data
 
 MOST_WORKERS = 8
+NOT_OF_IMAGES = ("mean", "std", "memory", "download")  # options that say nothing of which images there are
 
 
 class EpochSampler(DistributedSampler):
@@ -92,7 +93,9 @@ class ClassificationData(lightning.LightningDataModule):
 
     name, root, seed and options: as in `load_data`, which is called at the first use; the seed also decides the order
     and augmentation of each training epoch. num_workers: None for as many as help, see `workers_for`.  named: whether a
-    user chose these data, rather than a checkpoint.
+    user chose these data, rather than a checkpoint.  settings: by which the same images and splits are found again;
+    a root that was given is absolute there.  problem: why there are no images, where that is known beforehand; who asks
+    for them then gets it as InputError.
     """
 
     def __init__(
@@ -114,10 +117,16 @@ class ClassificationData(lightning.LightningDataModule):
         self.num_workers = num_workers
         self.options = options
         self.named = True
+        self.problem = ""
+        found = {key: value for key, value in options.items() if value is not None and key not in NOT_OF_IMAGES}
+        found |= {} if root is None else {"root": str(self.root.absolute())}
+        self.settings = {"name": name, "seed": seed, **found}
         self._splits: Splits | None = None
 
     @property
     def splits(self) -> Splits:
+        if self.problem:
+            raise InputError(self.problem)
         if self._splits is None:
             self._splits = load_data(self.name, root=self.root, seed=self.seed, **self.options)
         return self._splits
@@ -141,8 +150,10 @@ class ClassificationData(lightning.LightningDataModule):
 
     @property
     def normalisation(self) -> Normalisation | None:
-        """As in `Splits`; where it is published, it needs no files."""
+        """As in `Splits`; where it is told in numbers, or published, it needs no files."""
         mean, std = self.options.get("mean"), self.options.get("std")
+        if isinstance(mean, list) and isinstance(std, list):
+            return normalisation(self.name, mean, std, (tuple(mean), tuple(std)), _no_images)
         if self.name in NAMED and "auto" not in (mean, std):
             return normalisation(self.name, mean, std, NAMED[self.name], _no_images)
         return self.splits.normalisation

@@ -11,6 +11,6 @@ rooms below do without, and `norton.cli` imports it where it trains.
 
 from norton.training.classifier import Classifier, Recipe
 from norton.training.distillation import Distillation
-from norton.training.fit import evaluate, fit, leave_devices
+from norton.training.fit import evaluate, fit, leave_devices, remember_data_
 
-__all__ = ["Classifier", "Distillation", "Recipe", "evaluate", "fit", "leave_devices"]
+__all__ = ["Classifier", "Distillation", "Recipe", "evaluate", "fit", "leave_devices", "remember_data_"]

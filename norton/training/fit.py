@@ -41,7 +41,8 @@ def fit(
     folder: takes the training state after every epoch; with `resume`, a training found there goes on where it was,
     with the same batches an uninterrupted one would have seen.  teacher: a trained network that this one learns from,
     where the recipe distills; it is not changed.  trainer_options: the Lightning Trainer's own.  Where no epoch is
-    better than `net` itself, a warning says so, and `net`'s weights are kept, unless the recipe has a sparsity.
+    better than `net` itself, a warning says so, and `net`'s weights are kept, unless the recipe has a sparsity.  The
+    copy remembers the data, see `norton.checkpoints.about_data`.
 
     Raises InputError at the end of an epoch whose loss is not finite, and for a teacher that is missing, that the
     recipe has no use for, or that does not fit, see `Distillation`.
@@ -71,7 +72,18 @@ def fit(
     trained = copied(net).eval()
     if state_dict is not None:
         trained.load_state_dict(state_dict)
-    return trained
+    return remember_data_(trained, data)
+
+
+def remember_data_(net: nn.Module, data: ClassificationData) -> nn.Module:
+    """Let a network remember the data that it is for, in place, see `norton.checkpoints.about_data`; returns it.
+
+    Data of another number of classes say how images are normalised alone.
+    """
+    net.normalisation = data.normalisation
+    if getattr(net, "num_classes", data.num_classes) == data.num_classes:
+        net.classes, net.data_settings = data.classes, data.settings
+    return net
 
 
 def distillation_of(

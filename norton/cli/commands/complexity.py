@@ -44,7 +44,7 @@ def main(cfg: DictConfig) -> None:
         importlib.import_module(DETECTORS).count(cfg)
         return
     if cfg.checkpoint is not None:
-        net, _ = opening.open_network(cfg, told=True)
+        net, _ = opening.open_network(cfg, told=True, new_head=True)
     elif arch is not None:
         net = opening.build_model(cfg, plain(cfg.rank) or 0, plain(cfg.compress_rate))
     else:

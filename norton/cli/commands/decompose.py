@@ -53,4 +53,4 @@ def main(cfg: DictConfig) -> None:
     total = {"": "network", "NMSE": f"{done.nmse:.4f}", **cost_row(after, before)}
     tables.print_table([total])
     print(f"written to {folder}/: model.pt, config.yaml, metrics.json, table.md, picture.png")
-    print(f"next: {evaluation(net, folder / 'model.pt')}")
+    print(f"next: {evaluation(small, folder / 'model.pt')}")

@@ -35,4 +35,4 @@ def main(cfg: DictConfig) -> None:
         tables.print_table(whole, "left whole, and why")
     tables.print_table([{"": "network", **cost_row(after, before)}])
     print(f"written to {folder}/: model.pt, config.yaml, metrics.json, table.md, picture.png")
-    print(f"next: {evaluation(net, folder / 'model.pt')}")
+    print(f"next: {evaluation(small, folder / 'model.pt')}")

@@ -1,0 +1,75 @@
+"""What a network, and its checkpoint, remember of the data that it is for.
+
+A network has them as attributes, which copies keep: `normalisation`, mean and standard deviation of each channel;
+`classes`, their names in the order of the outputs; `data_settings`, by which a command finds the data again, as
+`data=` and `data.NAME=` have them.  A folder's path is among the last.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+TYPES = {"normalisation": list | None, "classes": list | None, "data": dict | None}  # of what a file holds
+
+
+def about_data(net: nn.Module) -> dict[str, Any]:
+    """What a network remembers, as a file holds it."""
+    normalisation, classes = getattr(net, "normalisation", None), classes_of(net)
+    settings = getattr(net, "data_settings", None)
+    return {
+        "normalisation": None if normalisation is None else [list(part) for part in normalisation],
+        "classes": None if classes is None else list(classes),
+        "data": dict(settings) if isinstance(settings, Mapping) else None,
+    }
+
+
+def remember_(net: nn.Module, content: Mapping[str, Any]) -> None:
+    """Let a network remember what a file holds, in place."""
+    if content["normalisation"] is not None:
+        net.normalisation = tuple(tuple(part) for part in content["normalisation"])
+    if content["classes"] is not None:
+        net.classes = tuple(content["classes"])
+    if content["data"] is not None:
+        net.data_settings = dict(content["data"])
+
+
+def forget_classes_(net: nn.Module) -> None:
+    """Let a network with a fresh classifier forget the old one's data in place; images are normalised as before."""
+    net.classes = net.data_settings = None
+    net.fresh_head = True  # for who opened it
+
+
+def classes_of(net: nn.Module) -> tuple[str, ...] | None:
+    """The names of a network's classes; None where it says none, or means something else by that name."""
+    classes = getattr(net, "classes", None)
+    if not isinstance(classes, Sequence) or isinstance(classes, str) or not all(isinstance(n, str) for n in classes):
+        return None
+    return tuple(classes) if len(classes) == getattr(net, "num_classes", len(classes)) else None
+
+
+def are_named(classes: Sequence[str]) -> bool:
+    """Whether classes have names, rather than their numbers alone."""
+    return list(classes) != [str(number) for number in range(len(classes))]
+
+
+def difference(own: Sequence[str], others: Sequence[str]) -> str:
+    """How other classes differ from a network's own, in words, which follow on what has them; empty where they do not.
+
+    Classes without names differ from none.
+    """
+    if tuple(own) == tuple(others) or not (are_named(own) and are_named(others)):
+        return ""
+    missing = [name for name in own if name not in others]
+    more = [name for name in others if name not in own]
+    if not missing and not more:
+        place = next(number for number, pair in enumerate(zip(own, others, strict=False)) if len(set(pair)) > 1)
+        return f"have the same classes in another order: number {place} is {others[place]}, not {own[place]}"
+    if not more:
+        return f"lack its {some(missing)}"
+    return f"have {some(more)} {f'in the place of {some(missing)}' if missing else 'besides'}"
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of some names."""
+    return ", ".join(names[:5]) + f" and {len(names) - 5} more" * (len(names) > 5)
