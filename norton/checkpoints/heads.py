@@ -29,9 +29,8 @@ def with_fresh_head(state: Mapping[str, Tensor], net: nn.Module) -> tuple[dict[s
         return dict(state), ""
     layers = list(dict.fromkeys(key.rpartition(".")[0] for key in other))
     fresh = {f"{name}.{key}": value for name in layers for key, value in _random(net.get_submodule(name)).items()}
-    said = (
-        f"{', '.join(layers)} of {len(state[other[0]])} classes is replaced by a fresh one of {len(expected[other[0]])}"
-    )
+    old, new = len(state[other[0]]), len(expected[other[0]])
+    said = f"its classifier {', '.join(layers)} of {old} classes is replaced by a fresh one of {new}"
     return dict(state) | {key: fresh[key].to(state[key].dtype) for key in other}, said
 
 
@@ -45,7 +44,7 @@ def with_other_head(net: nn.Module) -> tuple[nn.Module, str]:
     for name in layers:
         other.get_submodule(name).reset_parameters()
     forget_classes_(other)
-    return other, f"{', '.join(layers)} is replaced by a fresh one for other classes"
+    return other, f"its classifier {', '.join(layers)} is replaced by a fresh one for other classes"
 
 
 def _are_classifiers(keys: Sequence[str], state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:

@@ -52,14 +52,14 @@ def test_an_own_file(net, tmp_path):
     path = norton.save(net, tmp_path / "a.pt")
     found, said = loaded(path, num_classes=3)
     check_kept(found, net)
-    assert said == f"{path}: fc of 5 classes is replaced by a fresh one of 3"
+    assert said == f"{path}: its classifier fc of 5 classes is replaced by a fresh one of 3"
     assert (found.num_classes, found.classes, found.data_settings) == (3, None, None)
     assert found.normalisation == net.normalisation and found.plan == net.plan
     again = norton.load(norton.save(found, tmp_path / "b.pt"))
     assert torch.equal(again.fc.weight, found.fc.weight) and not hasattr(again, "classes")
     found, said = loaded(path, num_classes=5)
     assert said == "" and torch.equal(found.fc.weight, net.fc.weight) and found.classes == net.classes
-    with pytest.raises(norton.InputError, match="refused, because strict: fc of 5 classes is replaced"):
+    with pytest.raises(norton.InputError, match="refused, because strict: its classifier fc of 5 classes is replaced"):
         norton.load(path, num_classes=3, strict=True)
 
 
@@ -92,7 +92,7 @@ def test_a_constructor_and_a_network_given(tmp_path, monkeypatch):
 
 def test_as_many_classes_but_others(net):
     found, said = with_other_head(net)
-    assert said == "fc is replaced by a fresh one for other classes"
+    assert said == "its classifier fc is replaced by a fresh one for other classes"
     assert found.classes is None and net.classes == tuple("abcde")
     different = [key for key, value in found.state_dict().items() if not torch.equal(value, net.state_dict()[key])]
     assert different == ["fc.weight", "fc.bias"] and isinstance(found.fc, nn.Linear)
