@@ -14,14 +14,24 @@ TYPES = {"normalisation": list | None, "classes": list | None, "data": dict | No
 
 
 def about_data(net: nn.Module) -> dict[str, Any]:
-    """What a network remembers, as a file holds it."""
+    """What a network remembers, as a file holds it: in plain types, which alone are read again."""
     normalisation, classes = getattr(net, "normalisation", None), classes_of(net)
     settings = getattr(net, "data_settings", None)
     return {
-        "normalisation": None if normalisation is None else [list(part) for part in normalisation],
-        "classes": None if classes is None else list(classes),
-        "data": dict(settings) if isinstance(settings, Mapping) else None,
+        "normalisation": None if normalisation is None else [[float(n) for n in part] for part in normalisation],
+        "classes": None if classes is None else [str(name) for name in classes],
+        "data": _plain(settings) if isinstance(settings, Mapping) else None,
     }
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple | dict):
+        return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
+    return type(value) in (str, int, float, bool)
 
 
 def remember_(net: nn.Module, content: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from norton.graph.layers import is_decomposed
 from norton.graph.plan import plan_of
 
 Record = Mapping[str, Any]
+TRAINED = ("train", "finetune", FRESH_HEAD)  # what decides whether a classifier is trained
 # The settings that a step goes by.
 USED = {
     "train": ("pretraining", "data", "seed"),
@@ -145,10 +146,10 @@ def can_teach(net: nn.Module, lineage: Sequence[Record], *, opened: bool) -> boo
     lineage: the records of the steps behind it.  opened: from a file, which published ones are without a lineage.  What
     was built narrow and trained is dense too, although it has a plan.
     """
-    steps_taken = [record.get("step") for record in lineage]
-    if FRESH_HEAD in steps_taken and not {"train", "finetune"} & set(steps_taken[steps_taken.index(FRESH_HEAD) :]):
+    last = next((step for record in reversed(lineage) if (step := record.get("step")) in TRAINED), None)
+    if last == FRESH_HEAD:
         return False
-    done = set(steps_taken)
+    done = {record.get("step") for record in lineage}
     return not done & {"decompose", "prune"} and ("train" in done or (opened and not plan_of(net)))
 
 

@@ -1,5 +1,6 @@
 """Checkpoints remember the data that their network is for, and so does whatever is made of the network."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -57,6 +58,18 @@ def test_what_means_something_else_is_no_names_of_classes(classes, tmp_path):
     net = small()
     net.classes = classes
     assert read(saved(net, tmp_path / "a.pt"))["classes"] is None
+
+
+def test_what_is_written_can_be_read_again(tmp_path):
+    net = small()
+    net.classes, net.normalisation = np.array(["blue", "red"]).tolist(), (np.ones(3), np.ones(3))
+    net.classes[0] = np.str_("blue")
+    net.data_settings = SETTINGS | {"augment": torch.relu, "options": {"split": "letters"}}
+    content = read(saved(net, tmp_path / "a.pt"))
+    assert content["classes"] == ["blue", "red"] and content["normalisation"] == [[1.0] * 3] * 2
+    assert content["data"] == {key: SETTINGS[key] for key in ("name", "root", "seed", "size")} | {
+        "options": {"split": "letters"}
+    }
 
 
 @pytest.mark.parametrize("change", [{"classes": "ab"}, {"data": ["folder"]}, {"normalisation": 0.5}])
