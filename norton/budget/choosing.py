@@ -52,7 +52,7 @@ def choose_ranks(
     macs, params: the share to keep of what `norton.complexity` counts for `net`; one of the two, between 0 and 1.
     images: (N, C, H, W) or batches of what the network takes, unlabelled; where None, errors of weights stand for those
     of outputs, with a warning.  They also tell what the network takes, where it states nothing.
-    decomposition, calibration: of the `norton.decompose` that is to follow.  With the objective `outputs`, errors are
+    decomposition, calibration: of the `norton.decompose` that is to follow.  Where layers are fitted to outputs, errors are
     those after at most one sweep, of `cp` from one start where `starts` is the default.
 
     filters: so many of a layer, drawn by the seed, are looked at where the method decomposes filter by filter; None:
@@ -83,7 +83,7 @@ def choose_ranks(
     budget = checked_budget(costs, share, prunable)
     uniform = highest_uniform_rank(costs, budget)
     candidates = costs.cheaper_ranks({name: ranks_to_try(net, name, method, uniform) for name in costs.layers})
-    sweeps = min(1, calibration.sweeps) if decomposition.objective == "outputs" else None
+    sweeps = min(1, calibration.sweeps) if decomposition.fits_outputs(images) else None
     curves = {
         name: RankCurve(net.get_submodule(name), name, ranks, decomposition, sweeps, filters)
         for name, ranks in candidates.items()

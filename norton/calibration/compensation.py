@@ -29,7 +29,7 @@ from norton.graph.parameters import sharing_layers
 from norton.graph.slicing import kept_channels
 from norton.graph.wiring import Wiring
 
-COMPENSATIONS = ("outputs",)
+COMPENSATIONS = ("auto", "outputs")
 
 
 def compensated(

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 EXAMPLES = {"torchvision": "cifar100", "huggingface": "beans"}  # names of data of libraries
 FRESH_HEAD = "fresh head"  # in a lineage: the classifier was replaced by a random one
+# Steps, their setting, what `auto` is with images and without any, and what the latter means.
+BY_IMAGES = (
+    ({"decompose"}, "decomposition.objective", "outputs", "weights", "layers are fitted to weights"),
+    ({"prune"}, "pruning.compensate", "outputs", None, "what is left of layers stays as it is"),
+    ({"decompose", "prune"}, "calibration.batchnorm", "auto", False, "BatchNorm is left as it is"),
+)
 Data: TypeAlias = "ClassificationData | None"  # None: nothing says which
 
 
@@ -146,10 +152,12 @@ def data_for(net: nn.Module, origin: Mapping[str, Any], cfg: DictConfig) -> Data
     about = about_of(net, origin) if cfg.checkpoint is not None else None
     named = cfg.data.name != "auto"
     if not named and (about or "").partition("/")[0] not in datasets():
+        settle_auto(cfg, None)
         return None
     choose_data(cfg, net, about)
     data = open_data(cfg, net)
     data.named = named
+    settle_auto(cfg, data)
     return data
 
 
@@ -325,12 +333,30 @@ def images_for_batchnorm(net: nn.Module, cfg: DictConfig, data: Data) -> tuple[T
     return data.images("train", count).to(images.dtype), others if len(others) > 1 else images
 
 
+def settle_auto(cfg: DictConfig, data: Data) -> None:
+    """Put in the place of each `auto` of a compression that goes by images what there is, in the config itself.
+
+    With images, layers are fitted to outputs, and BatchNorm is decided by them.  Without any, layers are fitted to
+    weights and BatchNorm stays; of a trained network that is said, unless `calibration.images=null` asks for it.
+    """
+    open_choices = [one for one in BY_IMAGES if OmegaConf.select(cfg, one[1]) == "auto"]
+    if "steps" in cfg:
+        open_choices = [one for one in open_choices if one[0] & set(cfg.steps)]
+    if not open_choices:
+        return
+    missing = missing_images(cfg, data)
+    for _, key, given, without, _ in open_choices:
+        OmegaConf.update(cfg, key, without if missing else given)
+    if missing and is_given(cfg) and cfg.calibration.images is not None:
+        warn(f"{missing}: {', '.join(meaning for *_, meaning in open_choices)}")
+
+
 def missing_images(cfg: DictConfig, data: Data) -> str:
     """Why there are no calibration images; empty where there are, or where data that somebody named must have them."""
     if cfg.calibration.folder is not None:
         return ""
     if data is None or cfg.calibration.images is None:
-        return "no images to judge by; name some with data= or calibration.folder="
+        return "no calibration images (name some with data= or calibration.folder=)"
     try:
         len(data.splits.calibration)
     except InputError as error:

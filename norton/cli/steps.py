@@ -20,7 +20,6 @@ from norton.cli.opening import (
     is_given,
     known,
     load_file,
-    missing_images,
 )
 from norton.cli.settings import (
     budget_options,
@@ -36,10 +35,9 @@ from norton.cli.settings import (
     require,
     trainer_options,
 )
-from norton.common.errors import InputError, warn
+from norton.common.errors import InputError
 from norton.decomposition.ranks import layer_rules
 from norton.graph.copies import copied
-from norton.graph.layers import is_norm
 from norton.pruning import Pruning, asks_for, check_prune
 
 if TYPE_CHECKING:
@@ -74,8 +72,6 @@ def check_images(net: nn.Module, cfg: DictConfig, data: Data, step: str) -> None
 
         files_of_folder(c.folder)
     try:
-        if not looks and not fits and c.batchnorm == "auto" and missing_images(cfg, data):
-            return  # and BatchNorm is left as it is
         data = known(data)
         if looks or c.folder is None:
             check_classes(net, data)
@@ -138,10 +134,6 @@ def calibrate_(small: nn.Module, dense: nn.Module, cfg: DictConfig, data: Data) 
     """
     c = cfg.calibration
     if c.batchnorm is False or (not is_given(cfg) and data is None):
-        return None
-    if c.batchnorm == "auto" and (missing := missing_images(cfg, data)):
-        if any(map(is_norm, nn.Module.modules(small))):
-            warn(f"BatchNorm is left as it is: {missing}")
         return None
     if c.batchnorm == "auto":
         return adapt_batchnorm_(small, dense, *images_for_batchnorm(small, cfg, data), c.batch_size)

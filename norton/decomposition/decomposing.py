@@ -30,7 +30,7 @@ def decompose(
     *,
     skip: Iterable[str] | None = None,
     seed: int = 0,
-    objective: str = "weights",
+    objective: str = "auto",
     images: Images | None = None,
     calibration: Calibration | None = None,
     example: Example | None = None,
@@ -47,8 +47,9 @@ def decompose(
     progress: show a bar over the layers.
 
     objective: `weights`, the nearest weights; or `outputs`, the nearest outputs on calibration images (N, C, H, W)
-    or batches of what the network takes, without labels, see `norton.calibration.outputs`.  calibration: how they are
-    used, a `Calibration`.  Where images are None, weights are fitted, with a warning.  The means of BatchNorms follow.
+    or batches of what the network takes, without labels, see `norton.calibration.outputs`; the means of BatchNorms
+    follow.  `auto` is `outputs` where images are given, and `weights` where they are None; `outputs` warns then.
+    calibration: how images are used, a `Calibration`.
 
     Raises InputError for an unknown method, a bad rank or pattern, a weight that is not finite, and images that do not
     fit the network.
@@ -56,12 +57,12 @@ def decompose(
     given, net = net, network_in(net)
     check_has_layers(net)
     check_has_values(net)
-    DecomposeOptions(method, skip, seed, objective, options)  # checks them
+    how = DecomposeOptions(method, skip, seed, objective, options)
     rules = layer_rules(net, rank, skip, method, example)  # of the network itself: functions may hold its layers
     net = copied(net)
     remember_example_(net, example)
     decomposition, options = DECOMPOSITIONS[method], {**options, "seed": seed}
-    if objective == "outputs" and images is not None:
+    if how.fits_outputs(images):
         small = _for_outputs(net, rules, method, images, calibration or Calibration(), progress, options)
         return kept_like_(given, small)
     if objective == "outputs":

@@ -9,14 +9,15 @@ from norton.common.checks import check_type, is_whole_number
 from norton.common.errors import InputError
 from norton.decomposition.methods import DECOMPOSITIONS
 
-OBJECTIVES = ("weights", "outputs")
+OBJECTIVES = ("auto", "weights", "outputs")
 
 
 @dataclass(frozen=True)
 class DecomposeOptions:
     """The arguments of `norton.decompose` that say how, named as there; the config group `decomposition`.
 
-    options: the method's own, such as `starts` of `cp`.
+    objective: `auto` is `outputs` where there are images, and `weights` where there are none.  options: the method's
+    own, such as `starts` of `cp`.
 
     Raises InputError for an unknown method or objective, a seed that is no whole number, and an option that the method
     has not.
@@ -25,7 +26,7 @@ class DecomposeOptions:
     method: str = "cp"
     skip: Iterable[str] | None = None
     seed: int = 0
-    objective: str = "weights"
+    objective: str = "auto"
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -40,6 +41,10 @@ class DecomposeOptions:
             raise InputError(f"objective is {self.objective!r}; choose one of {', '.join(OBJECTIVES)}")
         if not is_whole_number(self.seed):
             raise InputError(f"seed is {self.seed!r}; it must be a whole number")
+
+    def fits_outputs(self, images: Any) -> bool:
+        """Whether layers are fitted to outputs, given these calibration images, or None."""
+        return self.objective != "weights" and images is not None
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments of `norton.decompose` that say the same."""

@@ -43,7 +43,7 @@ class PruneOptions:
     filters: layer → those that go, `"105, 8, 9, 11-13"`, for the criterion `index`.
 
     compensate: `outputs`: what is left of the layers is fitted to what they gave before, on calibration images, see
-    `norton.calibration.compensation`; None: it is not.
+    `norton.calibration.compensation`; `auto`: where there are images; None: it is not.
 
     Raises InputError for an unknown name and a number out of range.
     """
@@ -57,7 +57,7 @@ class PruneOptions:
     round_to: int = 1
     rounding: str = "nearest"
     filters: Mapping[str, str | int | Sequence[int | str]] | None = None
-    compensate: str | None = None
+    compensate: str | None = "auto"
 
     def __post_init__(self) -> None:
         if type(CRITERIA[self.dense_criterion]) is not FilterCriterion:
@@ -75,6 +75,11 @@ class PruneOptions:
         if self.compensate is not None and self.compensate not in COMPENSATIONS:
             known = " or ".join(COMPENSATIONS)
             raise InputError(f"compensate is {self.compensate!r}; choose {known}, or None for not at all")
+
+
+    def compensates(self, images: Any) -> bool:
+        """Whether layers are fitted to what they gave before, given these calibration images, or None."""
+        return self.compensate is not None and images is not None
 
 
 @dataclass(frozen=True)

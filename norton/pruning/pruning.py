@@ -55,8 +55,8 @@ def prune(
     options: how scores become filters that go, a `PruneOptions`.
 
     images (N, C, H, W), or a list of batches, each an example as above, and labels (N,) or (N, H, W): for criteria that
-    look at data; images for `options.compensate` too, without which nothing is compensated, with a warning.
-    calibration: how they are used for that; if sequential, BatchNorms follow.  seed: of the criterion `random`.
+    look at data.  What is left of the layers is fitted to what they gave before on the same images, unless
+    `options.compensate` is None; calibration: how; if sequential, BatchNorms follow.  seed: of the criterion `random`.
 
     Warns where nothing is removed though rates ask for it.  Raises InputError for unknown names, bad rates, filters or
     weights, a layer left without filters, and missing data.
@@ -69,7 +69,7 @@ def prune(
     wiring = wiring_of(net, example)
     named = named_filters(net, wiring, criterion, options.filters, rates)
     scoring = Scoring(criterion, options, named, images, labels, seed, progress)
-    if options.compensate and images is not None:
+    if options.compensates(images):
         check_images(net, images)
     rated, small = how.rated(net, wiring), copied(net)
     remember_example_(small, example)
@@ -80,9 +80,9 @@ def prune(
     step = {"op": "prune", "keep": {wiring.name(axis): list(map(int, channels)) for axis, channels in keep.items()}}
     wiring.check_cut(keep)
     cut_(small, wiring, keep)  # as replaying the step does, without finding the wiring again
-    if options.compensate and images is None:
-        warn(f"compensate={options.compensate} without calibration images: not compensated")
-    elif options.compensate:
+    if options.compensate == "outputs" and images is None:
+        warn("compensate=outputs without calibration images: not compensated")
+    if options.compensates(images):
         small = compensated(net, small, wiring, keep, images, calibration or Calibration(), progress=progress)
     record_step(small, step)
     return kept_like_(given, small)
