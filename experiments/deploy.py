@@ -48,7 +48,7 @@ def check_settings(cfg: DictConfig) -> None:
     """Raise InputError for settings that need no network to be found bad."""
     for name, least in (("repeats", 1), ("seed", 0), ("calibration.images", 1), ("calibration.batch_size", 1)):
         check_whole(cfg, name, least)
-    for name in ("compile", "int8", "accuracy", "reduce_range"):
+    for name in ("compile", "int8", "accuracy", *["reduce_range"] * (cfg.reduce_range is not None)):
         check_boolean(name, cfg[name])
     sizes = plain(cfg.batch_sizes)
     if not isinstance(sizes, list) or not sizes or not all(type(size) is int and size > 0 for size in sizes):

@@ -22,7 +22,7 @@ from norton.budget.layer_errors import Probe, probe_layers
 from norton.budget.pruning_curves import RATES, PruningCurves, check_criterion, pruning_curves_of
 from norton.budget.rank_curves import RankCurve, ranks_to_try
 from norton.budget.search import RankProblem, best_split
-from norton.calibration import Calibration, check_images
+from norton.calibration import Calibration, ImageSource, check_images, read_images
 from norton.calibration.batches import Images, batches_of
 from norton.common.checks import check_type, is_whole_number
 from norton.common.errors import InputError
@@ -37,7 +37,7 @@ from norton.pruning.options import Pruning
 @torch.no_grad()
 def choose_ranks(
     net: nn.Module,
-    images: Images | None = None,
+    images: ImageSource | None = None,
     *,
     macs: float | None = None,
     params: float | None = None,
@@ -50,10 +50,10 @@ def choose_ranks(
     """Choose the ranks of a network's layers, and with `pruning` its pruning rates, for a budget.
 
     macs, params: the share to keep of what `norton.complexity` counts for `net`; one of the two, between 0 and 1.
-    images: (N, C, H, W) or batches of what the network takes, unlabelled; where None, errors of weights stand for those
-    of outputs, with a warning.  They also tell what the network takes, where it states nothing.
-    decomposition, calibration: of the `norton.decompose` that is to follow.  Where layers are fitted to outputs, errors are
-    those after at most one sweep, of `cp` from one start where `starts` is the default.
+    images: as `norton.decompose` takes them; where None, errors of weights stand for those of outputs, with a warning.
+    They also tell what the network takes, where it states nothing.
+    decomposition, calibration: of the `norton.decompose` that is to follow.  Where layers are fitted to outputs,
+    errors are those after at most one sweep, of `cp` from one start where `starts` is the default.
 
     filters: so many of a layer, drawn by the seed, are looked at where the method decomposes filter by filter; None:
     all.  Of a layer's ranks those are tried that cost less than the layer, or 16 of them evenly spread.  That takes the
@@ -72,6 +72,10 @@ def choose_ranks(
     check_type("pruning", pruning, (Pruning, type(None)))
     check_has_values(network_in(net))
     net = copied(network_in(net))
+    images, _ = read_images(net, images)
+    if pruning is not None:
+        shown, labels = read_images(net, pruning.images, pruning.labels)
+        pruning = replace(pruning, images=shown, labels=labels)
     what, share = asked_share(macs, params)
     calibration = calibration or Calibration()
     if filters is not None and not is_whole_number(filters, 1):

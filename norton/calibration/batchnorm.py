@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from norton.calibration.batches import Images, batches_of, count_of, taken_by
+from norton.calibration.batches import batches_of, count_of, taken_by
+from norton.calibration.loaders import ImageSource, read_images
 from norton.common.errors import InputError
 from norton.graph.inputs import Inputs
 from norton.graph.layers import in_form, is_norm
@@ -30,7 +31,7 @@ class Adapted(NamedTuple):
 
 @torch.no_grad()
 def adapt_batchnorm_(
-    net: nn.Module, dense: nn.Module, images: Images, fresh: Images, batch_size: int = 128
+    net: nn.Module, dense: nn.Module, images: ImageSource, fresh: ImageSource, batch_size: int = 128
 ) -> Adapted | None:
     """Do to the statistics of every BatchNorm, in place, what keeps a network nearest to the dense one.
 
@@ -45,6 +46,7 @@ def adapt_batchnorm_(
     norms = [layer for layer in nn.Module.modules(net) if is_norm(layer)]
     if not norms:
         return None
+    images, fresh = (read_images(dense, some)[0] for some in (images, fresh))
     batches = batches_of(fresh, batch_size, norms[0].running_mean.device)
     wanted = _outputs(dense, batches)
     before = _statistics(norms)
@@ -66,17 +68,17 @@ def adapt_batchnorm_(
 
 
 @torch.no_grad()
-def reestimate_batchnorm_(net: nn.Module, images: Images, batch_size: int = 128) -> nn.Module:
+def reestimate_batchnorm_(net: nn.Module, images: ImageSource, batch_size: int = 128) -> nn.Module:
     """Replace the statistics of every BatchNorm by their averages over `images`, in place; nothing else changes.
 
-    images: (N, C, H, W), transformed as for evaluation, or batches.  A step of compression shifts every layer's
+    images: as `norton.decompose` takes them, transformed as for evaluation.  A step of compression shifts every layer's
     output, and the old statistics normalise by what is no longer there.  Each batch counts the same, so a last, smaller
     one is left out.  Raises InputError for fewer images than two.
     """
     norms = [layer for layer in nn.Module.modules(net) if is_norm(layer)]
     if not norms:
         return net
-    batches = _equal_batches(images, batch_size, norms[0])
+    batches = _equal_batches(net, images, batch_size)
     momenta = [layer.momentum for layer in norms]
     with _evaluating(net):
         for layer in norms:
@@ -92,7 +94,7 @@ def reestimate_batchnorm_(net: nn.Module, images: Images, batch_size: int = 128)
 
 
 @torch.no_grad()
-def move_means_(net: nn.Module, images: Images, batch_size: int = 128) -> nn.Module:
+def move_means_(net: nn.Module, images: ImageSource, batch_size: int = 128) -> nn.Module:
     """Replace the means alone of every BatchNorm by their averages over `images`, in place, as each comes to its turn.
 
     images, batch_size and errors: as for `reestimate_batchnorm_`.
@@ -100,7 +102,7 @@ def move_means_(net: nn.Module, images: Images, batch_size: int = 128) -> nn.Mod
     norms = [layer for layer in nn.Module.modules(net) if is_norm(layer)]
     if not norms:
         return net
-    batches = _equal_batches(images, batch_size, norms[0])
+    batches = _equal_batches(net, images, batch_size)
     sums, calls = [torch.zeros_like(layer.running_mean) for layer in norms], [0] * len(norms)
 
     def move(place: int, layer: Any, x: Tensor) -> None:
@@ -125,11 +127,12 @@ def move_means_(net: nn.Module, images: Images, batch_size: int = 128) -> nn.Mod
     return net
 
 
-def _equal_batches(images: Images, batch_size: int, norm: Any) -> list[Inputs]:
-    """Batches of the same size, which count the same; those that a user made stay as they are."""
+def _equal_batches(net: nn.Module, images: ImageSource, batch_size: int) -> list[Inputs]:
+    """Batches of the same size, which count the same; those of inputs that are no images stay as they are."""
+    images, _ = read_images(net, images)
     if isinstance(images, Tensor):
         batch_size = max(2, min(batch_size, len(images)))
-    batches = batches_of(images, batch_size, norm.running_mean.device)
+    batches = batches_of(images, batch_size, next(net.parameters()).device)
     if (count := count_of(batches)) < 2:
         raise InputError(f"BatchNorm cannot be re-estimated from {count} images; use a few hundred")
     return [batch for batch in batches if batch.count == batch_size] if isinstance(images, Tensor) else batches

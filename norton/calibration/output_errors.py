@@ -6,25 +6,27 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from norton.calibration.batches import Images, batches_of
+from norton.calibration.batches import batches_of
 from norton.calibration.input_moments import output_rows
+from norton.calibration.loaders import ImageSource, read_images
 from norton.graph.copies import copied
 from norton.graph.layers import as_dense, is_decomposed
 
 
 @torch.no_grad()
-def output_errors(net: nn.Module, small: nn.Module, images: Images, batch_size: int = 32) -> dict[str, float]:
+def output_errors(net: nn.Module, small: nn.Module, images: ImageSource, batch_size: int = 32) -> dict[str, float]:
     """Decomposed layer → E‖ŷ - y‖² / E‖y‖² of what varies in its outputs, y in the network before and ŷ after.
 
     What `decompose` makes small with the objective `outputs`, with the errors of all layers before it; constants are
-    left out, since BatchNorm takes them up.  images: (N, C, H, W), or batches.  Layers that no image reaches are
-    left out.
+    left out, since BatchNorm takes them up.  images: as `norton.decompose` takes them.  Layers that none
+    reaches are left out.
     """
     names = [name for name, layer in small.named_modules() if is_decomposed(layer)]
     before, after = (copied(one).eval() for one in (net, small))
     wanted, found = _record_outputs(before, names), _record_outputs(after, names)
     errors: dict[str, list[Tensor]] = defaultdict(list)
     outputs: dict[str, list[Tensor]] = defaultdict(list)
+    images, _ = read_images(net, images)
     for batch in batches_of(images, batch_size):
         for one, recorded in ((before, wanted), (after, found)):
             recorded.clear()

@@ -7,7 +7,7 @@ from typing import Any
 from rich.progress import track
 from torch import Tensor, nn
 
-from norton.calibration import Calibration, Metric, fit_to_outputs
+from norton.calibration import Calibration, ImageSource, Metric, fit_to_outputs, read_images
 from norton.calibration.batches import Images
 from norton.common.errors import warn
 from norton.decomposition.methods import DECOMPOSITIONS
@@ -31,7 +31,7 @@ def decompose(
     skip: Iterable[str] | None = None,
     seed: int = 0,
     objective: str = "auto",
-    images: Images | None = None,
+    images: ImageSource | None = None,
     calibration: Calibration | None = None,
     example: Example | None = None,
     progress: bool = False,
@@ -46,10 +46,11 @@ def decompose(
     rank, skip: which layers and how far, see `layer_ranks`.  options: the method's own, such as `starts` of `cp`.
     progress: show a bar over the layers.
 
-    objective: `weights`, the nearest weights; or `outputs`, the nearest outputs on calibration images (N, C, H, W)
-    or batches of what the network takes, without labels, see `norton.calibration.outputs`; the means of BatchNorms
-    follow.  `auto` is `outputs` where images are given, and `weights` where they are None; `outputs` warns then.
-    calibration: how images are used, a `Calibration`.
+    objective: `weights`, the nearest weights; or `outputs`, the nearest outputs on calibration images, see
+    `norton.calibration.outputs`; the means of BatchNorms follow.  `auto` is `outputs` where images are given, and
+    `weights` where they are None; `outputs` warns then.  images: (N, C, H, W), batches of what the network takes, or a
+    DataLoader, see `norton.calibration.read_images`; labels are left out.  calibration: how they are used, a
+    `Calibration`.
 
     Raises InputError for an unknown method, a bad rank or pattern, a weight that is not finite, and images that do not
     fit the network.
@@ -63,6 +64,7 @@ def decompose(
     remember_example_(net, example)
     decomposition, options = DECOMPOSITIONS[method], {**options, "seed": seed}
     if how.fits_outputs(images):
+        images, _ = read_images(net, images)
         small = _for_outputs(net, rules, method, images, calibration or Calibration(), progress, options)
         return kept_like_(given, small)
     if objective == "outputs":

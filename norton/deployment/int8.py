@@ -3,18 +3,21 @@
 import math
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+import numpy as np
+from torch import Tensor, nn
 
+from norton.calibration import ImageSource, read_images
 from norton.common.checks import check_whole_number
 from norton.common.errors import InputError, first_line
 from norton.common.extras import optional
 from norton.common.files import write_whole
 from norton.deployment.exported import Exported, batch_of, described, quiet, relative_difference
 from norton.deployment.onnx_networks import OnnxNet
-from norton.graph.inputs import Example, Inputs, inputs_of
+from norton.graph.inputs import Inputs, inputs_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -22,16 +25,16 @@ if TYPE_CHECKING:
 
 
 def to_int8(
-    file: str | Path, images: Example, path: str | Path, *, batch_size: int = 32, reduce_range: bool = False
+    file: str | Path, images: ImageSource, path: str | Path, *, batch_size: int = 32, reduce_range: bool | None = None
 ) -> Exported:
     """Write an ONNX file of `to_onnx` in 8-bit integers: weights per channel, activations by their range on images.
 
     images: for calibration, (N, C, H, W) or as the file takes them, transformed as for evaluation; a few hundred.  A
-    tuple or a dict of the network's arguments where it takes several.
+    tuple or a dict of the network's arguments where it takes several; or a DataLoader or list of batches.
     batch_size: so many at once.  reduce_range: weights of 7 bits, for an x86 CPU without VNNI instructions, whose sums
-    of products would saturate.  Operators that the quantiser lacks stay in float32, see `Exported`.  Raises InputError
-    where nothing is left to quantise, for a file that is INT8 already or that the quantiser fails on, and for images
-    that do not fit or are not finite.
+    of products would saturate; None: where this machine is one.  Operators that the quantiser lacks stay in float32,
+    see `Exported`.  Raises InputError where nothing is left to quantise, for a file that is INT8 already or that the
+    quantiser fails on, and for images that do not fit or are not finite.
 
     Source: onnxruntime's static quantisation with its preprocessing, QuantizeLinear and DequantizeLinear around each
     operator.
@@ -41,8 +44,8 @@ def to_int8(
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    batches = calibration_batches(images, batch_size)
     expected = OnnxNet(file)
+    batches = calibration_batches(expected, images, batch_size)
     batch_of(batches[0], 1).call(expected)  # images that do not fit show here
     model = onnx.load(file)
     operators = {node.op_type for node in model.graph.node}
@@ -63,7 +66,7 @@ def to_int8(
                 read_by_quantiser(expected, batches),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
-                reduce_range=reduce_range,
+                reduce_range=sums_saturate() if reduce_range is None else reduce_range,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=list(skipped),
@@ -81,15 +84,41 @@ def to_int8(
     )
 
 
-def calibration_batches(images: Example, batch_size: int) -> list[Inputs]:
+@cache
+def sums_saturate() -> bool:
+    """Whether onnxruntime's sums of products of 8-bit integers are wrong on this CPU, by the largest ones there are.
+
+    Source: onnxruntime's page on quantisation, of the instructions VPMADDUBSW of AVX2 and AVX-512.
+    """
+    with optional():
+        import onnxruntime
+        from onnx import TensorProto, helper, numpy_helper
+
+    length, sides = 64, ("images", "weights", "sums")
+    product = helper.make_node("MatMulInteger", sides[:2], sides[2:])
+    weights = numpy_helper.from_array(np.full((length, 32), 127, np.int8), sides[1])
+    given = helper.make_tensor_value_info(sides[0], TensorProto.UINT8, [1, length])
+    found = helper.make_tensor_value_info(sides[2], TensorProto.INT32, [1, 32])
+    graph = helper.make_graph([product], "product", [given], [found], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (sums,) = session.run(None, {sides[0]: np.full((1, length), 255, np.uint8)})
+    return bool((sums != 127 * 255 * length).any())
+
+
+def calibration_batches(net: nn.Module, images: ImageSource, batch_size: int) -> list[Inputs]:
     """The images in batches.  Raises InputError for what no calibration can go by, whatever the network."""
+    check_whole_number("batch_size", batch_size, 1)
+    if not isinstance(images, tuple | Mapping):
+        images, _ = read_images(net, images)
+    if isinstance(images, list):
+        return [batch for one in images for batch in calibration_batches(net, one, batch_size)]
     inputs = inputs_of(images) if isinstance(images, Tensor | tuple | Mapping) else Inputs()
     count = max((len(x) for x in inputs.tensors if x.ndim > 1 and x.numel()), default=0)
     if not count:
         raise InputError(f"the images for calibration are {described(images)}; give a few hundred as (N, C, H, W)")
     if not all(x.isfinite().all() for x in inputs.tensors):
         raise InputError("the images for calibration hold values that are not finite; leave those out")
-    check_whole_number("batch_size", batch_size, 1)
 
     def part(start: int) -> Inputs:
         return inputs.map(lambda x: x[start : start + batch_size] if x.ndim and len(x) == count else x)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from norton.calibration.batches import Images
+from norton.calibration import ImageSource
 from norton.calibration.compensation import COMPENSATIONS
 from norton.common.checks import check_whole_number
 from norton.common.errors import InputError
@@ -76,7 +76,6 @@ class PruneOptions:
             known = " or ".join(COMPENSATIONS)
             raise InputError(f"compensate is {self.compensate!r}; choose {known}, or None for not at all")
 
-
     def compensates(self, images: Any) -> bool:
         """Whether layers are fitted to what they gave before, given these calibration images, or None."""
         return self.compensate is not None and images is not None
@@ -88,7 +87,7 @@ class Pruning:
 
     criterion: CriterionSetting = "pabs"
     options: PruneOptions = PruneOptions()
-    images: Images | None = None
+    images: ImageSource | None = None
     labels: Tensor | None = None
     seed: int = 0
 

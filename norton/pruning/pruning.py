@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from norton.calibration import Calibration, check_images
-from norton.calibration.batches import Images
+from norton.calibration import Calibration, ImageSource, check_images, read_images
 from norton.calibration.compensation import compensated
 from norton.common.checks import check_type
 from norton.common.errors import warn
@@ -32,7 +31,7 @@ def prune(
     criterion: CriterionSetting = "pabs",
     *,
     options: PruneOptions = PruneOptions(),
-    images: Images | None = None,
+    images: ImageSource | None = None,
     labels: Tensor | None = None,
     calibration: Calibration | None = None,
     seed: int = 0,
@@ -54,9 +53,10 @@ def prune(
     `{"intersection": ["l2", "fpgm"]}`: a filter goes only if each would remove it, so fewer go than the rates ask.
     options: how scores become filters that go, a `PruneOptions`.
 
-    images (N, C, H, W), or a list of batches, each an example as above, and labels (N,) or (N, H, W): for criteria that
-    look at data.  What is left of the layers is fitted to what they gave before on the same images, unless
-    `options.compensate` is None; calibration: how; if sequential, BatchNorms follow.  seed: of the criterion `random`.
+    images: (N, C, H, W), batches, each an example as above, or a DataLoader, see `norton.calibration.read_images`;
+    labels: (N,) or (N, H, W), those of the batches if None: for criteria that look at data.  What is left of the layers
+    is fitted to what they gave before on the same images, unless `options.compensate` is None; calibration: how; if
+    sequential, BatchNorms follow.  seed: of the criterion `random`.
 
     Warns where nothing is removed though rates ask for it.  Raises InputError for unknown names, bad rates, filters or
     weights, a layer left without filters, and missing data.
@@ -67,6 +67,7 @@ def prune(
     rates = None if compress_rate is None else read_rates(compress_rate)
     how = Allocation(rates, options)
     wiring = wiring_of(net, example)
+    images, labels = read_images(net, images, labels)
     named = named_filters(net, wiring, criterion, options.filters, rates)
     scoring = Scoring(criterion, options, named, images, labels, seed, progress)
     if options.compensates(images):

@@ -6,8 +6,10 @@ import pytest
 import torch
 from onnx.numpy_helper import to_array
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import norton
+from norton.deployment import int8
 from norton.deployment.export import to_onnx
 from norton.deployment.int8 import to_int8
 from norton.deployment.onnx_networks import OnnxNet
@@ -23,14 +25,16 @@ def dequantised(model):
     }
 
 
-def test_weights_are_rounded_per_channel(files):
+@pytest.mark.parametrize("reduced, levels", [(False, 255), (True, 128)])
+def test_weights_are_rounded_per_channel(reduced, levels, files, images, tmp_path):
     weights = {t.name: to_array(t) for t in onnx.load(files["onnx"].path).graph.initializer}
-    found = dequantised(onnx.load(files["int8"].path))
+    path = to_int8(files["onnx"].path, images, tmp_path / "a.onnx", reduce_range=reduced).path
+    found = dequantised(onnx.load(path))
     for name in ("stem.weight", "grouped.weight"):
         integers, scales, zeros = found[name]
         per_channel = (-1, 1, 1, 1)
         assert integers.dtype == np.int8 and not zeros.any()
-        expected = np.abs(weights[name]).reshape(len(weights[name]), -1).max(1) * 2 / 255
+        expected = np.abs(weights[name]).reshape(len(weights[name]), -1).max(1) * 2 / levels
         np.testing.assert_allclose(scales, expected, rtol=0.01)
         error = np.abs(integers * scales.reshape(per_channel) - weights[name])
         assert (error <= 0.51 * scales.reshape(per_channel)).all()
@@ -40,7 +44,8 @@ def test_activations_have_the_range_of_all_images(files, images, tmp_path):
     """The largest pixel in the last batch alone."""
     bright = images.clone()
     bright[-1, 0, 0, 0], bright[0, 0, 0, 0] = 51, -10
-    path = to_int8(files["onnx"].path, bright, tmp_path / "bright.onnx", batch_size=3).path
+    loader = DataLoader(TensorDataset(bright, torch.arange(len(bright))), batch_size=3)  # labels are left out
+    path = to_int8(files["onnx"].path, loader, tmp_path / "bright.onnx", batch_size=3).path
     model = onnx.load(path)
     constants = {tensor.name: to_array(tensor) for tensor in model.graph.initializer}
     (first,) = (node for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "images")
@@ -83,7 +88,8 @@ def test_what_the_quantiser_fails_on_is_said_in_a_line(files, images, monkeypatc
 
 @pytest.mark.parametrize("change, message", [
     (lambda images: images[:0], r"of shape \(0, 3, 20, 20\), which has no numbers in it"),
-    (lambda images: list(images), "calibration are a list"),
+    (lambda images: "pictures", "calibration are a str"),
+    (lambda images: list(images), r"of \(1, 20, 20\); the file takes"),
     (lambda images: images[0], r"images are float32 of \(1, 20, 20\); the file takes"),
     (lambda images: images.where(images < 2, float("nan")), "values that are not finite"),
     (lambda images: 3e38 * images.sign(), "what it computes on these images is too large"),
@@ -128,3 +134,11 @@ def test_shapes_that_are_computed(tmp_path):
     found = OnnxNet(tmp_path / "int8.onnx")(x)
     assert (found.norm(dim=1) - 1).abs().max() < 1e-5
     assert (found - net(x)).norm() < 0.05 * net(x).norm()
+
+
+def test_a_machine_whose_sums_saturate_gets_weights_of_seven_bits(files, images, monkeypatch, tmp_path):
+    """What it would compute of eight is far from the network, without a word."""
+    for saturates, least in ((True, 64), (False, 127)):
+        monkeypatch.setattr(int8, "sums_saturate", lambda saturates=saturates: saturates)
+        found = dequantised(onnx.load(to_int8(files["onnx"].path, images, tmp_path / "a.onnx").path))
+        assert max(np.abs(integers.astype(int)).max() for integers, *_ in found.values() if integers.ndim > 1) == least
