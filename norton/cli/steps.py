@@ -77,9 +77,9 @@ def check_images(net: nn.Module, cfg: DictConfig, data: Data, step: str) -> None
             check_classes(net, data)
             check_size(net, data)
     except InputError as error:
-        if looks or fits:
+        if looks:
             raise
-        raise InputError(f"{error}; or leave BatchNorm as it is with calibration.batchnorm=false") from None
+        raise InputError(f"{error}; or do without images: calibration.images=null") from None
 
 
 def decompose(net: nn.Module, cfg: DictConfig, data: Data, *, progress: bool = True) -> nn.Module:
@@ -140,7 +140,7 @@ def calibrate_(small: nn.Module, dense: nn.Module, cfg: DictConfig, data: Data) 
     try:
         fitting = calibration_images(small, cfg, data)
     except InputError as error:
-        raise InputError(f"{error}; or leave BatchNorm as it is with calibration.batchnorm=false") from None
+        raise InputError(f"{error}; or do without images: calibration.images=null") from None
     if fitting is not None:
         reestimate_batchnorm_(small, fitting, c.batch_size)
     return None

@@ -1,17 +1,17 @@
 """What settings name is what is opened: data that suit the network, and a checkpoint as `model.` says it is."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.commands import run_here
 from helpers.own_images import write_classes
 from omegaconf import OmegaConf
-from torch import nn
 
 import norton
 from norton.checkpoints.files import read
-from norton.cli import opening, steps
+from norton.cli import opening
 from norton.cli.program import joined, own_data
 from norton.common.errors import NortonWarning
 
@@ -60,15 +60,72 @@ def test_what_does_not_suit_the_checkpoint_is_one_line(settings, message, file, 
     code, _, error = run_here(command, monkeypatch, capsys)
     assert code == 2 and message in error and len(error.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
-    if "objective" not in settings and not settings.startswith("model"):
-        assert "calibration.batchnorm=false" in error  # the way out
+    if not settings.startswith("model") and "root" not in settings:
+        assert "or do without images: calibration.images=null" in error  # the way out
 
 
-def test_without_images_batchnorm_is_left_and_that_is_said():
-    cfg = OmegaConf.create({"checkpoint": "a.pt", "calibration": {"batchnorm": "auto", "folder": None, "images": 8}})
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    with pytest.warns(NortonWarning, match="BatchNorm is left as it is: no images to judge by; name some with data="):
-        assert steps.calibrate_(net, net, cfg, None) is None
+def open_choices(**settings):
+    calibration = {"batchnorm": "auto", "folder": None, "images": 8}
+    chosen = {"decomposition": {"objective": "auto"}, "pruning": {"compensate": "auto"}, "calibration": calibration}
+    return OmegaConf.merge(OmegaConf.create(chosen | {"checkpoint": "a.pt", "model": {}}), OmegaConf.create(settings))
+
+
+def chosen(cfg):
+    return cfg.decomposition.objective, cfg.pruning.compensate, cfg.calibration.batchnorm
+
+
+class Images:
+    """Data whose images are there, or are not."""
+
+    def __init__(self, error=None, *, named=False):
+        self.error, self.named = error, named
+
+    @property
+    def splits(self):
+        if self.error:
+            raise norton.InputError(self.error)
+        return SimpleNamespace(calibration=range(100))
+
+
+def test_images_at_hand_are_what_layers_are_fitted_to():
+    cfg = open_choices()
+    opening.settle_auto(cfg, Images())
+    assert chosen(cfg) == ("outputs", "outputs", "auto")
+    cfg = open_choices(calibration={"folder": "pictures", "images": None})
+    opening.settle_auto(cfg, None)
+    assert chosen(cfg) == ("outputs", "outputs", "auto")
+    asked = {"decomposition": {"objective": "weights"}, "pruning": {"compensate": None}}
+    cfg = open_choices(**asked, calibration={"batchnorm": True})
+    opening.settle_auto(cfg, Images())
+    assert chosen(cfg) == ("weights", None, True)
+    cfg = open_choices(steps=["train", "finetune"])
+    opening.settle_auto(cfg, Images("not there", named=True))  # nobody looks at them
+    assert chosen(cfg) == ("auto", "auto", "auto")
+
+
+def test_without_images_weights_are_fitted_and_that_is_said():
+    cfg = open_choices(steps=["decompose"])
+    with pytest.warns(
+        NortonWarning,
+        match=r"^no calibration images \(name some with data= or calibration\.folder=\): layers are "
+        "fitted to weights, BatchNorm is left as it is$",
+    ):
+        opening.settle_auto(cfg, None)
+    assert chosen(cfg) == ("weights", "auto", False)
+    cfg = open_choices()
+    with pytest.warns(
+        NortonWarning, match="looked for them: layers are fitted to weights, what is left of layers stays"
+    ):
+        opening.settle_auto(cfg, Images("looked for them"))
+    with pytest.raises(norton.InputError, match="looked for them"):  # data that somebody names must be there
+        opening.settle_auto(open_choices(), Images("looked for them", named=True))
+
+
+@pytest.mark.parametrize("settings", [{"calibration": {"images": None}}, {"checkpoint": None}])
+def test_who_wants_no_images_or_has_random_weights_is_told_nothing(settings, recwarn):
+    cfg = open_choices(**settings)
+    opening.settle_auto(cfg, None)
+    assert chosen(cfg) == ("weights", None, False) and not list(recwarn)
 
 
 def test_settings_of_the_model_are_used_and_the_next_command_says_what_the_file_does_not(
