@@ -73,9 +73,6 @@ def choose_ranks(
     check_has_values(network_in(net))
     net = copied(network_in(net))
     images, _ = read_images(net, images)
-    if pruning is not None:
-        shown, labels = read_images(net, pruning.images, pruning.labels)
-        pruning = replace(pruning, images=shown, labels=labels)
     what, share = asked_share(macs, params)
     calibration = calibration or Calibration()
     if filters is not None and not is_whole_number(filters, 1):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from norton.budget.layer_errors import Probe, relative_output_error, sampled_filters
-from norton.calibration import Metric
+from norton.calibration import Metric, read_images
 from norton.common.errors import InputError
 from norton.graph import wiring_of
 from norton.graph.copies import copied
@@ -184,7 +184,8 @@ def pruning_curves_of(net: nn.Module, pruning: Pruning) -> PruningCurves:
     """
     check_criterion(pruning.criterion)
     refit = pruning.options.compensate is not None
-    pruning = replace(pruning, options=replace(pruning.options, compensate=None))
+    images, labels = read_images(net, pruning.images, pruning.labels)  # once, for all rates
+    pruning = replace(pruning, options=replace(pruning.options, compensate=None), images=images, labels=labels)
     wiring = wiring_of(net)
     able = [axis for axis in prunable(wiring) if all(_measurable(net, name) for name in _readers(wiring, axis))]
     bound = [sorted(axes) for axes in connected(wiring.shifts)]

@@ -54,12 +54,10 @@ def prune(
     options: how scores become filters that go, a `PruneOptions`.
 
     images: (N, C, H, W), batches, each an example as above, or a DataLoader, see `norton.calibration.read_images`;
-    labels: (N,) or (N, H, W), those of the batches if None: for criteria that look at data.  What is left of the layers
-    is fitted to what they gave before on the same images, unless `options.compensate` is None; calibration: how; if
-    sequential, BatchNorms follow.  seed: of the criterion `random`.
-
-    Warns where nothing is removed though rates ask for it.  Raises InputError for unknown names, bad rates, filters or
-    weights, a layer left without filters, and missing data.
+    labels: (N,) or (N, H, W), those of the batches if None: for criteria that look at data.  Unless
+    `options.compensate` is None, what is left of the layers is fitted to what they gave before on the same images;
+    calibration: how; if sequential, BatchNorms follow.  seed: of the criterion `random`.  Warns where nothing is removed
+    though rates ask for it.  Raises InputError for unknown names, bad rates, filters or weights, and missing data.
     """
     given, net = net, network_in(net)
     check_has_values(net)
@@ -70,7 +68,8 @@ def prune(
     images, labels = read_images(net, images, labels)
     named = named_filters(net, wiring, criterion, options.filters, rates)
     scoring = Scoring(criterion, options, named, images, labels, seed, progress)
-    if options.compensates(images):
+    fits = options.compensates(images)
+    if fits:
         check_images(net, images)
     rated, small = how.rated(net, wiring), copied(net)
     remember_example_(small, example)
@@ -81,9 +80,9 @@ def prune(
     step = {"op": "prune", "keep": {wiring.name(axis): list(map(int, channels)) for axis, channels in keep.items()}}
     wiring.check_cut(keep)
     cut_(small, wiring, keep)  # as replaying the step does, without finding the wiring again
-    if options.compensate == "outputs" and images is None:
+    if options.compensate == "outputs" and not fits:
         warn("compensate=outputs without calibration images: not compensated")
-    if options.compensates(images):
+    if fits:
         small = compensated(net, small, wiring, keep, images, calibration or Calibration(), progress=progress)
     record_step(small, step)
     return kept_like_(given, small)
