@@ -59,9 +59,8 @@ def choose_ranks(
     all.  Of a layer's ranks those are tried that cost less than the layer, or 16 of them evenly spread.  That takes the
     time of gathering covariances once, and of fitting so many filters of each layer at each rank.
 
-    pruning: the `norton.prune` that is to follow, if filters are to go too, at rates that are multiples of 0.1.
-    Several ways to share the budget between pruning and ranks are tried, ranks alone and pruning alone too, and the
-    best is taken.
+    pruning: the `norton.prune` that is to follow, if filters are to go too, at rates that are multiples of 0.1.  The
+    best of several ways to share the budget between it and ranks is taken; ranks or pruning alone are among them.
 
     The errors never add up to more than at the highest uniform rank within the budget.  Where the least sum leaves over
     1% of the budget, one that does not is taken if it is at most 5% larger, and where there is none a warning says so.

@@ -44,7 +44,6 @@ def prune(
     `norton.wiring_of(net).left_whole` says what cannot be pruned, and why.  Precision, memory format, DataParallel and
     torch.compile stay.  example: an input or its size (channels, height, width), a tuple of several, or a dict by name,
     if the network states none (`input_size`, `example_input_array`); real data where it needs values.
-
     compress_rate: the fraction removed per layer, as published (`[0.6]*6+[0.8]*7`); one number, of every layer that can
     be pruned; or patterns of layer names with a number each, of which the first that matches decides.  None for the
     criterion `index` alone.
@@ -54,10 +53,11 @@ def prune(
     options: how scores become filters that go, a `PruneOptions`.
 
     images: (N, C, H, W), batches, each an example as above, or a DataLoader, see `norton.calibration.read_images`;
-    labels: (N,) or (N, H, W), those of the batches if None: for criteria that look at data.  Unless
-    `options.compensate` is None, what is left of the layers is fitted to what they gave before on the same images;
-    calibration: how; if sequential, BatchNorms follow.  seed: of the criterion `random`.  Warns where nothing is removed
-    though rates ask for it.  Raises InputError for unknown names, bad rates, filters or weights, and missing data.
+    labels: (N,) or (N, H, W), those of the batches if None: for criteria that look at data.  What is left of the layers
+    is fitted to what they gave before on these images, unless `options.compensate` is None; calibration: how; if
+    sequential, BatchNorms follow.  seed: of the criterion `random`.
+
+    Warns where nothing is removed though rates ask for it.  Raises InputError for unknown names, bad rates, filters or weights, and missing data.
     """
     given, net = net, network_in(net)
     check_has_values(net)
