@@ -57,7 +57,8 @@ def prune(
     is fitted to what they gave before on these images, unless `options.compensate` is None; calibration: how; if
     sequential, BatchNorms follow.  seed: of the criterion `random`.
 
-    Warns where nothing is removed though rates ask for it.  Raises InputError for unknown names, bad rates, filters or weights, and missing data.
+    Warns where nothing is removed though rates ask for it.  Raises InputError for unknown names, bad rates, filters or
+    weights, and missing data.
     """
     given, net = net, network_in(net)
     check_has_values(net)
@@ -68,8 +69,7 @@ def prune(
     images, labels = read_images(net, images, labels)
     named = named_filters(net, wiring, criterion, options.filters, rates)
     scoring = Scoring(criterion, options, named, images, labels, seed, progress)
-    fits = options.compensates(images)
-    if fits:
+    if fits := options.compensates(images):
         check_images(net, images)
     rated, small = how.rated(net, wiring), copied(net)
     remember_example_(small, example)
