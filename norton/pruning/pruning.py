@@ -63,11 +63,10 @@ def prune(
     given, net = net, network_in(net)
     check_has_values(net)
     check_type("options", options, PruneOptions)
-    rates = None if compress_rate is None else read_rates(compress_rate)
-    how = Allocation(rates, options)
+    how = Allocation(None if compress_rate is None else read_rates(compress_rate), options)
     wiring = wiring_of(net, example)
     images, labels = read_images(net, images, labels)
-    named = named_filters(net, wiring, criterion, options.filters, rates)
+    named = named_filters(net, wiring, criterion, options.filters, how.rates)
     scoring = Scoring(criterion, options, named, images, labels, seed, progress)
     if fits := options.compensates(images):
         check_images(net, images)
