@@ -66,7 +66,7 @@ def prune(
     how = Allocation(None if compress_rate is None else read_rates(compress_rate), options)
     wiring = wiring_of(net, example)
     images, labels = read_images(net, images, labels)
-    named = named_filters(net, wiring, criterion, options.filters, how.rates)
+    named = named_filters(net, wiring, criterion, options.filters, how.compress_rate)
     scoring = Scoring(criterion, options, named, images, labels, seed, progress)
     if fits := options.compensates(images):
         check_images(net, images)
