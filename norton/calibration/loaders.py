@@ -34,8 +34,8 @@ def read_images(
     """
     if isinstance(images, Dataset):
         images = DataLoader(images, batch_size=128)
-    if isinstance(images, Tensor | str | Mapping) or not isinstance(images, Iterable):
-        return images, labels
+    if isinstance(images, Tensor | str | Mapping) or not isinstance(images, Iterable) or images == []:
+        return images, labels  # what is none of them is refused where it is used
     takes, examples, found = _Arguments.of(network_in(net)), [], []
     for batch in images if isinstance(images, Sequence) else _first(images):
         example, own = takes.split(batch)
@@ -43,8 +43,8 @@ def read_images(
         found.append(own)
     if not examples:
         raise InputError(
-            f"calibration images: {type(images).__name__} gives no batch; give some, in a list where they are needed "
-            "more than once, for a generator can be read only once"
+            f"calibration images: {type(images).__name__} gives no batch; give some, as a list where "
+            "they are used more than once, for a generator can be read only once"
         )
     if labels is None and all(own is not None for own in found):
         labels = torch.cat(found)

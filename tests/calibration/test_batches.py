@@ -129,7 +129,7 @@ def test_how_images_become_batches():
 @pytest.mark.parametrize("change, message", [
     (lambda x: x.long(), "torch.int64|does not take calibration images of 3×8×8: .*long int"),
     (lambda x: x[:0], r"at least one|\(0, 3, 8, 8\)"),
-    (lambda x: [x[:0]], "at least one image"),
+    (lambda x: [x[:0]], r"at least one|\(0, 3, 8, 8\)"),
     (lambda x: x * torch.nan, "infinite or undefined"),
     (lambda x: x.to("meta"), "are on the meta device, without values"),
 ])  # fmt: skip

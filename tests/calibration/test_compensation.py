@@ -312,7 +312,7 @@ def test_criterion_and_compensation_share_the_images():
     net, images = plain(), pictures()
     small, cut = (
         norton.prune(net, 0.3, "hrank", options=options, images=images, example=(3, 12, 12))
-        for options in (norton.PruneOptions(compensate="outputs", min_filters=1), norton.PruneOptions(min_filters=1))
+        for options in (norton.PruneOptions(compensate=how, min_filters=1) for how in ("outputs", None))
     )
     assert small.plan == cut.plan and difference(net, small, images) < difference(net, cut, images)
 
@@ -324,7 +324,7 @@ def test_the_form_of_computation_stays():
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"compensate": "weights"}, "compensate is 'weights'; choose outputs, or None"),
+    ({"compensate": "weights"}, "compensate is 'weights'; choose auto or outputs, or None"),
     ({"compensate": True}, "compensate is True"),
     ({"compensate": "outputs", "images": pictures()[0]}, r"shape \(3, 12, 12\); expected \(N, C, H, W\)"),
     ({"compensate": "outputs", "images": pictures()[:0]}, "at least one"),

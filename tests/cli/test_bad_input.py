@@ -57,7 +57,10 @@ BAD = [
     ("prune.py checkpoint={dense} compress_rate=1.5 out={tmp}/x", "the rate is 1.5"),
     ("prune.py checkpoint={dense} 'compress_rate={{layr1.*:0.5}}' out={tmp}/x", "pattern 'layr1.*' matches no layer"),
     ("prune.py checkpoint={dense} compress_rate=[0.1]*30 pruning=slamp out={tmp}/x", "one number"),
-    ("prune.py checkpoint={dense} compress_rate=0.3 pruning.compensate=weights out={tmp}/x", "choose outputs, or None"),
+    (
+        "prune.py checkpoint={dense} compress_rate=0.3 pruning.compensate=weights out={tmp}/x",
+        "choose auto or outputs, or None",
+    ),
     ("prune.py checkpoint={dense} compress_rate=0.3 calibration.ridge=0 out={tmp}/x", "ridge is 0"),
     ("prune.py checkpoint={dense} compress_rate=0.3 pruning.normalisation=nix out={tmp}/x", "normalisation 'nix'"),
     ("prune.py checkpoint={dense} pruning=index out={tmp}/x", "give filters="),

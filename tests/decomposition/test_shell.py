@@ -77,7 +77,7 @@ def test_decompose_for_outputs(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("settings, message", [
-    ("decomposition.objective=output rank=1", "objective is 'output'; choose one of weights, outputs"),
+    ("decomposition.objective=output rank=1", "objective is 'output'; choose one of auto, weights, outputs"),
     ("decomposition.objective=outputs rank=1 calibration.ridge=0", "ridge is 0; it must be a number above 0"),
     ("decomposition.objective=outputs rank=1 calibration.folder=nowhere", "no folder at nowhere"),
     ("decomposition=svd rank=1000", "rank 1000 exceeds"),

@@ -1,6 +1,7 @@
 """Scores from calibration images: where maps are taken, against loops; batches, missing data, nothing left behind."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -108,21 +109,22 @@ def test_the_batchnorm_of_a_sum_is_no_layers_own():
 @pytest.mark.parametrize("criterion", DATA_DRIVEN)
 def test_missing_data(criterion):
     net, (images, labels) = norton.build("resnet_56"), some_data()
+    prune = partial(norton.prune, net, 0.3, criterion, options=norton.PruneOptions(compensate=None))
     with pytest.raises(norton.InputError, match=rf"{criterion}.*pass images=.*calibration\.images"):
-        norton.prune(net, 0.3, criterion=criterion)
+        prune()
     if CRITERIA[criterion].needs_labels:
         with pytest.raises(norton.InputError, match=r"labels= \(N,\)"):
-            norton.prune(net, 0.3, criterion=criterion, images=images)
+            prune(images=images)
         for wrong, message in ((labels[:3], r"labels of shape \(3,\)"), (labels + 90, "label 93 is out of range")):
             with pytest.raises(norton.InputError, match=message):
-                norton.prune(net, 0.3, criterion=criterion, images=images, labels=wrong)
+                prune(images=images, labels=wrong)
     with pytest.raises(norton.InputError, match=r"images of shape \(3, 16, 16\)"):
-        norton.prune(net, 0.3, criterion=criterion, images=images[0], labels=labels)
+        prune(images=images[0], labels=labels)
     with pytest.raises(norton.InputError, match="images have infinite or undefined values"):
-        norton.prune(net, 0.3, criterion=criterion, images=images * torch.nan, labels=labels)
+        prune(images=images * torch.nan, labels=labels)
     net.bn1.bias.data[0] = torch.nan
     with pytest.raises(norton.InputError, match=r"holds NaN"):
-        norton.prune(net, 0.3, criterion=criterion, images=images, labels=labels)
+        prune(images=images, labels=labels)
 
 
 @pytest.mark.parametrize("criterion", DATA_DRIVEN)
