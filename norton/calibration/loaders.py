@@ -34,7 +34,11 @@ def read_images(
     """
     if isinstance(images, Dataset):
         images = DataLoader(images, batch_size=128)
-    if isinstance(images, Tensor | str | Mapping) or not isinstance(images, Iterable) or images == []:
+    if (
+        isinstance(images, Tensor | str | Mapping)
+        or not isinstance(images, Iterable)
+        or (isinstance(images, list) and not images)
+    ):
         return images, labels  # what is none of them is refused where it is used
     takes, examples, found = _Arguments.of(network_in(net)), [], []
     for batch in images if isinstance(images, Sequence) else _first(images):
