@@ -144,7 +144,7 @@ def test_settings_of_the_model_are_used_and_the_next_command_says_what_the_file_
     assert counted == norton.complexity(net, (3, 32, 32)).macs < norton.complexity(net, (3, 224, 224)).macs
     assert content["data"]["name"] == "mnist5k"
     assert f"checkpoint={tmp_path}/out/model.pt model.arch=own_nets.small\n" in said
-    unseen = f"{command} calibration.batchnorm=false out={tmp_path}/unseen"
+    unseen = f"{command} decomposition.objective=weights calibration.batchnorm=false out={tmp_path}/unseen"
     assert "own_nets.small data=mnist5k data.batch_size=64\n" in run_here(unseen, monkeypatch, capsys)[1]
 
 
