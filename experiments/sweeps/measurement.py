@@ -135,6 +135,7 @@ def _measure(cfg: DictConfig, sweep: Sweep, point: str, say: Callable[[str], Non
         net, origin = opening.open_network(cfg, new_head=True)
         opening.choose_data(cfg, net, opening.named_by(net, origin))
     data = kept_data(json.dumps(opening.data_settings(cfg, net), sort_keys=True))
+    opening.settle_auto(cfg, data)
     opening.check_latency_batch(cfg, data)
     chain = PointChain(cfg, data, sweep, point, say, loggers)
     dense = chain.dense(chain.start())

@@ -155,10 +155,7 @@ def data_for(net: nn.Module, origin: Mapping[str, Any], cfg: DictConfig) -> Data
         settle_auto(cfg, None)
         return None
     choose_data(cfg, net, about)
-    data = open_data(cfg, net)
-    data.named = named
-    settle_auto(cfg, data)
-    return data
+    return open_data(cfg, net, named=named)
 
 
 def about_of(net: nn.Module, origin: Mapping[str, Any]) -> str | None:
@@ -171,14 +168,16 @@ def named_by(net: nn.Module, origin: Mapping[str, Any]) -> str | None:
     return origin["metrics"].get("data") or (getattr(net, "data_settings", None) or {}).get("name")
 
 
-def open_data(cfg: DictConfig, net: nn.Module | None = None) -> "ClassificationData":
-    """The LightningDataModule of `data=`; its files are looked for at the first use.
+def open_data(cfg: DictConfig, net: nn.Module | None = None, *, named: bool = True) -> "ClassificationData":
+    """The LightningDataModule of `data=`; its files are looked for at the first use, or where `settle_auto` asks.
 
-    net: as in `data_settings`.
+    net: as in `data_settings`.  named: whether a user chose the data.
     """
     data = made_data(data_settings(cfg, net))
+    data.named = named
     if net is not None:
         data.problem = problem(cfg, net)
+        settle_auto(cfg, data)
     return data
 
 

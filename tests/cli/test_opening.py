@@ -103,6 +103,12 @@ def test_images_at_hand_are_what_layers_are_fitted_to():
     assert chosen(cfg) == ("auto", "auto", "auto")
 
 
+def test_who_opens_data_for_a_network_decides_by_them(file):
+    cfg = open_choices(data={"name": "mnist5k", "root": None, "batch_size": 8, "seed": 0})
+    opening.open_data(cfg, norton.build("own_nets.small", input_size=(3, 32, 32)))
+    assert chosen(cfg) == ("outputs", "outputs", "auto")
+
+
 def test_without_images_weights_are_fitted_and_that_is_said():
     cfg = open_choices(steps=["decompose"])
     with pytest.warns(
