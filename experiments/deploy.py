@@ -8,6 +8,7 @@ from experiments.deployment.networks import calibration_images, deploy, noise, o
 from experiments.deployment.results import picture, table_row, verdicts
 from experiments.deployment.variants import Preparation
 from norton.cli import program, tables
+from norton.cli.opening import score_of
 from norton.cli.settings import check_whole, plain
 from norton.common.checks import check_boolean
 from norton.common.files import write_json
@@ -35,9 +36,10 @@ def main(cfg: DictConfig) -> None:
     arch = nets["network"].net.arch
     title = f"{arch}, {describe_machine(CPU)}"
     write_json(folder / "metrics.json", {"arch": arch, **told(data), "notes": notes + noted, "rows": rows})
-    shown = [table_row(row) for row in rows]
+    score = score_of(data)
+    shown = [table_row(row, score) for row in rows]
     tables.write_table(folder / "table.md", shown)
-    picture(folder / "picture.png", rows, title)
+    picture(folder / "picture.png", rows, title, score)
     tables.print_table(shown, title)
     for line in (*verdicts(rows), *notes, *noted):
         print(line)

@@ -82,6 +82,7 @@ def main(cfg: DictConfig) -> None:
     data = about if cfg.statistics_images else None
     if data is not None:
         opening.check_classes(dense, data)
+        opening.check_top1(data, "features")
     drawn = draw(data.splits.test, cfg) if data is not None else []
     shown = own_pictures(cfg, dense, about) if not isinstance(cfg.images, int) else drawn_pictures(cfg, data, drawn)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

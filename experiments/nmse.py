@@ -32,6 +32,8 @@ def main(cfg: DictConfig) -> None:
     if given is None:
         check_ranks(net, cfg)
     data = opening.open_data(cfg, net) if cfg.accuracy else None
+    if data is not None:
+        opening.check_top1(data, "nmse")
     top1 = steps.evaluate(net, cfg, data)["top1"] if data else None
     found = measure_all(net, given, cfg, data)
     results = dict([next(found)])  # a bad option of the method or of calibration shows here, before anything is written

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 import norton
+from norton.checkpoints import claims
 from norton.checkpoints.files import read
 from norton.cli import opening, pictures, program, steps, tables
 from norton.cli.chain import Chain
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 DIGITS = "clutter"  # the data where nobody says which
 BASELINES = {path.stem for path in (program.CONFIGS / "experiment").glob("*_baseline.yaml")}
+SCORES = {"classification": {"top1": "top-1 %"}, "segmentation": claims.SCORES["segmentation"]}  # that are shown
 LABELS = {"train": "dense", "decompose": "decomposed", "prune": "pruned", "finetune": "fine-tuned"}
 
 
@@ -106,17 +108,18 @@ def measure(files: dict[str, Path], cfg: DictConfig, data: "ClassificationData",
     images = data.images("test", cfg.latency_batch)
     times = latencies(deploy_alike(nets, images, cfg.latency, progress=True), images)
     milliseconds = f"ms / {cfg.latency_batch} images"
+    scores = SCORES[data.task]
     rows, metrics = [], {}
     for name, path in files.items():
         # The final file claims what was measured, once.
         content = read(path)
-        claims: dict[str, Any] = {**accuracies[name], "macs": costs[name].macs, "params": costs[name].params}
-        if content["metrics"] != claims | {"data": data.name}:
-            norton.save(nets[name], path, metrics={**claims, "data": data.name}, lineage=content["lineage"])
+        claimed: dict[str, Any] = {**accuracies[name], "macs": costs[name].macs, "params": costs[name].params}
+        if content["metrics"] != claimed | {"data": data.name}:
+            norton.save(nets[name], path, metrics={**claimed, "data": data.name}, lineage=content["lineage"])
         rows.append(
             {
                 "network": name,
-                "test top-1 %": accuracies[name]["top1"],
+                **{f"test {label}": accuracies[name][key] for key, label in scores.items()},
                 **cost_row(costs[name], dense),
                 "file MB": path.stat().st_size / 1e6,
                 milliseconds: times[name].milliseconds,
@@ -126,7 +129,7 @@ def measure(files: dict[str, Path], cfg: DictConfig, data: "ClassificationData",
         metrics[name] = {
             "arch": nets[name].arch,
             "data": data.name,
-            **claims,
+            **claimed,
             "file_bytes": path.stat().st_size,
             "latency_ms": times[name].milliseconds,
             "latency_form": times[name].form,
@@ -135,7 +138,7 @@ def measure(files: dict[str, Path], cfg: DictConfig, data: "ClassificationData",
     write_json(folder / "metrics.json", metrics)
     tables.write_table(folder / "table.md", rows)
     panels = {
-        "test accuracy (top-1, %)": {row["network"]: row["test top-1 %"] for row in rows},
+        **{f"test {label}": {row["network"]: row[f"test {label}"] for row in rows} for label in scores.values()},
         "MACs (millions)": {name: cost.macs / 1e6 for name, cost in costs.items()},
         "parameters (thousands)": {name: cost.params / 1e3 for name, cost in costs.items()},
         "file (MB)": {row["network"]: row["file MB"] for row in rows},

@@ -42,6 +42,7 @@ def main(cfg: DictConfig) -> None:
     opening.choose_data(cfg, dense, opening.named_by(dense, origin) or "clutter")
     data = opening.open_data(cfg, dense)
     opening.check_classes(dense, data)
+    opening.check_top1(data, "selection")
     check_teachers(dense, origin["lineage"], cfg, ["decompose", "prune", "finetune"], data)
     steps.check_fit(dense, cfg, "decompose")
     for rates in cfg.budgets:

@@ -51,6 +51,7 @@ def main(cfg: DictConfig) -> None:
     opening.choose_data(cfg, net, opening.about_of(net, origin))
     data = opening.open_data(cfg, net)
     opening.check_classes(net, data)
+    opening.check_top1(data, "sensitivity")
     device = find_device(cfg.device)
     trials = chosen([*ranked(net, cfg), *rated(net, cfg)], cfg)
     images, labels = data.labelled(cfg.split, min(cfg.images, len(getattr(data.splits, cfg.split))))

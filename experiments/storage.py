@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 import norton
+from norton.checkpoints.claims import SCORES
 from norton.checkpoints.sharing import Bits, layer_bits, layer_weights
 from norton.cli import opening, pictures, program, steps, tables
 from norton.cli.chain import lineage_record
@@ -50,10 +51,11 @@ def main(cfg: DictConfig) -> None:
         found["bytes"] = write(nets[name], folder / f"{name}.pt", found, origin, cfg)
     dense = opening.dense_form(net)
     sizes = {"dense": plain_bytes(dense, origin), "as given": plain_bytes(net, origin)}
-    title, rows = f"{net.arch}: weights shared and compressed", table(files, sizes, before.get("top1"))
+    score = opening.score_of(data)
+    title, rows = f"{net.arch}: weights shared and compressed", table(files, sizes, before.get(score[0]), score)
     write_json(folder / "metrics.json", {"arch": net.arch, **before, "plain_bytes": sizes, "files": files})
     tables.write_table(folder / "table.md", rows)
-    picture(folder / "picture.png", files, sizes["as given"], title)
+    picture(folder / "picture.png", files, sizes["as given"], title, score)
     tables.print_table(rows, title)
     written = ", ".join(f"{name}.pt" for name in files)
     print(f"written to {folder}/: {written}, config.yaml, metrics.json, table.md, picture.png")
@@ -80,7 +82,7 @@ def calibrated(small: nn.Module, net: nn.Module, cfg: DictConfig, data: "Classif
 
 
 def measure(net: nn.Module, cfg: DictConfig, data: "ClassificationData | None") -> dict[str, float]:
-    """Test accuracies in percent, where they are asked for."""
+    """The scores on the test split in percent, where they are asked for."""
     if not cfg.accuracy:
         return {}
     return steps.evaluate(copy.deepcopy(net).float(), cfg, data)
@@ -98,7 +100,7 @@ def relative_weight_error(net: nn.Module, small: nn.Module) -> float:
 def write(net: nn.Module, path: Path, found: Mapping[str, Any], origin: Mapping[str, Any], cfg: DictConfig) -> int:
     """Save a network, compressed, with what was measured of it; returns the bytes of the file."""
     cost = norton.complexity(net)
-    metrics = {key: found[key] for key in ("top1", "top5") if key in found}
+    metrics = {key: found[key] for scores in SCORES.values() for key in scores if key in found}
     metrics |= {"data": cfg.data.name} if metrics else opening.inherited(origin)
     metrics |= {"macs": cost.macs, "params": cost.params}
     lineage = list(origin["lineage"])
@@ -122,30 +124,36 @@ def bits_text(bits: Bits | None) -> str:
     return f"{bits} bits"
 
 
-def table(files: Mapping[str, dict], sizes: Mapping[str, int], top1: float | None) -> list[dict]:
-    """A row per file, below those of the plain files it is compared with."""
-    rows = [{"weights": "as given, plain", "bytes": sizes["as given"], "error": None, "top-1 %": top1}]
+def table(
+    files: Mapping[str, dict], sizes: Mapping[str, int], before: float | None, score: tuple[str, str]
+) -> list[dict]:
+    """A row per file, below those of the plain files it is compared with.
+
+    before: what the network as given scores.  score: its name in files, and in tables.
+    """
+    name, label = score
+    rows = [{"weights": "as given, plain", "bytes": sizes["as given"], "error": None, label: before}]
     if sizes["dense"] != sizes["as given"]:
-        rows = [{"weights": "dense, plain", "bytes": sizes["dense"], "error": None, "top-1 %": None}, *rows]
+        rows = [{"weights": "dense, plain", "bytes": sizes["dense"], "error": None, label: None}, *rows]
     for found in files.values():
         error = f"{found['error']:.5f}"
         text = bits_text(found["bits"])
-        rows.append({"weights": text, "bytes": found["bytes"], "error": error, "top-1 %": found.get("top1")})
+        rows.append({"weights": text, "bytes": found["bytes"], "error": error, label: found.get(name)})
     for row in rows:
-        change = None if None in (top1, row["top-1 %"]) else f"{row['top-1 %'] - top1:+.2f}"
+        change = None if None in (before, row[label]) else f"{row[label] - before:+.2f}"
         size = row["bytes"]
         row |= {"bytes": f"{size:,}", "times smaller": sizes["dense"] / size, "change": change}
-    columns = ["weights", "bytes", "times smaller", "error", *["top-1 %", "change"] * (top1 is not None)]
+    columns = ["weights", "bytes", "times smaller", "error", *[label, "change"] * (before is not None)]
     return [{key: row[key] for key in columns} for row in rows]
 
 
-def picture(path: Path, files: Mapping[str, dict], plain: int, title: str) -> None:
-    """Test accuracy against the size of the file; without accuracies, the error of the weights."""
+def picture(path: Path, files: Mapping[str, dict], plain: int, title: str, score: tuple[str, str]) -> None:
+    """The test score against the size of the file; without scores, the error of the weights."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
     whole = files[LOSSLESS]
-    quantity = "top1" if "top1" in whole else "error"
+    quantity = score[0] if score[0] in whole else "error"
     shared = [(found["bytes"], found[quantity], found["bits"]) for found in files.values() if found is not whole]
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
@@ -162,8 +170,8 @@ def picture(path: Path, files: Mapping[str, dict], plain: int, title: str) -> No
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.margins(x=0.08, y=0.1)
     axis.set_xlabel("file, kB", fontsize=9)
-    axis.set_ylabel("test top-1 %" if quantity == "top1" else "relative error of the weights", fontsize=9)
-    axis.legend(fontsize=8, loc="lower right" if quantity == "top1" else "upper right")
+    axis.set_ylabel("relative error of the weights" if quantity == "error" else f"test {score[1]}", fontsize=9)
+    axis.legend(fontsize=8, loc="upper right" if quantity == "error" else "lower right")
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     pictures.save_figure(path, figure, title)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import norton
 from experiments.deployment.networks import noise
 from experiments.deployment.variants import Variant
-from norton.cli import steps
+from norton.cli import opening, steps
 from norton.deployment.exported import relative_difference
 from norton.deployment.onnx_networks import OnnxNet, run_in_fresh_process
 from norton.measure.latency import latencies, peak_memory
@@ -35,6 +35,7 @@ def measure(
     taken = {size: timed(variants, size, cfg) for size in track(cfg.batch_sizes, "time all in turns", transient=True)}
     eager: dict[str, Tensor] = {}
     rows = []
+    score = opening.score_of(data)[0]
     for number, variant in enumerate(variants):
         row: dict[str, Any] = {
             "role": variant.role,
@@ -42,12 +43,12 @@ def measure(
             "form": variant.form,
             "file_bytes": variant.size,
         }
-        row |= {"difference": None, "top1": None, "batches": {size: taken[size][number] for size in taken}}
+        row |= {"difference": None, score: None, "batches": {size: taken[size][number] for size in taken}}
         if variant.net is not None:
             outputs = run_once(variant.net, images[:COMPARED])
             row["difference"] = relative_difference(outputs, eager.setdefault(variant.role, outputs))
             if data is not None and variant.given.trained:
-                row["top1"] = steps.evaluate(variant.net, cfg, data)["top1"]
+                row[score] = steps.evaluate(variant.net, cfg, data)[score]
         rows.append(row)
     return rows
 

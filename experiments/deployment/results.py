@@ -7,8 +7,10 @@ from typing import Any
 from norton.cli import pictures
 
 
-def table_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    shown = {"network": row["network"], "form": row["form"], "top-1 %": row["top1"]}
+def table_row(row: Mapping[str, Any], score: tuple[str, str]) -> dict[str, Any]:
+    """score: what accuracy is called in the row, and in tables."""
+    name, label = score
+    shown = {"network": row["network"], "form": row["form"], label: row[name]}
     shown["file MB"] = row["file_bytes"] and row["file_bytes"] / 1e6
     for size, found in row["batches"].items():
         shown[f"ms, batch {size} (middle half)"] = found and time_text(found["ms"], *found["quartiles_ms"])
@@ -44,13 +46,17 @@ def milliseconds(row: Mapping[str, Any] | None, size: int) -> float:
     return row["batches"][size]["ms"] if row else float("inf")
 
 
-def picture(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Per batch size the times of all forms, dense beside compressed; below them the accuracies where there are any."""
+def picture(path: Path, rows: Sequence[Mapping[str, Any]], title: str, score: tuple[str, str]) -> None:
+    """Per batch size the times of all forms, dense beside compressed; below them the accuracies where there are any.
+
+    score: as in `table_row`.
+    """
     from matplotlib.figure import Figure
 
+    name, label = score
     sizes, forms = list(rows[0]["batches"]), list(dict.fromkeys(row["form"] for row in rows))
     roles = dict.fromkeys(row["role"] for row in rows)
-    accurate = any(row["top1"] is not None for row in rows)
+    accurate = any(row[name] is not None for row in rows)
     count = len(sizes) + accurate
     figure = Figure(figsize=(1.5 + 4.2 * count, 4.2), layout="constrained")
     axes = figure.subplots(1, count, squeeze=False)[0]
@@ -67,14 +73,14 @@ def picture(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
         axis.set(title=f"batch {size}", ylabel="ms (bar: middle half)")
     if accurate:
         for role, colour in colours.items():
-            mine = [row for row in rows if row["role"] == role and row["top1"] is not None]
+            mine = [row for row in rows if row["role"] == role and row[name] is not None]
             if not mine:
                 continue
             places = [forms.index(row["form"]) for row in mine]
             axes[-1].plot(
-                places, [row["top1"] for row in mine], color=colour, marker="o", linestyle="", label=mine[0]["network"]
+                places, [row[name] for row in mine], color=colour, marker="o", linestyle="", label=mine[0]["network"]
             )
-        axes[-1].set(title="accuracy", ylabel="top-1 %")
+        axes[-1].set(title="accuracy", ylabel=label)
     for axis in axes:
         axis.set_xticks(range(len(forms)), forms, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)

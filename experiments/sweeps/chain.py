@@ -67,6 +67,7 @@ class PointChain:
         net, origin = opening.open_network(fresh, new_head=True)
         net, origin = opening.for_data(net, origin, self.data, cfg)
         opening.check_classes(net, self.data)
+        opening.check_top1(self.data, "ablation")
         stage = self.chain.start(net, origin.get("lineage", []))
         self.chain.check(stage, cfg.steps)
         return stage

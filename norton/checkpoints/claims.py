@@ -16,7 +16,13 @@ from norton.measure.counting import complexity
 from norton.models import build
 
 REGISTRY = "registry.yaml"
-QUANTITIES = {"top1": "top-1 %", "top5": "top-5 %", "macs": "MACs", "params": "params"}
+SCORES = {  # of each task, the one that decides first
+    "classification": {"top1": "top-1 %", "top5": "top-5 %"},
+    "segmentation": {"miou": "mIoU %", "pixel_accuracy": "pixel accuracy %"},
+}
+DECISIVE = tuple(next(iter(scores)) for scores in SCORES.values())
+COUNTS = {"macs": "MACs", "params": "params"}
+QUANTITIES = {**{name: label for scores in SCORES.values() for name, label in scores.items()}, **COUNTS}
 
 Claim = Mapping[str, Any]  # quantity → value; `data`: what the accuracy was measured on
 

@@ -23,6 +23,7 @@ CONTAINERS = (
 )
 # Names that torch puts between those of a network when it wraps a part of it.
 _BETWEEN = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_AUXILIARY = "aux_classifier."  # of torchvision's segmentation networks: for training alone, and costly
 _COUNTER = "num_batches_tracked"  # of BatchNorm, which older files lack
 _SHOWN = 6  # of the names that do not match
 State: TypeAlias = Mapping[str, Tensor]
@@ -60,7 +61,8 @@ def match(state: State, expected: State) -> Match:
     """
     assumed: list[str] = []
     found = dict(state)
-    for step in (_without_between, _without_wrapper, _with_classifier, _with_counters, _in_precision):
+    steps = (_without_between, _without_wrapper, _without_auxiliary, _with_classifier, _with_counters, _in_precision)
+    for step in steps:
         found = step(found, expected, assumed)
     missing = [key for key in expected if key not in found]
     return Match(found, assumed, missing, [key for key in found if key not in expected])
@@ -133,6 +135,15 @@ def _common_prefix(longer: Collection[str], shorter: Collection[str]) -> tuple[s
             if ".".join(parts[place:]) in shorter:
                 counts[".".join(parts[:place]) + "."] += 1
     return max(counts.items(), key=lambda item: (item[1], -len(item[0])), default=("", 0))
+
+
+def _without_auxiliary(state: State, expected: State, assumed: list[str]) -> dict[str, Tensor]:
+    """Without the auxiliary classifier of a segmentation network, where the network has none."""
+    kept = {key: value for key, value in state.items() if not key.startswith(_AUXILIARY)}
+    if len(kept) == len(state) or any(key.startswith(_AUXILIARY) for key in expected):
+        return dict(state)
+    assumed.append("its auxiliary classifier, which is for training, is left out")
+    return kept
 
 
 def _with_classifier(state: State, expected: State, assumed: list[str]) -> dict[str, Tensor]:

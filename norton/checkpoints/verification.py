@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from norton.checkpoints.claims import QUANTITIES, Claim
+from norton.checkpoints.claims import COUNTS, DECISIVE, SCORES, Claim
 from norton.checkpoints.published_names import PublishedName
 from norton.checkpoints.rebuilding import ranks_in, widths_of
 from norton.common.errors import InputError
@@ -54,17 +54,17 @@ def judge(
     """
     rows: list[dict[str, Any]] = []
     wrong, judged = list(contradictions), False
-    for quantity, label in QUANTITIES.items():
+    for quantity, label in _shown_quantities([*claims.values(), measured]).items():
         row: dict[str, Any] = {"": label}
         agreed: list[bool] = []
         for source, claim in claims.items():
             row[f"claimed by {source}"] = _shown(quantity, claim.get(quantity))
             if claim.get(quantity) is None or measured.get(quantity) is None:
                 continue
-            if quantity in ("top1", "top5") and claim.get("data", measured.get("data")) != measured.get("data"):
+            if quantity not in COUNTS and claim.get("data", measured.get("data")) != measured.get("data"):
                 continue
             agreed.append(_agree(quantity, claim[quantity], measured[quantity]))
-            judged |= quantity == "top1"
+            judged |= quantity in DECISIVE
             if not agreed[-1]:
                 told, found = _shown(quantity, claim[quantity]), _shown(quantity, measured[quantity])
                 wrong.append(f"the {source} claims {label.replace(' %', '')} {told}, measured {found}")
@@ -75,13 +75,20 @@ def judge(
         return Verdict(FAILS, "does not hold: " + "; ".join(wrong), rows)
     if judged:
         return Verdict(HOLDS, f"holds (accuracy to {TOLERANCE} points, counts exactly)", rows)
-    claimed = any(claim.get("top1") is not None for claim in claims.values())
+    claimed = any(claim.get(quantity) is not None for claim in claims.values() for quantity in DECISIVE)
     reasons = [missing] if claimed else ["no accuracy is claimed", missing]
     return Verdict(CANNOT_BE_JUDGED, f"cannot be judged: {'; '.join(filter(None, reasons))}", rows)
 
 
+def _shown_quantities(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Quantity → its label, of the tasks that somebody scored, else of classification; and of what is counted."""
+    known = {name for one in found for name, value in one.items() if value is not None}
+    scored = [scores for scores in SCORES.values() if known & set(scores)] or [SCORES["classification"]]
+    return {name: label for scores in scored for name, label in scores.items()} | COUNTS
+
+
 def _agree(quantity: str, claimed: float, measured: float) -> bool:
-    if quantity in ("macs", "params"):
+    if quantity in COUNTS:
         return claimed == measured
     return abs(claimed - measured) <= TOLERANCE + _ROUNDING
 
@@ -89,4 +96,4 @@ def _agree(quantity: str, claimed: float, measured: float) -> bool:
 def _shown(quantity: str, value: float | None) -> str | None:
     if value is None:
         return None
-    return f"{value:,}" if quantity in ("macs", "params") else f"{value:.2f}"
+    return f"{value:,}" if quantity in COUNTS else f"{value:.2f}"

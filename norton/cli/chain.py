@@ -157,6 +157,8 @@ def check_teachers(
     net: nn.Module, lineage: Sequence[Record], cfg: DictConfig, chain: Sequence[str], data: Data
 ) -> None:
     """Raise InputError, before any work, where a step of a chain from `net` will have no teacher, or an unfit one."""
+    from norton.training.fit import check_distillation  # Lightning takes seconds to import
+
     found = False
     for number, step in enumerate(chain):
         done = [*lineage, *({"step": step} for step in chain[:number])]
@@ -164,6 +166,8 @@ def check_teachers(
         group = RECIPES.get(step)
         if group is None or not distills(cfg[group]):
             continue
+        if data is not None:
+            check_distillation(data)
         if (file := cfg[group].get("teacher")) is not None:
             classes = load_file(file, cfg).num_classes
             if data is not None and classes != data.num_classes:

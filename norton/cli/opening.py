@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from norton.checkpoints.about_data import classes_of, difference, some
+from norton.checkpoints.claims import SCORES
 from norton.checkpoints.files import read
 from norton.checkpoints.heads import with_other_head
 from norton.checkpoints.pretrained import pretrained
@@ -244,9 +245,9 @@ def choose_data(cfg: DictConfig, net: nn.Module, about: str | None) -> None:
 
 def check_classes(net: nn.Module, data: "ClassificationData") -> None:
     """Raise InputError where the data have other classes than the network, or the same in another order."""
-    own, number = classes_of(net) or (), getattr(net, "num_classes", data.num_classes)
+    own, number = classes_of(net) or (), getattr(net, "num_classes", None)
     differs = difference(own, data.classes) if own else ""
-    if number == data.num_classes and not differs:
+    if number in (None, data.num_classes) and not differs:
         return
     fresh = f"model.num_classes={data.num_classes} gives a network to train a fresh classifier"
     if differs:
@@ -254,11 +255,25 @@ def check_classes(net: nn.Module, data: "ClassificationData") -> None:
             f"the network was trained on the classes {some(own)}; the data {data.name} {differs}; choose another data= "
             f"(auto: those that it was trained on) or data.root=, or another checkpoint=; {fresh}"
         )
-    few = "only " * (data.num_classes < number)
+    few, counted = "only " * (data.num_classes < number), "or data.classes=, " * (data.task == "segmentation")
     raise InputError(
         f"the network tells {number} classes apart, the data {data.name} have {few}{data.num_classes}; choose another "
-        f"data= or data.root=, or another checkpoint=; {fresh}"
+        f"data= or data.root=, {counted}or another checkpoint=; {fresh}"
     )
+
+
+def check_top1(data: "ClassificationData", command: str) -> None:
+    """Raise InputError where a command is about the top-1 accuracy, which the task of the data has not."""
+    if data.task != "classification":
+        raise InputError(
+            f"experiments.{command} measures top-1 accuracy, and the data {data.name} are for {data.task}; "
+            "experiments.pipeline and evaluate measure what they are for"
+        )
+
+
+def score_of(data: Data) -> tuple[str, str]:
+    """The score that decides for the task of the data: its name in files, and in tables."""
+    return next(iter(SCORES[data.task if data is not None else "classification"].items()))
 
 
 def check_size(net: nn.Module, data: "ClassificationData") -> None:

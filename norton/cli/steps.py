@@ -39,6 +39,7 @@ from norton.common.errors import InputError
 from norton.decomposition.ranks import layer_rules
 from norton.graph.copies import copied
 from norton.pruning import Pruning, asks_for, check_prune
+from norton.pruning.maps import NO_CLASS
 
 if TYPE_CHECKING:
     from norton.data.datamodule import ClassificationData
@@ -123,6 +124,8 @@ def pruning_with_data(net: nn.Module, cfg: DictConfig, data: Data) -> Pruning:
     data = known(data)
     check_classes(net, data)
     images, labels = data.calibration_batch(at_hand(data, cfg.calibration.images))
+    if data.ignore is not None:
+        labels = labels.masked_fill(labels == data.ignore, NO_CLASS)
     return replace(pruning, images=images, labels=labels if needs_labels else None)
 
 
@@ -172,7 +175,7 @@ def fit(
 
 
 def evaluate(net: nn.Module, cfg: DictConfig, data: "ClassificationData", split: str = "test") -> dict[str, float]:
-    """Accuracies in percent, on one device."""
+    """The scores of the data's task in percent, and the loss, on one device."""
     from norton.training import evaluate as measure
 
     check_classes(net, data)

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import psutil
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
@@ -19,7 +18,7 @@ from norton.common.checks import check_whole_number
 from norton.common.errors import InputError
 from norton.data.augmenting import DEFAULT, Augmentation
 from norton.data.normalising import NAMED, Normalisation, Statistic, normalisation, normalised
-from norton.data.preparing import Preparation, preparation
+from norton.data.preparing import preparation
 from norton.data.splits import Splits, generator, stratified_order
 
 SHARES = {"val": 0.1, "test": 0.2}  # of the training images, where such a split has to be drawn
@@ -34,8 +33,23 @@ class Source(Protocol):
     def labels(self) -> Tensor:
         """(N,) int64."""
 
-    def picture(self, number: int) -> Image.Image:
-        """One of the pictures, as it is."""
+    def picture(self, number: int) -> Any:
+        """One of the pictures, as it is: what its preparation takes."""
+
+
+class Prepares(Protocol):
+    """What makes tensors (channels, *box) uint8 of the pictures of a source."""
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def box(self) -> tuple[int, int]: ...
+
+    def __call__(self, picture: Any, /) -> Tensor: ...
+
+    def middle(self, images: Tensor) -> Tensor:
+        """What is evaluated of them."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +100,9 @@ def assemble(data: str, sources: Mapping[str, Source], classes: Sequence[str], s
         raise InputError(f"data {data}: nothing says the size of images; give size, e.g. 224, or [height,width]")
     prepare = preparation(data, how.size, 3 if how.channels is None else how.channels)
     augmentation = Augmentation(data, how.augment, prepare)
-    stores = {split: Store(source, prepare, _memory(data, how)) for split, source in sources.items()}
-    drawn = draw(data, sources, seed, how)
-    parts = {
-        split: Part(stores.get(split, stores["train"]), drawn.get(split), seed if split == "train" else None)
-        for split in ("train", "val", "test")
-    }
+    parts = parts_of(data, sources, prepare, seed, how)
     published = NAMED["imagenet"] if prepare.channels == 3 else ((0.5,), (0.5,))
-    scale = normalisation(data, how.mean, how.std, published, lambda: _sample(parts["train"], stores["train"]))
+    scale = normalisation(data, how.mean, how.std, published, lambda: sample(parts["train"]))
 
     def images(split: str, augmentation: Augmentation | None = None) -> Pictures:
         return Pictures(parts[split], scale, augmentation, seed)
@@ -107,6 +116,18 @@ def assemble(data: str, sources: Mapping[str, Source], classes: Sequence[str], s
         input_size=(prepare.channels, prepare.height, prepare.width),
         normalisation=scale,
     )
+
+
+def parts_of(
+    data: str, sources: Mapping[str, Source], prepare: Prepares, seed: int, how: Presentation
+) -> "dict[str, Part]":
+    """Split → its pictures; those of a split without a source are drawn from `train`."""
+    stores = {split: Store(source, prepare, _memory(data, how)) for split, source in sources.items()}
+    drawn = draw(data, sources, seed, how)
+    return {
+        split: Part(stores.get(split, stores["train"]), drawn.get(split), seed if split == "train" else None)
+        for split in ("train", "val", "test")
+    }
 
 
 def draw(data: str, sources: Mapping[str, Source], seed: int, how: Presentation) -> dict[str, Tensor]:
@@ -149,16 +170,16 @@ def _memory(data: str, how: Presentation) -> float:
     return how.memory
 
 
-def _sample(part: "Part", store: "Store") -> Tensor:
+def sample(part: "Part") -> Tensor:
     """The training images, or of many the first of their stratified order, for their statistics."""
-    count = min(len(part.numbers), max(1, SAMPLE // store.bytes_of_one))
-    return store.prepare.middle(store[part.numbers[:count]])
+    count = min(len(part.numbers), max(1, SAMPLE // part.store.bytes_of_one))
+    return part.store.prepare.middle(part.store[part.numbers[:count]])
 
 
 class Store:
     """The prepared pictures of a source, (N, C, *box) uint8: decoded at the first use, and kept where memory allows."""
 
-    def __init__(self, source: Source, prepare: Preparation, memory: float):
+    def __init__(self, source: Source, prepare: Prepares, memory: float):
         self.source = source
         self.prepare = prepare
         self.memory = memory

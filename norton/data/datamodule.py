@@ -137,6 +137,16 @@ class ClassificationData(lightning.LightningDataModule):
         return self._splits is not None
 
     @property
+    def task(self) -> str:
+        """What the labels are for: one of `norton.data.splits.TASKS`."""
+        return self.splits.task
+
+    @property
+    def ignore(self) -> int | None:
+        """The value of pixels in masks that do not count, see `Splits`."""
+        return self.splits.ignore
+
+    @property
     def num_classes(self) -> int:
         return self.splits.num_classes
 
@@ -179,7 +189,7 @@ class ClassificationData(lightning.LightningDataModule):
         return self.labelled(split, count)[0]
 
     def labelled(self, split: str, count: int) -> tuple[Tensor, Tensor]:
-        """The first `count` images of a split of `Splits`, (count, 3, H, W), and their labels, (count,)."""
+        """The first `count` images of a split of `Splits`, (count, 3, H, W), and their labels, (count,) or masks."""
         images = getattr(self.splits, split)
         if not 1 <= count <= len(images):
             raise InputError(f"data {self.name}: {count} {split} images asked for; there are 1 to {len(images)}")

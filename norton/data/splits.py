@@ -16,11 +16,15 @@ from norton.data.normalising import Normalisation
 
 DATASETS = Registry("dataset")
 DEFAULT_ROOT = Path("data")
+TASKS = ("classification", "segmentation")
 
 
 @dataclass(frozen=True)
 class Splits:
     """A dataset's three disjoint parts, each giving (image, label): a float tensor (C, H, W) and an integer.
+
+    task: one of TASKS; for segmentation the label is a mask, an int64 tensor (H, W) of class numbers, in which `ignore`
+    marks pixels that do not count; None where all do.
 
     Transforms are inside: `train` augments, `val` and `test` do not. `calibration` is the same images as `train` in
     the same order, transformed as for evaluation. Any map-style torch Dataset will do; one that augments by
@@ -35,6 +39,8 @@ class Splits:
     classes: tuple[str, ...]
     input_size: tuple[int, int, int]
     normalisation: Normalisation | None = None
+    task: str = "classification"
+    ignore: int | None = None
 
     @property
     def num_classes(self) -> int:

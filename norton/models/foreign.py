@@ -5,6 +5,7 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,9 +13,11 @@ from torch import nn
 from norton.common.checks import checked_input_size
 from norton.common.errors import InputError
 from norton.common.extras import optional
+from norton.graph.logits import logits_in
 from norton.graph.meta import run_on_meta
 
 OPEN = "torchvision.models."  # constructors that anybody may name
+SEGMENTATION = "torchvision.models.segmentation"
 TIMM = "timm/"  # before the name of a network of timm, which anybody may name too
 PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
@@ -48,6 +51,8 @@ def constructor(path: str) -> Callable[..., nn.Module]:
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name, None)
+        if found is None and module == OPEN[:-1]:  # so that one may leave out the folder that torchvision keeps it in
+            found = getattr(importlib.import_module(SEGMENTATION), name, None)
     except ImportError as error:
         raise InputError(f"network {path!r}: cannot import {module} ({error}); is it on PYTHONPATH?") from None
     if not callable(found):
@@ -74,11 +79,14 @@ def foreign_network(path: str, num_classes: int | None = None, input_size: Seque
     num_classes: passed on to the constructor; by default its own.  input_size: (channels, height, width) of an image,
     by default the network's `input_size`, or the first of some usual sizes that it takes.
 
-    Raises InputError where the path leads nowhere, or to something else than a classifier of so many classes.
+    Raises InputError where the path leads nowhere, or to something else than a classifier, of images or of pixels, of
+    so many classes.
     """
     make = constructor(path)
     asked = num_classes is not None and _takes(make, "num_classes")  # else it may make as many all the same
-    options = {"num_classes": num_classes} if asked else {}
+    options: dict[str, Any] = {"num_classes": num_classes} if asked else {}
+    if path.startswith(OPEN) and "weights_backbone" in inspect.signature(make).parameters:
+        options["weights_backbone"] = None  # which torchvision would fetch
     try:
         net = make(**options)
     except (TypeError, ValueError) as error:
@@ -106,6 +114,9 @@ def _takes(make: Callable, name: str) -> bool:
 
 
 def _classes(net: nn.Module) -> int | None:
-    """The width of what a network returns; None where that is no tensor (N, classes)."""
-    _, output = run_on_meta(net, training=False)
-    return output.shape[1] if isinstance(output, torch.Tensor) and output.dim() == 2 else None
+    """The width of what a network returns: (N, classes), or (N, classes, height, width), also as `out` of a dict.
+
+    None for anything else.
+    """
+    output = logits_in(run_on_meta(net, training=False)[1])
+    return output.shape[1] if isinstance(output, torch.Tensor) and output.dim() in (2, 4) else None

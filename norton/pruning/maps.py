@@ -19,6 +19,7 @@ from norton.calibration.batches import Images, batches_of, count_of, taken_by
 from norton.common.errors import InputError
 from norton.graph.inputs import Inputs
 from norton.graph.layers import filter_dimension, in_form, width
+from norton.graph.logits import logits_in, resized_to
 from norton.pruning.criteria.kinds import CRITERIA, MapCriterion
 
 Sources = Mapping[str, nn.Module]  # layer → the module whose output is its map
@@ -39,7 +40,8 @@ def map_scores(
     """Layer → (O,) float64 score of its filters on the CPU, averaged over images, for the layers that images pass.
 
     images: (N, C, H, W), transformed as for evaluation, or batches of what the network takes.  labels: for criteria
-    that look at gradients, classes (N,), or (N, H, W) where the network gives some per position; -100 stands for none.
+    that look at gradients, classes (N,), or masks (N, H, W) where the network gives some per position, as a tensor or
+    `out` of a dict, which are resized to them; -100 stands for none.
     A layer that only training passes, such as one of an auxiliary head, is left out.
 
     Raises InputError for missing or unfitting images and labels, values that are not finite, and a layer whose output
@@ -127,6 +129,9 @@ def _score_gradients(net: nn.Module, sources: Sources, inputs: Inputs, labels: T
     with _removed_afterwards(handles), torch.enable_grad():
         # Also where all parameters are frozen.
         logits = inputs.map(lambda x: x.clone().requires_grad_(x.is_floating_point())).call(net)
+        logits = logits_in(logits)
+        if isinstance(logits, Tensor):
+            logits = resized_to(logits, labels)
         check_labels(labels, logits)
         loss = F.cross_entropy(logits, labels, ignore_index=NO_CLASS, reduction="sum")  # each image's own loss
         gradients = torch.autograd.grad(loss, [output for _, output in found], materialize_grads=True)

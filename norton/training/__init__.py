@@ -1,7 +1,8 @@
 """Training with Lightning, and measuring accuracy: how a network learns again what compression took.
 
-`classifier.py` holds the recipe (`Recipe`) and the module that trains by it, `distillation.py` what a teacher adds to
-its loss, `fit.py` the two verbs: `fit` trains a copy of a network and keeps its best epoch, `evaluate` measures one.
+`recipe.py` holds the recipe (`Recipe`), `task.py` what the modules that train by it share, `classifier.py` and
+`segmenter.py` one for each task of the data, `distillation.py` what a teacher adds to the loss, `fit.py` the two verbs:
+`fit` trains a copy of a network and keeps its best epoch, `evaluate` measures one.
 Data come as a `ClassificationData` of `norton.data`; which settings they were made of is not known here.
 
 May import all rooms below, `norton.data` and `norton.graph` above all; `norton.cli` fills recipes from configs, and
@@ -9,8 +10,10 @@ May import all rooms below, `norton.data` and `norton.graph` above all; `norton.
 rooms below do without, and `norton.cli` imports it where it trains.
 """
 
-from norton.training.classifier import Classifier, Recipe
+from norton.training.classifier import Classifier
 from norton.training.distillation import Distillation
 from norton.training.fit import evaluate, fit, leave_devices, remember_data_
+from norton.training.recipe import Recipe
+from norton.training.segmenter import Segmenter
 
-__all__ = ["Classifier", "Distillation", "Recipe", "evaluate", "fit", "leave_devices", "remember_data_"]
+__all__ = ["Classifier", "Distillation", "Recipe", "Segmenter", "evaluate", "fit", "leave_devices", "remember_data_"]

@@ -16,8 +16,11 @@ from norton.common.errors import InputError, warn
 from norton.data.datamodule import ClassificationData
 from norton.graph.copies import copied
 from norton.graph.layers import Form, set_form_
-from norton.training.classifier import Classifier, Recipe
+from norton.training.classifier import Classifier
 from norton.training.distillation import Distillation
+from norton.training.recipe import Recipe
+from norton.training.segmenter import Segmenter
+from norton.training.task import Task
 
 LAST = "last.ckpt"
 IMAGES = 256  # calibration images to begin a map between features with, see `Distillation`
@@ -53,13 +56,13 @@ def fit(
     lightning.seed_everything(seed, verbose=False)
     # A loaded network is in evaluation mode, and Lightning would train it in that.
     student = set_form_(copied(net), recipe.compute)
-    module = Classifier(student, recipe, data.num_classes, distillation).train()
+    module = task_of(student, recipe, data, distillation).train()
     select_on = data.test_dataloader() if recipe.select_on == "test" else data.val_dataloader()
     state_dict = best_weights(
         module,
         data.train_dataloader(),
         select_on,
-        monitor="val/top1",
+        monitor=f"val/{module.names[0]}",
         folder=folder,
         callbacks=callbacks,
         resume=resume,
@@ -86,6 +89,13 @@ def remember_data_(net: nn.Module, data: ClassificationData) -> nn.Module:
     return net
 
 
+def task_of(net: nn.Module, recipe: Recipe, data: ClassificationData, distillation: Distillation | None = None) -> Task:
+    """The module that trains and judges a network by what the labels of the data are for."""
+    if data.task == "segmentation":
+        return Segmenter(net, recipe, data.num_classes, data.ignore)
+    return Classifier(net, recipe, data.num_classes, distillation)
+
+
 def distillation_of(
     net: nn.Module, teacher: nn.Module | None, recipe: Recipe, data: ClassificationData
 ) -> Distillation | None:
@@ -94,6 +104,7 @@ def distillation_of(
         if teacher is not None:
             raise InputError("there is a teacher, and training.distill is false; set it to true, or leave teacher= out")
         return None
+    check_distillation(data)
     if teacher is None:
         raise InputError("training.distill is true, and there is no teacher; give a trained network as teacher=")
     count = min(IMAGES, len(data.splits.calibration)) if recipe.distill_features else 1
@@ -105,6 +116,15 @@ def distillation_of(
         weight=recipe.distill_weight,
         features=recipe.distill_features,
     )
+
+
+def check_distillation(data: ClassificationData) -> None:
+    """Raise InputError for data whose labels are not classes of images."""
+    if data.task != "classification":
+        raise InputError(
+            f"training.distill makes soft targets of the classes of images, and data {data.name} are for {data.task}; "
+            "set it to false"
+        )
 
 
 class StartScore(Callback):
@@ -181,10 +201,13 @@ def evaluate(
     compute: Form | Literal["fast"] = "fast",
     **trainer_options: Any,
 ) -> dict[str, float]:
-    """{"top1", "top5", "loss"} on one split; accuracies in percent.  net: untouched."""
+    """The scores of the data's task on one split, in percent, and the loss.  net: untouched.
+
+    {"top1", "top5", "loss"}; of segmentation {"miou", "pixel_accuracy", "loss"}, see `Segmenter`.
+    """
     if split not in ("test", "val"):
         raise InputError(f"split is {split!r}; choose one of test, val")
-    module = Classifier(set_form_(copied(net), compute), Recipe(epochs=0), data.num_classes)
+    module = task_of(set_form_(copied(net), compute), Recipe(epochs=0), data)
     trainer = trainer_of(logger=False, enable_checkpointing=False, enable_model_summary=False, **trainer_options)
     if split == "test":
         (result,) = trainer.test(module, data.test_dataloader(), verbose=False)
@@ -192,8 +215,8 @@ def evaluate(
         (result,) = trainer.validate(module, data.val_dataloader(), verbose=False)
     measured = {key.split("/")[1]: value for key, value in result.items()}
     # torchmetrics computes in float32, where 96.35 is 96.35000228881836.
-    accuracies = {name: round(100 * measured[name], 4) for name in ("top1", "top5")}
-    return {**accuracies, "loss": measured["loss"]}
+    scores = {name: round(100 * measured[name], 4) for name in module.names}
+    return {**scores, "loss": measured["loss"]}
 
 
 def leave_devices() -> bool:

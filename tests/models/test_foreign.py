@@ -94,7 +94,7 @@ def test_a_second_input_that_may_be_left_out_is_in_the_file(tmp_path, monkeypatc
     ("torchvision.models.resnet18", {"input_size": [64, 64]}, r"give \(channels, height, width\)"),
     ("torchvision.models.resnet18", {"input_size": [1, 64, 64]}, "takes no input of size 1×64×64"),
     ("torchvision.models.resnet18", {"compress_rate": "[0.3]*4"}, "has no published list of rates"),
-    ("torch.nn.Identity", {"num_classes": 3}, "asked for 3 classes"),
+    ("torch.nn.Identity", {"num_classes": 4}, "asked for 4 classes"),
     ("resnet_56", {"input_size": [3, 64, 64]}, "leave it out"),
 ])  # fmt: skip
 def test_bad_paths(arch, options, message):

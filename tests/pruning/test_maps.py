@@ -182,6 +182,17 @@ def test_linear_layers_have_their_filters_last(criterion):
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-9)
 
 
+def test_masks_larger_than_maps_and_a_dict():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1, stride=2)).eval()
+    larger = nn.Sequential(*net, nn.Upsample(size=(8, 8), mode="bilinear"))
+    images, labels = torch.randn(3, 3, 8, 8), torch.randint(4, (3, 8, 8))
+    expected = by_hand(larger, ["0"], "taylor", images, labels)["0"]
+    net.register_forward_hook(lambda module, inputs, output: {"out": output})
+    found = map_scores(net, ["0"], "taylor", images, labels)["0"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-9)
+
+
 def test_networks_that_give_maps():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1)).eval()
@@ -191,12 +202,11 @@ def test_networks_that_give_maps():
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-9)
     for wrong, message in (
         (labels[:, 0, 0], r"gives \(3, 4, 6, 6\) for labels of shape \(3,\); .* each position, \(N, 6, 6\)"),
-        (labels[:, :5], r"gives \(3, 4, 6, 6\) for labels of shape \(3, 5, 6\)"),
         (labels + 1, "label -99 is out of range"),
     ):
         with pytest.raises(norton.InputError, match=message):
             map_scores(net, ["0"], "taylor", images, wrong)
-    net.register_forward_hook(lambda module, inputs, output: {"out": output})
+    net.register_forward_hook(lambda module, inputs, output: {"logits": output})
     with pytest.raises(norton.InputError, match=r"the network gives a dict, .* a small module"):
         map_scores(net, ["0"], "taylor", images, labels)
 

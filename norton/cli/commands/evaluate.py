@@ -43,7 +43,7 @@ def main(cfg: DictConfig) -> int:
     show(cfg, found)
     print(f"the claim {found.verdict.text}")
     print(f"written to {folder}/: config.yaml, metrics.json, table.md, picture.png")
-    if found.accuracy is not None:
+    if found.accuracy is not None and "top1" in found.accuracy:
         print(f" * Acc@1 {found.accuracy['top1']:.3f} Acc@5 {found.accuracy['top5']:.3f}")  # the published last line
     return found.verdict.code
 

@@ -116,5 +116,6 @@ def layout(root: Path) -> dict[str, Path]:
         if meant:
             found[split] = root / meant[0]
     if "train" in found or (found and len(found) == len(folders)):
-        return {"train": root / "train", **found}
+        missing = NAMES if "train" not in found else ("train",)  # nothing to draw from: who evaluates need not have it
+        return dict.fromkeys(missing, root / "train") | found
     return {"train": root}  # class folders, of which one may happen to be called test

@@ -1,0 +1,112 @@
+"""Masks of classes: image files whose values are class numbers, and the pictures that they belong to."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+
+from norton.common.errors import InputError
+from norton.data.assembling import cores
+from norton.data.pairs import Pair
+from norton.data.pictures import read_picture
+
+FEW = 200  # masks, up to which there is no wait to show
+EXPECTED = "a mask is a grey or palette image, such as PNG, whose values are the numbers of classes: 0, 1, 2, ..."
+
+
+class Files(NamedTuple):
+    """Pictures and the masks of the same places."""
+
+    images: Sequence[Path]
+    masks: Sequence[Path]
+
+
+class MaskedPictures:
+    """Pictures with masks, read one at a time.
+
+    listed: gives the files, at the first use.  classes: how many there are.  ignore: the value of pixels that do not
+    count.  numbers: (256,) uint8, the class of each value in the files, where they are not those of the classes.
+    """
+
+    def __init__(
+        self,
+        data: str,
+        listed: Callable[[], Files],
+        classes: int,
+        ignore: int | None,
+        numbers: np.ndarray | None = None,
+    ):
+        self.data, self.listed, self.classes, self.ignore, self.numbers = data, listed, classes, ignore, numbers
+
+    @cached_property
+    def files(self) -> Files:
+        return self.listed()
+
+    @property
+    def labels(self) -> Tensor:
+        """All alike: which classes a picture shows decides nothing."""
+        return torch.zeros(len(self.files.images), dtype=torch.int64)
+
+    def picture(self, number: int) -> Pair:
+        """Raises InputError for a mask that does not fit its picture, or has other values than classes."""
+        image, path = self.files.images[number], self.files.masks[number]
+        try:
+            picture, values = read_picture(image), read_mask(path)
+        except InputError as error:
+            raise InputError(f"data {self.data}: {error}") from None
+        if picture.size != values.shape[::-1]:
+            ours, theirs = (f"{width}×{height}" for width, height in (values.shape[::-1], picture.size))
+            raise InputError(f"data {self.data}: {path} has {ours} pixels, its image {image.name} {theirs}; mend one")
+        if self.numbers is not None:
+            values = self.numbers[values]
+        self._check(values, path)
+        return picture, Image.fromarray(values)
+
+    def _check(self, values: np.ndarray, path: Path) -> None:
+        found = np.unique(values)
+        if odd := [int(value) for value in found if value >= self.classes and value != self.ignore]:
+            ignored = "no value is ignored" if self.ignore is None else f"{self.ignore} is ignored"
+            raise InputError(
+                f"data {self.data}: {path} has the value {odd[0]}, and the {self.classes} classes are 0 to "
+                f"{self.classes - 1}, where {ignored}; set data.classes or data.ignore, or mend the mask"
+            )
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """The class numbers of a mask, (H, W) uint8.  Raises InputError for what cannot be read or is in colours."""
+    try:
+        with Image.open(path) as file:
+            mode, values = file.mode, np.asarray(file)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"cannot read {path} as a mask ({' '.join(str(error).split())}); mend it") from None
+    if values.ndim != 2 or values.dtype.kind == "f":
+        raise InputError(f"{path} is of {mode}, not of class numbers; {EXPECTED}; convert it")
+    if values.size and (values.min() < 0 or values.max() > 255):
+        raise InputError(f"{path} has the value {values.max()}; class numbers go up to 255; convert it")
+    return values.astype(np.uint8)
+
+
+def count_classes(data: str, masks: Sequence[Path], ignore: int | None) -> int:
+    """One more than the largest class in some masks.  Raises InputError where that is below 2."""
+
+    def largest(path: Path) -> int:
+        values = read_mask(path)
+        return int(values[values != ignore].max(initial=0))
+
+    with ThreadPoolExecutor(cores()) as threads:
+        found = track(threads.map(largest, masks), "classes", len(masks), transient=True, disable=len(masks) < FEW)
+        try:
+            count = max(found) + 1
+        except InputError as error:
+            raise InputError(f"data {data}: {error}") from None
+    if count < 2:
+        but = "" if ignore is None else f", and {ignore}, which is ignored (data.ignore)"
+        raise InputError(f"data {data}: its masks have only the class 0{but}; there must be two or more to tell apart")
+    return count

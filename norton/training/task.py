@@ -1,0 +1,102 @@
+"""What all tasks share as LightningModules: steps, logging, and the published optimiser and schedule."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+
+from norton.common.errors import InputError
+from norton.training.recipe import Recipe
+
+SPLITS = ("fit", "val", "test")
+
+
+def scale_penalty(net: nn.Module) -> Tensor:
+    """The sum of |γ| over all BatchNorms of a network.  Raises InputError where there are none to be thinned out."""
+    norms = [layer for layer in nn.Module.modules(net) if isinstance(layer, _BatchNorm) and layer.affine]
+    if not norms:
+        raise InputError("training.sparsity thins out the scales of BatchNorm, and this network has none; set it to 0")
+    return sum(layer.weight.abs().sum() for layer in norms)
+
+
+class Task(lightning.LightningModule):
+    """A network with a loss and scores; logs them for each split, of training the first score alone.
+
+    scores: name → what makes the metric, a fraction; the first one decides which epoch is best.
+    """
+
+    def __init__(self, net: nn.Module, recipe: Recipe, scores: Mapping[str, partial]):
+        super().__init__()
+        self.net, self.recipe = net, recipe
+        self.names = tuple(scores)
+        self.scores = nn.ModuleDict({f"{split}_{name}": scores[name]() for split in SPLITS for name in scores})
+
+    def learn(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What the scores take as predicted, and the loss to train by."""
+        raise NotImplementedError
+
+    def judge(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What the scores take as predicted, and the loss to report."""
+        raise NotImplementedError
+
+    def count(self, labels: Tensor) -> int:
+        """Over how many a batch's loss is a mean."""
+        return len(labels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        images, labels = batch
+        predicted, loss = self.learn(images, labels)
+        if self.recipe.sparsity:
+            loss = loss + self.recipe.sparsity * scale_penalty(self.net)
+        self._log("fit", predicted, labels, loss, self.names[:1])
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        if not self.trainer.callback_metrics["fit/loss"].isfinite():
+            raise InputError(
+                f"training diverged in epoch {self.current_epoch}: the loss is not finite; use a lower "
+                "training.learning_rate or a training.gradient_clip"
+            )
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _: int, dataloader_idx: int = 0) -> None:
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], _: int, dataloader_idx: int = 0) -> None:
+        self._evaluate("test", batch)
+
+    def configure_optimizers(self) -> dict:
+        r = self.recipe
+        optimizer = torch.optim.SGD(
+            self.parameters(),
+            lr=r.learning_rate,
+            momentum=r.momentum,
+            weight_decay=r.weight_decay,
+            nesterov=r.nesterov and r.momentum > 0,
+        )
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        warmup = round(steps * r.warmup_epochs / r.epochs) if r.epochs else 0
+        schedule = CosineAnnealingLR(optimizer, max(1, steps - warmup))
+        if warmup:
+            rise = LinearLR(optimizer, start_factor=r.warmup_factor, total_iters=warmup)
+            schedule = SequentialLR(optimizer, [rise, schedule], milestones=[warmup])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _evaluate(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
+        images, labels = batch
+        predicted, loss = self.judge(images, labels)
+        self._log(split, predicted, labels, loss, self.names)
+
+    def _log(self, split: str, predicted: Tensor, labels: Tensor, loss: Tensor, names: tuple[str, ...]) -> None:
+        epoch = {"on_step": False, "on_epoch": True, "add_dataloader_idx": False}
+        self.log(f"{split}/loss", loss, batch_size=self.count(labels), sync_dist=split != "fit", **epoch)
+        for name in names:
+            metric = self.scores[f"{split}_{name}"]
+            metric(predicted, labels)
+            self.log(f"{split}/{name}", metric, prog_bar=name == self.names[0], **epoch)
