@@ -194,8 +194,9 @@ class Store:
     def kept(self) -> tuple[Tensor, Tensor]:
         """(N, C, *box) uint8, of which those are filled in that (N,) says."""
         count = len(self.source.labels)
-        images = torch.empty(count, self.prepare.channels, *self.prepare.box, dtype=torch.uint8)
-        return images, torch.zeros(count, dtype=torch.bool)
+        with torch.inference_mode(False):  # whoever evaluates first does so in it, and nobody could fill them later
+            images = torch.empty(count, self.prepare.channels, *self.prepare.box, dtype=torch.uint8)
+            return images, torch.zeros(count, dtype=torch.bool)
 
     def __getitem__(self, numbers: Tensor) -> Tensor:
         """(B, C, *box) uint8."""

@@ -34,6 +34,13 @@ def files(part):
     return [str(source.folders.file(source._samples[0][number])) for number in part.part.numbers]
 
 
+def test_images_that_were_evaluated_first_can_be_trained_on(classes):
+    splits = load(classes)
+    with torch.inference_mode():  # as Lightning does
+        splits.test[0]
+    assert splits.train[0][0].shape == (3, 16, 16)
+
+
 def whole(part):
     return torch.stack([image for image, _ in part])
 
@@ -75,6 +82,8 @@ def test_who_evaluates_needs_no_training_images(tmp_path):
     write_classes(tmp_path / "test", {"blue": 2, "red": 2})
     splits = load(tmp_path)
     assert len(splits.test) == len(splits.val) == 4
+    shutil.rmtree(tmp_path / "val")
+    assert len(load(tmp_path).test) == 4
     with pytest.raises(InputError, match="train: No such file"):
         len(splits.train)
 
