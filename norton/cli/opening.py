@@ -247,14 +247,14 @@ def check_classes(net: nn.Module, data: "ClassificationData") -> None:
     """Raise InputError where the data have other classes than the network, or the same in another order."""
     own, number = classes_of(net) or (), getattr(net, "num_classes", None)
     differs = difference(own, data.classes) if own else ""
-    if number in (None, data.num_classes) and not differs:
-        return
     fresh = f"model.num_classes={data.num_classes} gives a network to train a fresh classifier"
     if differs:
         raise InputError(
             f"the network was trained on the classes {some(own)}; the data {data.name} {differs}; choose another data= "
             f"(auto: those that it was trained on) or data.root=, or another checkpoint=; {fresh}"
         )
+    if number is None or number == data.num_classes:
+        return
     few, counted = "only " * (data.num_classes < number), "or data.classes=, " * (data.task == "segmentation")
     raise InputError(
         f"the network tells {number} classes apart, the data {data.name} have {few}{data.num_classes}; choose another "

@@ -48,7 +48,7 @@ def test_a_chain_and_what_it_claims(shell, tmp_path):
     assert measured["miou"] == pytest.approx(final["miou"], abs=0.01)
 
 
-PIPELINE = "-m experiments.pipeline steps=[train]"
+PIPELINE = "-m experiments.pipeline steps=[train] latency_batch=2"
 BAD = [
     (f"{PIPELINE} model.num_classes=4", r"tells 4 classes apart, .* have only 3.* or data\.classes="),
     (f"{PIPELINE} pretraining.distill=true", r"training\.distill makes soft targets of the classes"),

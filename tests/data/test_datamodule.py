@@ -119,7 +119,7 @@ def test_resumed_training_sees_the_same_batches(tmp_path, workers, as_module):
     assert train(3, tmp_path / "last.ckpt") == whole[2:]
 
 
-EXAMPLES = {"torchvision": "cifar100", "huggingface": "./no-such"}
+EXAMPLES = {"torchvision": "cifar100", "huggingface": "./no-such", "segmentation": "folder"}
 DATASET_CONFIGS = sorted(path for path in CONFIGS.glob("*.yaml") if path.stem != "auto")  # auto stands for another
 
 
@@ -136,6 +136,7 @@ def test_configs_are_arguments(path, tmp_path):
     missing |= {
         "torchvision": "download=true",
         "module": "data.module=my.module",
+        "segmentation": "found no images/",
         "huggingface": r"norton\[huggingface\]|no-such",
     }
     if path.stem in missing:
