@@ -4,11 +4,13 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 
 import norton
 from experiments.deployment.networks import Given
@@ -46,11 +48,12 @@ class BySize(nn.Module):
         self.largest = max(nets)
         self.nets = nn.ModuleDict({str(size): net for size, net in nets.items()})
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Any:
         if (size := str(len(images))) in self.nets:
             return self.nets[size](images)
         parts = [F.pad(part, (0, 0) * 3 + (0, self.largest - len(part))) for part in images.split(self.largest)]
-        return torch.cat([self.nets[str(self.largest)](part) for part in parts])[: len(images)]
+        outputs = [self.nets[str(self.largest)](part) for part in parts]
+        return tree_map(lambda *tensors: torch.cat(tensors)[: len(images)], *outputs)  # a dict of segmentation's, say
 
     def __deepcopy__(self, memo: dict) -> "BySize":
         return self

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.commands import run_here, written
 from helpers.networks import randomise_
+from helpers.segmentation import WithAuxiliary, seeded
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -209,3 +210,9 @@ def test_bad_input(settings, message, tmp_path, monkeypatch, capsys):
     assert code == 2
     assert error.startswith("error: ") and message in error
     assert not (tmp_path / "out").exists()
+
+
+def test_batches_of_any_size_through_a_network_that_gives_a_dict():
+    net, images = seeded(WithAuxiliary).eval(), torch.randn(5, 3, 16, 16)
+    found, expected = BySize({2: net})(images), net(images)
+    torch.testing.assert_close(found, expected)
