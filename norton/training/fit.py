@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import lightning
 import torch
@@ -18,17 +18,19 @@ from norton.graph.copies import copied
 from norton.graph.layers import Form, set_form_
 from norton.training.classifier import Classifier
 from norton.training.distillation import Distillation
+from norton.training.loaders import Data, OwnLoaders, as_data
 from norton.training.recipe import Recipe
 from norton.training.segmenter import Segmenter
 from norton.training.task import Task
 
+KnownData: TypeAlias = ClassificationData | OwnLoaders
 LAST = "last.ckpt"
 IMAGES = 256  # calibration images to begin a map between features with, see `Distillation`
 
 
 def fit(
     net: nn.Module,
-    data: ClassificationData,
+    data: Data,
     recipe: Recipe,
     *,
     folder: str | Path,
@@ -41,17 +43,19 @@ def fit(
 ) -> nn.Module:
     """A trained copy of `net`, in evaluation mode, with the weights of the best epoch (see `Recipe.select_on`).
 
-    folder: takes the training state after every epoch; with `resume`, a training found there goes on where it was,
-    with the same batches an uninterrupted one would have seen.  teacher: a trained network that this one learns from,
-    where the recipe distills; it is not changed.  trainer_options: the Lightning Trainer's own.  Where no epoch is
-    better than `net` itself, a warning says so, and `net`'s weights are kept, unless the recipe has a sparsity.  The
-    copy remembers the data, see `norton.checkpoints.about_data`.
+    data: of `norton.data`, or (train, val) or (train, val, test), loaders of batches (images, labels).  folder: takes
+    the training state after every epoch; with `resume`, a training found there goes on where it was, with the same
+    batches an uninterrupted one would have seen, unless own loaders shuffle otherwise.  teacher: a trained network that
+    this one learns from, where the recipe distills; it is not changed.  trainer_options: the Lightning Trainer's own.
+    Where no epoch is better than `net` itself, a warning says so, and `net`'s weights are kept, unless the recipe has a
+    sparsity.  The copy remembers the data, see `norton.checkpoints.about_data`.
 
     Raises InputError at the end of an epoch whose loss is not finite, and for a teacher that is missing, that the
     recipe has no use for, or that does not fit, see `Distillation`.
     """
     if recipe.epochs == 0:
         return copied(net)
+    data = as_data(data, net)
     distillation = distillation_of(net, teacher, recipe, data)
     lightning.seed_everything(seed, verbose=False)
     # A loaded network is in evaluation mode, and Lightning would train it in that.
@@ -78,7 +82,7 @@ def fit(
     return remember_data_(trained, data)
 
 
-def remember_data_(net: nn.Module, data: ClassificationData) -> nn.Module:
+def remember_data_(net: nn.Module, data: KnownData) -> nn.Module:
     """Let a network remember the data that it is for, in place, see `norton.checkpoints.about_data`; returns it.
 
     Data of another number of classes say how images are normalised alone.
@@ -89,16 +93,14 @@ def remember_data_(net: nn.Module, data: ClassificationData) -> nn.Module:
     return net
 
 
-def task_of(net: nn.Module, recipe: Recipe, data: ClassificationData, distillation: Distillation | None = None) -> Task:
+def task_of(net: nn.Module, recipe: Recipe, data: KnownData, distillation: Distillation | None = None) -> Task:
     """The module that trains and judges a network by what the labels of the data are for."""
     if data.task == "segmentation":
         return Segmenter(net, recipe, data.num_classes, data.ignore)
     return Classifier(net, recipe, data.num_classes, distillation)
 
 
-def distillation_of(
-    net: nn.Module, teacher: nn.Module | None, recipe: Recipe, data: ClassificationData
-) -> Distillation | None:
+def distillation_of(net: nn.Module, teacher: nn.Module | None, recipe: Recipe, data: KnownData) -> Distillation | None:
     """What a teacher adds to the loss of a recipe; None where it does not distill."""
     if not recipe.distill:
         if teacher is not None:
@@ -107,7 +109,9 @@ def distillation_of(
     check_distillation(data)
     if teacher is None:
         raise InputError("training.distill is true, and there is no teacher; give a trained network as teacher=")
-    count = min(IMAGES, len(data.splits.calibration)) if recipe.distill_features else 1
+    count = IMAGES if recipe.distill_features else 1
+    if isinstance(data, ClassificationData):
+        count = min(count, len(data.splits.calibration))
     return Distillation(
         net,
         teacher,
@@ -118,7 +122,7 @@ def distillation_of(
     )
 
 
-def check_distillation(data: ClassificationData) -> None:
+def check_distillation(data: KnownData) -> None:
     """Raise InputError for data whose labels are not classes of images."""
     if data.task != "classification":
         raise InputError(
@@ -195,7 +199,7 @@ def best_weights(
 
 def evaluate(
     net: nn.Module,
-    data: ClassificationData,
+    data: Data,
     *,
     split: str = "test",
     compute: Form | Literal["fast"] = "fast",
@@ -203,10 +207,12 @@ def evaluate(
 ) -> dict[str, float]:
     """The scores of the data's task on one split, in percent, and the loss.  net: untouched.
 
-    {"top1", "top5", "loss"}; of segmentation {"miou", "pixel_accuracy", "loss"}, see `Segmenter`.
+    data: as for `fit`, or one loader alone.  {"top1", "top5", "loss"}; of segmentation {"miou", "pixel_accuracy",
+    "loss"}, see `Segmenter`.
     """
     if split not in ("test", "val"):
         raise InputError(f"split is {split!r}; choose one of test, val")
+    data = as_data(data, net)
     module = task_of(set_form_(copied(net), compute), Recipe(epochs=0), data)
     trainer = trainer_of(logger=False, enable_checkpointing=False, enable_model_summary=False, **trainer_options)
     if split == "test":
