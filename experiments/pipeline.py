@@ -13,7 +13,7 @@ from norton.checkpoints.files import read
 from norton.cli import opening, pictures, program, steps, tables
 from norton.cli.chain import Chain
 from norton.cli.rows import cost_row, dense_cost
-from norton.cli.settings import check_settings, has_budget, rates_text, require, setting_text
+from norton.cli.settings import check_settings, check_whole, has_budget, rates_text, require, setting_text
 from norton.common.files import write_json
 from norton.deployment.comparing import deploy_alike
 from norton.graph.plan import plan_of
@@ -33,6 +33,7 @@ LABELS = {"train": "dense", "decompose": "decomposed", "prune": "pruned", "finet
 def main(cfg: DictConfig) -> None:
     check_steps(cfg)
     check_settings(cfg)
+    check_whole(cfg, "latency_batch", 1)
     check_start(cfg)
     net, origin = opening.open_network(cfg, new_head=True)
     opening.choose_data(cfg, net, opening.named_by(net, origin) or DIGITS)

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from norton.calibration.batches import Images
 from norton.common.errors import InputError, warn
@@ -26,20 +26,22 @@ def read_images(
     """Images, and labels where they come with them, of whatever a user gives for a network.
 
     images: a tensor (N, C, H, W) and None stay as they are.  Of a list all batches count; of any other iterable, such
-    as a DataLoader, those up to MOST images, with a note where there are more; a Dataset is read in batches.  What a
-    batch has besides the arguments that the network takes is left out: labels above all, which are returned where
-    every batch has a tensor of them.  labels: of the user, which are returned in their place.
+    as a DataLoader, those up to MOST images, with a note where there are more; of a Dataset as many, from all over it.
+    What a batch has besides the arguments that the network takes is left out: labels above all, which are returned
+    where every batch has a tensor of them.  labels: of the user, which are returned in their place.
 
-    Raises InputError for an iterable that gives no batch.
+    Raises InputError for an iterable that gives no batch, and for a batch with its labels in the place of batches.
     """
     if isinstance(images, Dataset):
-        images = DataLoader(images, batch_size=128)
+        images = DataLoader(_from_all_over(images), batch_size=128)
     if (
         isinstance(images, Tensor | str | Mapping)
         or not isinstance(images, Iterable)
         or (isinstance(images, list) and not images)
     ):
         return images, labels  # what is none of them is refused where it is used
+    if isinstance(images, list | tuple) and _is_batch(images):
+        raise InputError("calibration images are one batch with its labels; give a list of batches, [(images, labels)]")
     takes, examples, found = _Arguments.of(network_in(net)), [], []
     for batch in images if isinstance(images, Sequence) else _first(images):
         example, own = takes.split(batch)
@@ -53,6 +55,23 @@ def read_images(
     if labels is None and all(own is not None for own in found):
         labels = torch.cat(found)
     return _joined(examples), labels
+
+
+def _is_batch(images: Sequence[Any]) -> bool:
+    """Whether these are images and their labels, rather than two batches of what a network takes."""
+    if len(images) != 2 or not all(isinstance(one, Tensor) for one in images):
+        return False
+    first, second = images
+    return first.dim() > 1 and second.shape == first.shape[:1] and not second.is_floating_point()
+
+
+def _from_all_over(images: Dataset) -> Dataset:
+    """MOST items, evenly from a dataset that has more, which may be sorted by class."""
+    count = len(images) if hasattr(images, "__len__") and not isinstance(images, IterableDataset) else 0
+    if count <= MOST:
+        return images
+    warn(f"calibration images: {MOST} of {count} are used; give a list of batches to use more")
+    return Subset(images, [place * count // MOST for place in range(MOST)])
 
 
 def _first(batches: Iterable[Any]) -> Iterator[Any]:

@@ -75,6 +75,9 @@ def no_setting(configs: Path, command: str, name: str) -> str:
     if name.startswith("trainer."):
         return f"{name} is not in configs/trainer; where Lightning's Trainer has it, a + adds it: +{name}=VALUE"
     known = meanings(configs, command, {})
+    if name in known:
+        group = name.partition(".")[0]
+        return f"the choice of {group}= has no setting {name!r}; choose one that has it, or leave it out"
     last = {setting.rpartition(".")[2]: setting for setting in known}
     near = difflib.get_close_matches(name, known, 1) or difflib.get_close_matches(name, last, 1)
     meant = f"did you mean {last.get(near[0], near[0])}? " if near else ""

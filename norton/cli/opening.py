@@ -155,6 +155,7 @@ def data_for(net: nn.Module, origin: Mapping[str, Any], cfg: DictConfig) -> Data
     if not named and (about or "").partition("/")[0] not in datasets():
         settle_auto(cfg, None)
         return None
+    named = named or cfg.data.get("root") is not None  # a folder that somebody types must be there
     choose_data(cfg, net, about)
     return open_data(cfg, net, named=named)
 

@@ -35,7 +35,7 @@ from norton.cli.settings import (
     require,
     trainer_options,
 )
-from norton.common.errors import InputError
+from norton.common.errors import InputError, warn
 from norton.decomposition.ranks import layer_rules
 from norton.graph.copies import copied
 from norton.pruning import Pruning, asks_for, check_prune
@@ -80,7 +80,7 @@ def check_images(net: nn.Module, cfg: DictConfig, data: Data, step: str) -> None
     except InputError as error:
         if looks:
             raise
-        raise InputError(f"{error}; or do without images: calibration.images=null") from None
+        raise InputError(f"{error}; or do without images: {_without_images(cfg)}") from None
 
 
 def decompose(net: nn.Module, cfg: DictConfig, data: Data, *, progress: bool = True) -> nn.Module:
@@ -143,10 +143,17 @@ def calibrate_(small: nn.Module, dense: nn.Module, cfg: DictConfig, data: Data) 
     try:
         fitting = calibration_images(small, cfg, data)
     except InputError as error:
-        raise InputError(f"{error}; or do without images: calibration.images=null") from None
-    if fitting is not None:
+        raise InputError(f"{error}; or do without images: {_without_images(cfg)}") from None
+    if fitting is None:
+        warn("calibration.batchnorm=true without calibration images: BatchNorm is left as it is")
+    else:
         reestimate_batchnorm_(small, fitting, c.batch_size)
     return None
+
+
+def _without_images(cfg: DictConfig) -> str:
+    """The setting by which nobody asks for calibration images."""
+    return "calibration.images=null" if cfg.calibration.folder is None else "leave calibration.folder out"
 
 
 def fit(

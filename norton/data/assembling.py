@@ -138,7 +138,10 @@ def draw(data: str, sources: Mapping[str, Source], seed: int, how: Presentation)
     missing = [split for split in ("val", "test") if split not in sources]
     for split, option in OPTIONS.items():
         if split not in missing and getattr(how, option) is not None:
-            raise InputError(f"data {data}: has {split} images of its own, so {option} can do nothing; leave it out")
+            raise InputError(
+                f"data {data}: has {split} images of its own, so {option} can do nothing; leave it out, or where a "
+                f"checkpoint remembers it, give data.{option}=null"
+            )
     if not missing:
         return {}
     order = stratified_order(sources["train"].labels, seed)

@@ -91,4 +91,10 @@ class OwnLoaders:
             raise InputError(
                 "the network gives no logits, (N, classes) or (N, classes, H, W); train it by code of yours"
             )
+        labels, images = batch[1], len(batch[0])
+        if labels.is_floating_point() or labels.dim() != logits.dim() - 1 or len(labels) != images:
+            raise InputError(
+                f"the loader for {split} gives labels of {labels.dtype} and shape {tuple(labels.shape)}; for such a "
+                f"network they are whole numbers, {f'({images}, H, W)' if logits.dim() == 4 else f'({images},)'}"
+            )
         return logits

@@ -23,6 +23,11 @@ def scale_penalty(net: nn.Module) -> Tensor:
     return sum(layer.weight.abs().sum() for layer in norms)
 
 
+def as_numbers(labels: Tensor) -> Tensor:
+    """Labels in the whole numbers that torch's losses take, of whichever a loader gives: masks are often of uint8."""
+    return labels if labels.is_floating_point() else labels.long()
+
+
 class Task(lightning.LightningModule):
     """A network with a loss and scores; logs them for each split, of training the first score alone.
 
@@ -51,7 +56,7 @@ class Task(lightning.LightningModule):
         return self.net(x)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-        images, labels = batch
+        images, labels = batch[0], as_numbers(batch[1])
         predicted, loss = self.learn(images, labels)
         if self.recipe.sparsity:
             loss = loss + self.recipe.sparsity * scale_penalty(self.net)
@@ -89,7 +94,7 @@ class Task(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _evaluate(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
-        images, labels = batch
+        images, labels = batch[0], as_numbers(batch[1])
         predicted, loss = self.judge(images, labels)
         self._log(split, predicted, labels, loss, self.names)
 

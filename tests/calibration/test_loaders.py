@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import norton
 from norton.calibration import loaders, read_images, reestimate_batchnorm_
+from norton.common.errors import NortonWarning
 
 
 class Two(nn.Module):
@@ -92,6 +93,20 @@ def test_a_whole_training_set_is_read_only_as_far_as_needed(images, monkeypatch)
         found, _ = read_images(net_of(), batches())
     assert len(found) == 9 and len(read) == 4  # one more, to know that there are more
     assert len(read_images(net_of(), [images[:3]] * 5)[0]) == 15  # of a list somebody made all count
+
+
+def test_a_dataset_is_read_from_all_over_it(images, monkeypatch):
+    monkeypatch.setattr(loaders, "MOST", 4)
+    with pytest.warns(NortonWarning, match="4 of 10 are used"):
+        found, labels = read_images(net_of(), TensorDataset(images, torch.arange(10)))
+    assert labels.tolist() == [0, 2, 5, 7]  # a dataset may be sorted by class
+    torch.testing.assert_close(found, images[labels], rtol=0, atol=0)
+
+
+def test_a_batch_with_labels_is_no_list_of_batches(images):
+    for batch in ((images, LABELS), [images, LABELS]):
+        with pytest.raises(norton.InputError, match=r"give a list of batches, \[\(images, labels\)\]"):
+            norton.decompose(net_of(), rank=1, images=batch)
 
 
 def test_a_generator_is_read_once(images):

@@ -113,6 +113,41 @@ def test_a_folder_that_is_gone_is_asked_for_by_those_alone_who_need_images(file,
     assert len(opened(settings(file, "auto", root=str(tmp_path / "elsewhere")))[1].splits.test) > 0
 
 
+def test_a_folder_that_somebody_types_must_be_there(file, tmp_path, monkeypatch, capsys):
+    told = f"rank=1 data.root={tmp_path / 'typo'} out={tmp_path / '0'}"
+    command = f"python decompose.py checkpoint={file} model.arch={ARCH} {told}"
+    code, _, error = run_here(command, monkeypatch, capsys)
+    assert code == 2 and f"{tmp_path / 'typo'}: No such file" in error and not (tmp_path / "0").exists()
+
+
+@pytest.mark.parametrize("told, said", [
+    ("data.classes=3", "the choice of data= has no setting 'data.classes'"),
+    ("data.validation=0.3", "give data.validation=null"),
+])  # fmt: skip
+def test_hints_can_be_followed(told, said, file, images, tmp_path, monkeypatch, capsys):
+    write_classes(tmp_path / "split" / "train", {"blue": 7, "red": 7})
+    write_classes(tmp_path / "split" / "val", {"blue": 2, "red": 2})
+    data = "" if "classes" in told else f"data=folder data.root={tmp_path / 'split'} "
+    command = f"python evaluate.py checkpoint={file} model.arch={ARCH} {data}{told} {QUICK} out={tmp_path / '0'}"
+    code, _, error = run_here(command, monkeypatch, capsys)
+    assert code == 2 and said in error
+
+
+def test_batchnorm_by_name_without_images_is_said(file, tmp_path, monkeypatch, capsys):
+    told = "rank=1 decomposition.options.starts=1 calibration.batchnorm=true calibration.images=null"
+    command = f"python decompose.py checkpoint={file} model.arch={ARCH} {told} out={tmp_path / '0'}"
+    with pytest.warns(NortonWarning, match="batchnorm=true without calibration images: BatchNorm is left as it is"):
+        assert run_here(command, monkeypatch, capsys)[0] == 0
+
+
+def test_no_batch_to_time(file, images, tmp_path, monkeypatch, capsys):
+    command = f"python evaluate.py checkpoint={file} model.arch={ARCH} latency_batch=null out={tmp_path / '0'}"
+    assert run_here(command, monkeypatch, capsys)[::2] == (
+        2,
+        "error: latency_batch is None; it must be a whole number of at least 1\n",
+    )
+
+
 def test_code_that_a_file_names_is_not_called(images, tmp_path):
     net = norton.build(ARCH)
     net.data_settings = {"name": "module", "module": "os.getcwd", "augment": ["flip", "os.abort"], "seed": 0}

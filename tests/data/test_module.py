@@ -44,6 +44,12 @@ def drawn():
     return tensors(), None, None
 
 
+def by_class():
+    images, labels = tensors(12).tensors
+    order = labels.argsort()
+    return TensorDataset(images[order], labels[order]), tensors(6), tensors(9)
+
+
 def own_splits():
     return tensors(12), tensors(6), tensors(9)
 
@@ -105,6 +111,12 @@ def test_tensors_are_taken_as_they_are():
     assert splits.test[4][0].unique().tolist() == [1]
     assert splits.normalisation == ((0.3,), (0.2,))
     assert load("own_splits").normalisation is None
+
+
+def test_calibration_images_are_of_all_classes_where_they_are_listed_one_by_one():
+    splits = load_data("module", module="own_data.by_class")
+    for part in (splits.train, splits.calibration):  # BatchNorm is estimated from the first of the former
+        assert {int(part[place][1]) for place in range(3)} == {0, 1, 2} and len(part) == 12
 
 
 def test_missing_splits_are_drawn():

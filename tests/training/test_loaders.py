@@ -45,7 +45,17 @@ def test_loaders_of_masks_train_by_pixels(tmp_path):
     trained = fit(
         nn.Conv2d(3, 2, 1), (batches, batches), Recipe(epochs=20, learning_rate=1.0), folder=tmp_path, **QUIET
     )
-    assert evaluate(trained, batches, **QUIET)["miou"] > 85
+    assert (found := evaluate(trained, batches, **QUIET))["miou"] > 85
+    assert evaluate(trained, [(images, masks.byte())], **QUIET)["miou"] == pytest.approx(found["miou"])
+    with pytest.raises(norton.InputError, match=r"of torch\.int64 and shape \(8, 1, 8, 8\); .* numbers, \(8, H, W\)"):
+        evaluate(trained, [(images, masks[:, None])], **QUIET)
+
+
+def test_labels_that_are_no_classes():
+    images = torch.rand(4, 3, 32, 32)
+    for labels in (torch.rand(4), torch.eye(4), torch.arange(3), torch.zeros(4, 1, dtype=torch.int64)):
+        with pytest.raises(norton.InputError, match=r"gives labels of .*; for such a network .* whole numbers, \(4,\)"):
+            evaluate(network(), [(images, labels)], **QUIET)
 
 
 def test_a_student_learns_from_loaders(tmp_path):

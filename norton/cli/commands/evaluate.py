@@ -10,7 +10,7 @@ from norton.checkpoints import claims, verification
 from norton.cli import pictures, program, tables
 from norton.cli.published_flags import translate
 from norton.cli.rows import cost_row, dense_cost, macs_panel
-from norton.cli.settings import check_settings
+from norton.cli.settings import check_settings, check_whole
 from norton.cli.verification import Verification, verify
 from norton.common.files import write_json
 from norton.deployment.comparing import deploy_alike
@@ -22,6 +22,7 @@ def main(cfg: DictConfig) -> int:
     if cfg.checkpoint is None:
         raise norton.InputError("no checkpoint: give checkpoint=FILE")
     check_settings(cfg)
+    check_whole(cfg, "latency_batch", 1)
     found = verify(cfg, claims.registry_entry(cfg.checkpoint))
     if found.accuracy is None and found.verdict.code != verification.FAILS:
         show(cfg, found)

@@ -12,7 +12,7 @@ from norton.common.errors import InputError
 from norton.data.assembling import Presentation, assemble, draw, presented
 from norton.data.augmenting import DEFAULT, named
 from norton.data.normalising import Normalisation, normalisation
-from norton.data.splits import DATASETS, Splits
+from norton.data.splits import DATASETS, Splits, stratified_order
 from norton.data.wrapping import DatasetPictures, check_labels, classes_of, labels_of
 
 RETURNS = "(train, val, test) of map-style datasets of (image, label), val and test None to be drawn; or Splits"
@@ -74,7 +74,7 @@ def _classes(path: str, datasets: dict[str, Any]) -> tuple[str, ...]:
 def _as_they_are(
     datasets: dict[str, Any], classes: tuple[str, ...], first: Tensor, seed: int, how: Presentation
 ) -> Splits:
-    """Splits of datasets that give normalised images; calibration takes the training images as they come."""
+    """Splits of datasets that give normalised images; calibration takes the training images, the classes in turn."""
     if first.dim() != 3:
         raise InputError(f"data module: an image is {tuple(first.shape)}; it must be (channels, height, width)")
     size = [how.size] * 2 if isinstance(how.size, int) else how.size
@@ -90,6 +90,8 @@ def _as_they_are(
     for source in sources.values():
         check_labels("module", source.labels, classes)
     drawn = draw("module", sources, seed, how)  # type: ignore[arg-type]  # labels are all that it asks for
+    if not drawn:  # where they are listed class by class, the first ones would be of one class
+        drawn = {"train": stratified_order(sources["train"].labels, seed)}
     parts: dict[str, Dataset] = {split: Subset(datasets["train"], part.tolist()) for split, part in drawn.items()}
     parts = {**datasets, **parts}
     return Splits(
