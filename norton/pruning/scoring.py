@@ -31,6 +31,7 @@ from norton.pruning.published import SELECTIONS
 
 DEFAULTS = {"normalisation": (None, "rank"), "tied": (None, "average")}
 COMBINATIONS = ("weighted", "intersection")
+FITTED = {"outputs": ["compensated"], None: ["not compensated"]}  # in words, but for the default
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def describe(settings: Mapping) -> str:
     words = [_words(settings["criterion"])]
     words += [f"{key} {settings[key]}" for key in ("normalisation", "tied") if settings.get(key) not in DEFAULTS[key]]
     words += ["global"] if settings.get("allocation") == "global" else []
-    return " ".join([*words, *(["compensated"] if settings.get("compensate") else [])])
+    words += FITTED.get(settings.get("compensate", "auto"), [])
+    return " ".join(words)
 
 
 def _words(criterion: CriterionSetting) -> str:
