@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, TypeAlias
 
 import torch
@@ -113,8 +114,10 @@ class _Arguments:
         kinds = inspect.Parameter
         parameters = inspect.signature(net.forward).parameters.values()
         positional = [p for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+        # A switch, such as `return_features=False`, is no place for what comes after the images, nor is a target.
+        filled = takewhile(lambda p: p.default in (kinds.empty, None) and p.name not in LABELS, positional)
         return cls(
-            tuple(p.name for p in positional),
+            tuple(p.name for p in filled),
             frozenset(p.name for p in parameters if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)),
             sum(p.default is kinds.empty for p in positional),
             any(p.kind is kinds.VAR_POSITIONAL for p in parameters),
@@ -124,7 +127,9 @@ class _Arguments:
     def split(self, batch: Any) -> tuple[Example, Tensor | None]:
         """What of a batch the network takes, and labels among the rest."""
         if isinstance(batch, Mapping):
-            known = {name: x for name, x in batch.items() if self.any_name or name in self.by_name}
+            known = {
+                name: x for name, x in batch.items() if name not in LABELS and (self.any_name or name in self.by_name)
+            }
             return known or batch, _labels([batch[name] for name in LABELS if name in batch and name not in known])
         if not isinstance(batch, list | tuple):
             return batch, None

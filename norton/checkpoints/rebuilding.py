@@ -94,6 +94,11 @@ def rebuild(
         if replaced:
             forget_classes_(rebuilt)
             assumed.append(replaced)
+        elif net is not None and getattr(net, "num_classes", None) != num_classes:
+            raise InputError(
+                f"{path}: num_classes={num_classes} replaces nothing: the classifier of net= is of the file's size; "
+                f"give a net of {num_classes} classes, or leave num_classes out"
+            )
     say_assumed(path, assumed, strict)
     load_strictly_(rebuilt, state, path)
     if published:

@@ -95,6 +95,8 @@ class Chain:
             from norton.training import remember_data_  # Lightning takes seconds to import; who opened data has it
 
             remember_data_(net, self.data)
+        elif self.data is not None and any(self.cfg.data.get(key) is not None for key in ("mean", "std")):
+            net.normalisation = self.data.told_normalisation or getattr(net, "normalisation", None)
         return self._stage(net.eval(), [*stage.lineage, record], stage, errors)
 
     def opened(self, path: Path, before: Stage) -> Stage:

@@ -353,17 +353,20 @@ def settle_auto(cfg: DictConfig, data: Data) -> None:
 
     With images, layers are fitted to outputs, and BatchNorm is decided by them.  Without any, layers are fitted to
     weights and BatchNorm stays; of a trained network that is said, unless `calibration.images=null` asks for it.
+    What is asked for in vain beside that goes the same way, and is said.
     """
-    open_choices = [one for one in BY_IMAGES if OmegaConf.select(cfg, one[1]) == "auto"]
-    if "steps" in cfg:
-        open_choices = [one for one in open_choices if one[0] & set(cfg.steps)]
-    if not open_choices:
+    none = "calibration" in cfg and cfg.calibration.get("images") is None and cfg.calibration.get("folder") is None
+    known = [one for one in BY_IMAGES if "steps" not in cfg or one[0] & set(cfg.steps)]
+    by_default = [one for one in known if OmegaConf.select(cfg, one[1]) == "auto"]
+    in_vain = [one for one in known if none and OmegaConf.select(cfg, one[1]) == "outputs"]
+    if not by_default and not in_vain:
         return
     missing = missing_images(cfg, data)
-    for _, key, given, without, _ in open_choices:
+    for _, key, given, without, _ in [*by_default, *in_vain]:
         OmegaConf.update(cfg, key, without if missing else given)
-    if missing and is_given(cfg) and cfg.calibration.images is not None:
-        warn(f"{missing}: {', '.join(meaning for *_, meaning in open_choices)}")
+    said = in_vain if none else by_default * is_given(cfg)
+    if missing and said:
+        warn(f"{missing}: {', '.join(meaning for *_, meaning in said)}")
 
 
 def missing_images(cfg: DictConfig, data: Data) -> str:

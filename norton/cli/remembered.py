@@ -36,8 +36,11 @@ def recall_(cfg: DictConfig, net: nn.Module) -> None:
     Code that a file names is not called: a function that makes data or augments must be told again.
     """
     normalisation = getattr(net, "normalisation", None)
-    if normalisation is not None and "mean" in cfg.data and cfg.data.mean is None and cfg.data.std is None:
-        cfg.data.mean, cfg.data.std = (list(part) for part in normalisation)
+    if normalisation is not None and "mean" in cfg.data:
+        named = isinstance(cfg.data.mean, str) or isinstance(cfg.data.std, str)  # which stands for both
+        for key, part in zip(("mean", "std"), normalisation, strict=True):
+            if cfg.data[key] is None and not named:
+                cfg.data[key] = list(part)
     found = _remembered(cfg, net)
     if not found:
         return

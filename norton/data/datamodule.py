@@ -161,12 +161,21 @@ class ClassificationData(lightning.LightningDataModule):
     @property
     def normalisation(self) -> Normalisation | None:
         """As in `Splits`; where it is told in numbers, or published, it needs no files."""
-        mean, std = self.options.get("mean"), self.options.get("std")
-        if isinstance(mean, list) and isinstance(std, list):
-            return normalisation(self.name, mean, std, (tuple(mean), tuple(std)), _no_images)
-        if self.name in NAMED and "auto" not in (mean, std):
-            return normalisation(self.name, mean, std, NAMED[self.name], _no_images)
-        return self.splits.normalisation
+        return self.told_normalisation or self.splits.normalisation
+
+    @property
+    def told_normalisation(self) -> Normalisation | None:
+        """The same, where it needs no files; else None."""
+        told = self.options.get("mean"), self.options.get("std")
+        if "auto" in told:
+            return None
+        known = NAMED.get(self.name) or next(
+            (NAMED[one] for one in told if isinstance(one, str) and one in NAMED), None
+        )
+        lists = [tuple(one) for one in told if isinstance(one, list)]
+        if known is None and lists and None not in told:
+            known = lists[0], lists[0]  # only how many channels there are counts
+        return None if known is None else normalisation(self.name, *told, known, _no_images)
 
     def train_dataloader(self) -> DataLoader:
         sampler = EpochSampler(self.splits.train, self.seed)

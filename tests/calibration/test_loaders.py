@@ -80,6 +80,19 @@ def test_what_a_network_can_take_it_gets_but_for_labels(images):
     assert set(example) == {"x", "scale"}
 
 
+class Switched(nn.Module):
+    def forward(self, x, return_features=False, targets=None):
+        assert return_features is False and targets is None
+        return x
+
+
+@pytest.mark.parametrize("labels", [torch.rand(10, 2), torch.arange(10) > 4, torch.arange(10).byte(), LABELS])
+def test_labels_of_any_kind_are_no_switch_and_no_target(labels, images):
+    for batch in ([images, labels], [images, labels, labels], {"x": images, "targets": labels}):
+        found, _ = read_images(Switched(), [batch])
+        assert torch.equal(found if isinstance(found, torch.Tensor) else found[0]["x"], images)
+
+
 def test_a_whole_training_set_is_read_only_as_far_as_needed(images, monkeypatch):
     monkeypatch.setattr(loaders, "MOST", 7)
     read = []

@@ -96,3 +96,10 @@ def test_as_many_classes_but_others(net):
     assert found.classes is None and net.classes == tuple("abcde")
     different = [key for key, value in found.state_dict().items() if not torch.equal(value, net.state_dict()[key])]
     assert different == ["fc.weight", "fc.bias"] and isinstance(found.fc, nn.Linear)
+
+
+def test_a_net_of_the_files_size_asked_for_another_number_is_refused(tmp_path):
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 7))
+    torch.save(net.state_dict(), tmp_path / "seven.pt")
+    with pytest.raises(norton.InputError, match=r"num_classes=3 replaces nothing: .*; give a net of 3"):
+        norton.load(tmp_path / "seven.pt", net=net, num_classes=3)

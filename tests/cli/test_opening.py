@@ -127,6 +127,13 @@ def test_without_images_weights_are_fitted_and_that_is_said():
         opening.settle_auto(open_choices(), Images("looked for them", named=True))
 
 
+def test_what_is_asked_for_in_vain_is_left_out_and_said():
+    cfg = open_choices(pruning={"compensate": "outputs"}, calibration={"images": None})
+    with pytest.warns(NortonWarning, match=r"^no calibration images .*: what is left of layers stays as it is$"):
+        opening.settle_auto(cfg, Images())
+    assert chosen(cfg) == ("weights", None, False)  # as the results then say
+
+
 @pytest.mark.parametrize("settings", [{"calibration": {"images": None}}, {"checkpoint": None}])
 def test_who_wants_no_images_or_has_random_weights_is_told_nothing(settings, recwarn):
     cfg = open_choices(**settings)

@@ -1,5 +1,7 @@
 """A checkpoint remembers its data, and later commands use them; what a user says wins; other classes are refused."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers.commands import run_here
@@ -11,6 +13,7 @@ from norton.checkpoints.files import read
 from norton.cli import opening
 from norton.cli.chain import can_teach
 from norton.cli.program import CONFIGS
+from norton.cli.remembered import recall_
 from norton.common.errors import NortonWarning
 
 NETWORK = """
@@ -230,3 +233,28 @@ def test_weights_of_others_are_strict_too(images, tmp_path, monkeypatch, capsys)
     command = f"python -m norton decompose model.arch={ARCH} weights={tmp_path}/a.pth rank=1 strict=true"
     code, _, error = run_here(command, monkeypatch, capsys)
     assert code == 2 and "refused, because strict: module. is left out of its names" in error
+
+
+def test_a_mean_told_alone_goes_with_the_remembered_deviation():
+    net = SimpleNamespace(normalisation=((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
+    for told, expected in (
+        ({}, ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])),
+        ({"mean": 0.5}, (0.5, [0.4, 0.5, 0.6])),
+        ({"std": 0.5}, ([0.1, 0.2, 0.3], 0.5)),
+        ({"mean": "imagenet"}, ("imagenet", None)),  # a name stands for both
+    ):
+        cfg = OmegaConf.create({"data": {"name": "cifar10", "mean": None, "std": None} | told})
+        recall_(cfg, net)
+        assert (cfg.data.mean, cfg.data.std) == expected
+
+
+def test_a_normalisation_told_once_is_remembered_without_images(images, tmp_path, monkeypatch, capsys):
+    torch.save(norton.build(ARCH).state_dict(), tmp_path / "plain.pt")
+    command = (
+        f"python prune.py checkpoint={tmp_path}/plain.pt model.arch={ARCH} compress_rate=0.3 pruning.min_filters=2 "
+        "calibration.images=null "
+        f"data=folder data.root={images} data.mean=[0.1,0.2,0.3] data.std=0.5 out={tmp_path}/out"
+    )
+    code, _, error = run_here(command, monkeypatch, capsys)
+    assert code == 0, error
+    assert read(tmp_path / "out" / "model.pt")["normalisation"] == [[0.1, 0.2, 0.3], [0.5, 0.5, 0.5]]
