@@ -91,6 +91,14 @@ def names():
 
 def iterable():
     return iter([]), None, None
+
+
+def asking(folder, root, size=8, *others, **more):
+    return two()
+
+
+def failing(seed):
+    return {}["images"]
 """
 
 
@@ -162,6 +170,8 @@ def test_labels_are_not_asked_for_one_by_one():
         ("drawn", {"mean": "auto"}, "its images are normalised already"),
         ("drawn", {"validation": 40}, "none is left to train on"),
         ("own_splits", {"test": 3}, "has test images of its own"),
+        ("asking", {}, r"own_data\.asking asks for folder; it is called with root and seed alone"),
+        ("failing", {}, r"own_data\.failing failed: KeyError: 'images'; HYDRA_FULL_ERROR=1 shows where"),
         ("nothing", {}, "own_data has nothing callable of the name 'nothing'"),
     ],
 )

@@ -1,14 +1,14 @@
 """`module`: whatever a function of the user's own returns as training, validation and test datasets."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from norton.common.errors import InputError
+from norton.common.errors import InputError, first_line
 from norton.data.assembling import Presentation, assemble, draw, presented
 from norton.data.augmenting import DEFAULT, named
 from norton.data.normalising import Normalisation, normalisation
@@ -16,6 +16,8 @@ from norton.data.splits import DATASETS, Splits, stratified_order
 from norton.data.wrapping import DatasetPictures, check_labels, classes_of, labels_of
 
 RETURNS = "(train, val, test) of map-style datasets of (image, label), val and test None to be drawn; or Splits"
+
+_ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @DATASETS.register("module")
@@ -29,8 +31,7 @@ def module(root: Path, seed: int, how: Presentation, module: str | None = None) 
     if module is None:
         raise InputError("data module: no function; give data.module=my.module.function")
     make = named(module, "data.module")
-    known = inspect.signature(make).parameters
-    found = make(**{name: value for name, value in {"root": root, "seed": seed}.items() if name in known})
+    found = _called(module, make, {"root": root, "seed": seed})
     if isinstance(found, Splits):
         return found
     datasets = _datasets(module, found)
@@ -40,6 +41,22 @@ def module(root: Path, seed: int, how: Presentation, module: str | None = None) 
         return _as_they_are(datasets, classes, first, seed, how)
     sources = {split: DatasetPictures("module", one, classes) for split, one in datasets.items()}
     return assemble("module", sources, classes, seed, how)
+
+
+def _called(path: str, make: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+    """What a user's function returns.  Raises InputError where it asks for more, and for whatever it raises."""
+    known = inspect.signature(make).parameters
+    missing = [name for name, one in known.items() if one.default is one.empty and one.kind not in _ANY_NUMBER]
+    if missing := [name for name in missing if name not in given]:
+        raise InputError(f"data.module {path} asks for {', '.join(missing)}; it is called with root and seed alone")
+    try:
+        return make(**{name: value for name, value in given.items() if name in known})
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"data.module {path} failed: {type(error).__name__}: {first_line(error)}; HYDRA_FULL_ERROR=1 shows where"
+        ) from error
 
 
 def _datasets(path: str, found: Any) -> dict[str, Any]:
