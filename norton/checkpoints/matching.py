@@ -116,12 +116,17 @@ def _without_wrapper(state: State, expected: State, assumed: list[str]) -> dict[
     as_they_are = sum(key in expected for key in state)
     outer, outer_fits = _common_prefix(state, expected)
     inner, inner_fits = _common_prefix(expected, state)
-    if max(outer_fits, inner_fits) <= as_they_are:
+    # That a few names fit by chance is no wrapper.
+    if max(outer_fits, inner_fits) <= max(as_they_are, min(len(state), len(expected)) // 2):
         return dict(state)
     if outer_fits >= inner_fits:
         assumed.append(f"{outer} is left out of its names")
+        inside = {key.removeprefix(outer): value for key, value in state.items() if key.startswith(outer)}
         others = {key: value for key, value in state.items() if not key.startswith(outer)}
-        return others | {key.removeprefix(outer): value for key, value in state.items() if key.startswith(outer)}
+        if others and all(key in inside or key.endswith(_COUNTER) for key in expected):
+            assumed.append(f"{', '.join(others)} beside the network is left out")  # a counter, the weights of a loss
+            return inside
+        return others | inside
     assumed.append(f"{inner} is put before its names")
     return {inner + key: value for key, value in state.items()}
 

@@ -37,7 +37,7 @@ def loaded(content, tmp_path, **options):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         found = norton.load(path, **{"net": Small(), **options})
-    return found, "\n".join(str(warning.message) for warning in said)
+    return found, "\n".join(str(one.message) for one in said if issubclass(one.category, NortonWarning))
 
 
 def check_same(one, other):
@@ -68,6 +68,33 @@ def test_a_wrapper_of_the_network_itself(net, tmp_path):
     found, said = loaded(net.state_dict(), tmp_path, net=wrapped)
     check_same(found["backbone"], net)
     assert "backbone. is put before its names" in said
+
+
+def test_what_stands_beside_a_wrapped_network_is_left_out(net, tmp_path):
+    averaged = torch.optim.swa_utils.AveragedModel(net)
+    found, said = loaded(averaged.state_dict(), tmp_path)
+    check_same(found, net)
+    assert "n_averaged beside the network is left out" in said
+    state = {f"model.{key}": value for key, value in net.state_dict().items()} | {"criterion.weight": torch.ones(5)}
+    found, said = loaded({"state_dict": state}, tmp_path)
+    check_same(found, net)
+    assert "criterion.weight beside the network is left out" in said
+    state.pop("model.conv.weight")  # then nobody knows what it is
+    with pytest.raises(norton.InputError, match=r"criterion\.weight 5 of the file has no place"):
+        loaded(state, tmp_path)
+
+
+def test_a_few_names_that_fit_by_chance_are_no_wrapper(tmp_path):
+    other = nn.ModuleDict(
+        {"outer": nn.ModuleDict({f"layer{n}": nn.Linear(2, 2) for n in range(4)}), "fc": nn.Linear(2, 2)}
+    )
+    with pytest.raises(norton.InputError) as error:
+        loaded(
+            {"fc.weight": torch.ones(3, 2), "head.bias": torch.ones(3), "layer1.bias": torch.ones(2)},
+            tmp_path,
+            net=other,
+        )
+    assert "nearest in the file: outer" not in str(error.value)  # a name that the file has not
 
 
 CONTAINERS = ["state_dict", "model_state_dict", "model", "net", "params"]
