@@ -60,7 +60,8 @@ class RankCurve:
 
     def probe(self, weight: Tensor, metric: Metric | None) -> None:
         chosen = sampled_filters(len(weight), self.filters, self.seed).to(weight.device)
-        dense, weight = copy.deepcopy(self.layer), weight[chosen]
+        # Of a network in half precision the weight comes in float32, in which it is fitted.
+        dense, weight = copy.deepcopy(self.layer).to(weight.dtype), weight[chosen]
         if len(chosen) < width(dense):
             cut_outputs_(dense, chosen)
         found: list[float] = []

@@ -272,7 +272,7 @@ def test_infinite_activations_are_named(net):
 
 
 def test_bad_settings(net):
-    with pytest.raises(InputError, match="objective is 'output'; choose one of weights, outputs"):
+    with pytest.raises(InputError, match="objective is 'output'; choose one of auto, weights, outputs"):
         norton.decompose(net, 1, objective="output")
     for setting in (
         {"sequential": "no"},
