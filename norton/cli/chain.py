@@ -159,7 +159,7 @@ def check_teachers(
     net: nn.Module, lineage: Sequence[Record], cfg: DictConfig, chain: Sequence[str], data: Data
 ) -> None:
     """Raise InputError, before any work, where a step of a chain from `net` will have no teacher, or an unfit one."""
-    from norton.training.fit import check_distillation  # Lightning takes seconds to import
+    from norton.training.fit import check_features  # Lightning takes seconds to import
 
     found = False
     for number, step in enumerate(chain):
@@ -169,7 +169,7 @@ def check_teachers(
         if group is None or not distills(cfg[group]):
             continue
         if data is not None:
-            check_distillation(data)
+            check_features(cfg[group].get("distill_features"), data)
         if (file := cfg[group].get("teacher")) is not None:
             classes = load_file(file, cfg).num_classes
             if data is not None and classes != data.num_classes:

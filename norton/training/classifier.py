@@ -14,23 +14,18 @@ from norton.training.task import Task
 
 
 class Classifier(Task):
-    """A network with cross-entropy; logs loss, top-1 and top-5 accuracy of each split.
-
-    distillation: what a teacher adds to the loss of training, see `Recipe`.
-    """
+    """A network with cross-entropy; logs loss, top-1 and top-5 accuracy of each split."""
 
     def __init__(self, net: nn.Module, recipe: Recipe, num_classes: int, distillation: Distillation | None = None):
         accuracy = partial(MulticlassAccuracy, num_classes, average="micro")
         ranks = {"top1": 1, "top5": min(5, num_classes)}
-        super().__init__(net, recipe, {name: partial(accuracy, top_k=k) for name, k in ranks.items()})
-        self.distillation = distillation
+        super().__init__(net, recipe, {name: partial(accuracy, top_k=k) for name, k in ranks.items()}, distillation)
 
     def learn(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        teaching = self.distillation
-        found, taught = (self(images), None) if teaching is None else teaching(self.net, images)
-        logits = checked(found)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        return logits, loss if teaching is None else (1 - teaching.weight) * loss + taught
+        def loss_of(output: Any) -> Tensor:
+            return F.cross_entropy(checked(output), labels, label_smoothing=self.recipe.label_smoothing)
+
+        return self.taught(images, checked, loss_of)
 
     def judge(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = checked(self(images))

@@ -1,5 +1,8 @@
 """Knowledge distillation: a network also learns from what a trained one says and sees."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,16 +10,18 @@ from torch import Tensor, nn
 from norton.common.errors import InputError, first_line
 from norton.graph.copies import copied
 from norton.graph.layers import is_decomposed, set_form_
+from norton.graph.logits import logits_in
 
 
 def soft_target_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """T² KL(softmax(teacher / T) ‖ softmax(student / T)), averaged over the batch.
+    """T² KL(softmax(teacher / T) ‖ softmax(student / T)), averaged over images or pixels; 0 where there are none.
 
-    logits, teacher_logits: (N, classes).  T² keeps the size of the gradients while the temperature is varied.
+    logits, teacher_logits: (N, classes), a row for each image or pixel.  T² keeps the size of the gradients while the
+    temperature is varied.
     Source: Hinton, Vinyals & Dean 2015, section 2.
     """
     ours, theirs = (F.log_softmax(_precise(x) / temperature, dim=1) for x in (logits, teacher_logits))
-    return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    return temperature**2 * F.kl_div(ours, theirs, reduction="sum", log_target=True) / max(1, len(ours))
 
 
 def feature_loss(features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -42,7 +47,8 @@ class Distillation(nn.Module):
     it is no part of the state, so it is neither trained nor saved.
 
     images: (N, 3, H, W), to try both on and to solve for that map.  temperature: above 0.  weight: of the soft targets;
-    the labels then count 1 - weight, which is up to the caller.  features: 0 for none.
+    the labels then count 1 - weight, which is up to the caller.  features: 0 for none.  pixels: the networks tell the
+    class of each pixel; both then give logits (N, classes, H, W), of any height and width, or a dict with `out`.
 
     Raises InputError where a network does not take the images, where both tell other numbers of classes apart, and
     where features are asked for and a network has no last linear layer.
@@ -57,55 +63,64 @@ class Distillation(nn.Module):
         temperature: float,
         weight: float,
         features: float = 0.0,
+        pixels: bool = False,
     ):
         super().__init__()
         self.temperature, self.weight, self.features = temperature, weight, features
         self.layer = last_linear(student, "student") if features else None
-        student = Frozen(student, self.layer)
-        self.teacher = Frozen(teacher, last_linear(teacher, "teacher") if features else None)
+        student = Frozen(student, self.layer, pixels)
+        self.teacher = Frozen(teacher, last_linear(teacher, "teacher") if features else None, pixels)
         ours, theirs = student.try_on(images[:1], "student"), self.teacher.try_on(images[:1], "teacher")
-        if ours[0].shape != theirs[0].shape:
+        if ours[0].shape[1] != theirs[0].shape[1]:
             raise InputError(
-                f"the teacher gives {theirs[0].shape[-1]} numbers per image, the student {ours[0].shape[-1]}; "
-                "give a teacher of the same classes"
+                f"the teacher gives {theirs[0].shape[1]} numbers per {'pixel' if pixels else 'image'}, the student "
+                f"{ours[0].shape[1]}; give a teacher of the same classes"
             )
         apart = ours[1] is not None and theirs[1] is not None and ours[1].shape != theirs[1].shape
         self.map = nn.Parameter(least_squares_map(student, self.teacher, images)) if apart else None
 
-    def forward(self, student: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The student's logits, (N, classes), and the loss that the teacher adds, both with gradients."""
-        logits, ours = run(student, images, self.layer)
-        teacher_logits, theirs = self.teacher(images)
-        loss = self.weight * soft_target_loss(logits, teacher_logits, self.temperature)
+    def forward(
+        self, student: nn.Module, images: Tensor, rows: Callable[[Any], Tensor] = logits_in
+    ) -> tuple[Any, Tensor]:
+        """What the student gives, and the loss that the teacher adds, both with gradients.
+
+        rows: takes what a network gives to logits (N, classes), a row for each image or pixel that counts.
+        """
+        output, ours = run(student, images, self.layer)
+        teacher_output, theirs = self.teacher(images)
+        loss = self.weight * soft_target_loss(rows(output), rows(teacher_output), self.temperature)
         if self.features:
             ours = ours if self.map is None else F.linear(ours, self.map)
             loss = loss + self.features * feature_loss(ours, theirs)
-        return logits, loss
+        return output, loss
 
 
 class Frozen:
     """A copy of a network in evaluation mode, computed without gradients.
 
     No `nn.Module`, so that a module that holds it does not train, switch or save it.  layer: whose inputs are features.
+    pixels: it tells the class of each pixel.
     """
 
-    def __init__(self, net: nn.Module, layer: str | None):
+    def __init__(self, net: nn.Module, layer: str | None, pixels: bool = False):
         self.net, self.layer = set_form_(copied(net), "fast").eval().requires_grad_(False), layer
+        self.pixels = pixels
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits, (N, classes), and features, (N, ..., width), on the device and in the precision of the images."""
+    def __call__(self, images: Tensor) -> tuple[Any, Tensor | None]:
+        """The output, and features, (N, ..., width), on the device and in the precision of the images."""
         return run(self.net.to(images), images, self.layer)
 
     def try_on(self, images: Tensor, who: str) -> tuple[Tensor, Tensor | None]:
-        """The same, or an InputError that says what is wrong; who: the network's part, for messages."""
+        """Logits and features, or an InputError that says what is wrong; who: the network's part, for messages."""
         try:
-            logits, features = self(images)
+            output, features = self(images)
         except (RuntimeError, ValueError) as error:
             size = tuple(images.shape[1:])
             raise InputError(f"the {who} takes no images of size {size}: {first_line(error)}") from None
-        if not isinstance(logits, Tensor) or logits.dim() != 2:
-            raise InputError(f"the {who} gives no logits (N, classes), of which distillation makes soft targets")
+        logits, shape = (logits_in(output), "(N, classes, H, W)") if self.pixels else (output, "(N, classes)")
+        if not isinstance(logits, Tensor) or logits.dim() != (4 if self.pixels else 2):
+            raise InputError(f"the {who} gives no logits {shape}, of which distillation makes soft targets")
         if self.layer is not None and (
             features is None or self.net.get_submodule(self.layer).out_features != logits.shape[1]
         ):
@@ -113,7 +128,7 @@ class Frozen:
         return logits, features
 
 
-def run(net: nn.Module, images: Tensor, layer: str | None) -> tuple[Tensor, Tensor | None]:
+def run(net: nn.Module, images: Tensor, layer: str | None) -> tuple[Any, Tensor | None]:
     """What a network returns, and what `layer` of it reads; None where it is not reached, or None itself."""
     if layer is None:
         return net(images), None

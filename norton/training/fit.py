@@ -96,7 +96,7 @@ def remember_data_(net: nn.Module, data: KnownData) -> nn.Module:
 def task_of(net: nn.Module, recipe: Recipe, data: KnownData, distillation: Distillation | None = None) -> Task:
     """The module that trains and judges a network by what the labels of the data are for."""
     if data.task == "segmentation":
-        return Segmenter(net, recipe, data.num_classes, data.ignore)
+        return Segmenter(net, recipe, data.num_classes, data.ignore, distillation)
     return Classifier(net, recipe, data.num_classes, distillation)
 
 
@@ -106,7 +106,7 @@ def distillation_of(net: nn.Module, teacher: nn.Module | None, recipe: Recipe, d
         if teacher is not None:
             raise InputError("there is a teacher, and training.distill is false; set it to true, or leave teacher= out")
         return None
-    check_distillation(data)
+    check_features(recipe.distill_features, data)
     if teacher is None:
         raise InputError("training.distill is true, and there is no teacher; give a trained network as teacher=")
     count = IMAGES if recipe.distill_features else 1
@@ -119,15 +119,16 @@ def distillation_of(net: nn.Module, teacher: nn.Module | None, recipe: Recipe, d
         temperature=recipe.temperature,
         weight=recipe.distill_weight,
         features=recipe.distill_features,
+        pixels=data.task == "segmentation",
     )
 
 
-def check_distillation(data: KnownData) -> None:
-    """Raise InputError for data whose labels are not classes of images."""
-    if data.task != "classification":
+def check_features(weight: float, data: KnownData) -> None:
+    """Raise InputError where features are to be learned, for data whose labels are not classes of images."""
+    if weight and data.task != "classification":
         raise InputError(
-            f"training.distill makes soft targets of the classes of images, and data {data.name} are for {data.task}; "
-            "set it to false"
+            "training.distill_features is about what the last linear layer of a classifier reads, and the data "
+            f"{data.name} are for {data.task}, where the soft targets of training.distill alone teach; set it to 0"
         )
 
 

@@ -17,11 +17,11 @@ class Recipe:
     terms of a decomposed filter that nearly cancel have large gradients.  sparsity: times the sum of |γ| over all
     BatchNorms is added to the loss, network slimming's penalty (Liu et al. 2017, equation 1), for the criterion
     `bn_scale`.  distill: learn from a teacher too; with w = distill_weight and T = temperature the cross-entropy counts
-    1 - w, and w · T² KL(softmax(teacher / T) ‖ softmax(student / T)) is added (Hinton et al. 2015).  distill_features:
-    times the relative error of what the last linear layer reads is added too, see `Distillation`; 0 for none.
-    select_on: `validation` keeps the epoch with the best validation score; `test` is the published protocol, which
-    picks it on the test set and so reports too much.  compute: how decomposed layers do while training, see
-    `set_form_`.
+    1 - w, and w · T² KL(softmax(teacher / T) ‖ softmax(student / T)) is added (Hinton et al. 2015), of each pixel in
+    segmentation.  distill_features: times the relative error of what the last linear layer reads is added too, see
+    `Distillation`; 0 for none.  select_on: `validation` keeps the epoch with the best validation score; `test` is the
+    published protocol, which picks it on the test set and so reports too much.  compute: how decomposed layers do while
+    training, see `set_form_`.
     """
 
     epochs: int = 4

@@ -10,6 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 
 from norton.common.errors import InputError
 from norton.graph.logits import OUT, logits_in, resized_to
+from norton.training.distillation import Distillation
 from norton.training.recipe import Recipe
 from norton.training.task import Task
 
@@ -26,23 +27,28 @@ class Segmenter(Task):
     loss is a mean over pixels.  ignore: the value of pixels that count for nothing; None where all count.
     """
 
-    def __init__(self, net: nn.Module, recipe: Recipe, num_classes: int, ignore: int | None = None):
+    def __init__(
+        self,
+        net: nn.Module,
+        recipe: Recipe,
+        num_classes: int,
+        ignore: int | None = None,
+        distillation: Distillation | None = None,
+    ):
         of = {"num_classes": num_classes, "ignore_index": ignore, "validate_args": False}  # the data have checked them
         scores = {
             "miou": partial(MulticlassJaccardIndex, **of),
             "pixel_accuracy": partial(MulticlassAccuracy, average="micro", **of),
         }
-        super().__init__(net, recipe, scores)
+        super().__init__(net, recipe, scores, distillation)
         self.num_classes, self.ignore = num_classes, NONE if ignore is None else ignore
 
     def learn(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        output, smoothing = self(images), self.recipe.label_smoothing
-        logits = logits_of(output, labels, self.num_classes)
-        loss = self.loss(logits, labels, smoothing)
-        if isinstance(output, Mapping) and AUXILIARY in output:
-            auxiliary = logits_of(output[AUXILIARY], labels, self.num_classes)
-            loss = loss + AUXILIARY_WEIGHT * self.loss(auxiliary, labels, smoothing)
-        return logits.argmax(1), loss
+        def pixels(output: Any) -> Tensor:
+            return logits_of(output, labels, self.num_classes).movedim(1, -1)[labels != self.ignore]
+
+        output, loss = self.taught(images, pixels, partial(self.loss_of_output, labels=labels))
+        return logits_of(output, labels, self.num_classes).argmax(1), loss
 
     def judge(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = logits_of(self(images), labels, self.num_classes)
@@ -50,6 +56,14 @@ class Segmenter(Task):
 
     def count(self, labels: Tensor) -> int:
         return int((labels != self.ignore).sum())
+
+    def loss_of_output(self, output: Any, labels: Tensor) -> Tensor:
+        """The loss to train by: that of the logits, and half of that of an auxiliary output, where there is one."""
+        loss = self.loss(logits_of(output, labels, self.num_classes), labels, self.recipe.label_smoothing)
+        if not isinstance(output, Mapping) or AUXILIARY not in output:
+            return loss
+        auxiliary = logits_of(output[AUXILIARY], labels, self.num_classes)
+        return loss + AUXILIARY_WEIGHT * self.loss(auxiliary, labels, self.recipe.label_smoothing)
 
     def loss(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         """The mean over the pixels that count; 0 where none does, of which torch's own mean would be no number."""

@@ -1,7 +1,8 @@
 """What all tasks share as LightningModules: steps, logging, and the published optimiser and schedule."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import lightning
 import torch
@@ -10,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from norton.common.errors import InputError
+from norton.training.distillation import Distillation
 from norton.training.recipe import Recipe
 
 SPLITS = ("fit", "val", "test")
@@ -31,12 +33,15 @@ def as_numbers(labels: Tensor) -> Tensor:
 class Task(lightning.LightningModule):
     """A network with a loss and scores; logs them for each split, of training the first score alone.
 
-    scores: name → what makes the metric, a fraction; the first one decides which epoch is best.
+    scores: name → what makes the metric, a fraction; the first one decides which epoch is best.  distillation: what a
+    teacher adds to the loss of training, see `Recipe`.
     """
 
-    def __init__(self, net: nn.Module, recipe: Recipe, scores: Mapping[str, partial]):
+    def __init__(
+        self, net: nn.Module, recipe: Recipe, scores: Mapping[str, partial], distillation: Distillation | None = None
+    ):
         super().__init__()
-        self.net, self.recipe = net, recipe
+        self.net, self.recipe, self.distillation = net, recipe, distillation
         self.names = tuple(scores)
         self.scores = nn.ModuleDict({f"{split}_{name}": scores[name]() for split in SPLITS for name in scores})
 
@@ -47,6 +52,20 @@ class Task(lightning.LightningModule):
     def judge(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What the scores take as predicted, and the loss to report."""
         raise NotImplementedError
+
+    def taught(
+        self, images: Tensor, rows: Callable[[Any], Tensor], loss_of: Callable[[Any], Tensor]
+    ) -> tuple[Any, Tensor]:
+        """What the network gives, and the loss of its labels with what a teacher adds, if there is one.
+
+        rows: of what a network gives, see `Distillation`.  loss_of: the loss of the labels, of the same.
+        """
+        teaching = self.distillation
+        if teaching is None:
+            output = self(images)
+            return output, loss_of(output)
+        output, added = teaching(self.net, images, rows)
+        return output, (1 - teaching.weight) * loss_of(output) + added
 
     def count(self, labels: Tensor) -> int:
         """Over how many a batch's loss is a mean."""

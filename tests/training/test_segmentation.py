@@ -11,7 +11,7 @@ from torch import nn
 
 import norton
 from norton.data.datamodule import ClassificationData
-from norton.training import Recipe, Segmenter, evaluate, fit
+from norton.training import Distillation, Recipe, Segmenter, evaluate, fit
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +118,69 @@ def test_outputs_that_are_no_logits_of_pixels(data, net, message):
 def test_data_of_another_task(data, tmp_path):
     with pytest.raises(norton.InputError, match=r"gives \(100, 8, 16, 16\) .* choose data=segmentation"):
         evaluate(network(8)[:3] + nn.Sequential(nn.Upsample(size=(16, 16))), digits(), **QUIET)
-    with pytest.raises(norton.InputError, match="soft targets of the classes of images, and data segmentation"):
-        fit(seeded(), data, Recipe(distill=True), teacher=seeded(), folder=tmp_path, **QUIET)
+    with pytest.raises(norton.InputError, match=r"last linear layer of a classifier reads, and the data segmentation"):
+        recipe = Recipe(distill=True, distill_features=1.0)
+        fit(seeded(), data, recipe, teacher=seeded(), folder=tmp_path, **QUIET)
+    assert not list(tmp_path.iterdir())
+
+
+# Distillation
+
+
+def literal_soft_targets(student, teacher, masks, temperature):
+    """Hinton et al. 2015 for each pixel that counts, one after the other: the mean of T² Σ p log(p / q)."""
+    found = []
+    pixels = (x.movedim(1, -1).flatten(0, 2) for x in (student, teacher))
+    for ours, theirs, label in zip(*pixels, masks.flatten(), strict=True):
+        if label != IGNORED:
+            p, q = (x.double() / temperature for x in (theirs, ours))
+            found.append(temperature**2 * (p.softmax(0) * (p.log_softmax(0) - q.log_softmax(0))).sum().item())
+    return np.mean(found)
+
+
+class Fine(Small):
+    """Logits of the whole height and width, alone."""
+
+    def forward(self, x):
+        return F.interpolate(super().forward(x), scale_factor=2)
+
+
+def test_soft_targets_of_each_pixel_that_counts(data):
+    """The teacher's logits are of another size than the student's, both are brought to that of the masks."""
+    student, teacher = seeded(WithAuxiliary), seeded(Fine, 1).eval()
+    images, masks = next(iter(data.val_dataloader()))
+    taught = Distillation(student, teacher, images, temperature=3.0, weight=0.4, pixels=True)
+    module = Segmenter(student, Recipe(), 3, IGNORED, taught)
+    output = {name: F.interpolate(x, size=(16, 16), mode="bilinear") for name, x in student(images).items()}
+    hard = [F.cross_entropy(output[name], masks, ignore_index=IGNORED).item() for name in ("out", "aux")]
+    soft = literal_soft_targets(output["out"], teacher(images), masks, 3.0)
+    _, loss = module.learn(images, masks)
+    assert loss.item() == pytest.approx(0.6 * (hard[0] + 0.5 * hard[1]) + 0.4 * soft, rel=1e-5)
+    loss.backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in student.head.parameters())
+    assert module.learn(images, torch.full_like(masks, IGNORED))[1] == 0
+
+
+def test_a_student_learns_what_only_its_teacher_knows(data, trained, tmp_path):
+    """The masks to train on name other classes; those to validate on are true, and so pick the epoch."""
+    wrong = [(x, torch.where(masks == IGNORED, masks, (masks + 1) % 3)) for x, masks in data.train_dataloader()]
+    known, found = list(data.val_dataloader()), {}
+    for distill in (False, True):
+        recipe = Recipe(epochs=12, learning_rate=0.2, warmup_epochs=1, distill=distill, distill_weight=1.0)
+        who = {"teacher": trained} if distill else {}
+        net = fit(seeded(), (wrong, known), recipe, folder=tmp_path / str(distill), **who, **QUIET)
+        found[distill] = evaluate(net, data, **QUIET)["miou"]
+    assert found[False] < 50 < 75 < found[True]
+
+
+@pytest.mark.parametrize("teacher, message", [
+    (Small(4), "the teacher gives 4 numbers per pixel, the student 3; give a teacher of the same classes"),
+    (network(), r"the teacher gives no logits \(N, classes, H, W\)"),
+    (nn.Conv2d(1, 3, 3), r"the teacher takes no images of size \(3, 16, 16\)"),
+])  # fmt: skip
+def test_bad_teachers(data, teacher, message, tmp_path):
+    with pytest.raises(norton.InputError, match=message):
+        fit(seeded(), data, Recipe(distill=True), teacher=teacher, folder=tmp_path, **QUIET)
     assert not list(tmp_path.iterdir())
 
 
