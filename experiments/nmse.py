@@ -32,9 +32,8 @@ def main(cfg: DictConfig) -> None:
     if given is None:
         check_ranks(net, cfg)
     data = opening.open_data(cfg, net) if cfg.accuracy else None
-    if data is not None:
-        opening.check_top1(data, "nmse")
-    top1 = steps.evaluate(net, cfg, data)["top1"] if data else None
+    score, label = opening.score_of(data)
+    dense = steps.evaluate(net, cfg, data)[score] if data else None
     found = measure_all(net, given, cfg, data)
     results = dict([next(found)])  # a bad option of the method or of calibration shows here, before anything is written
     folder = program.open_folder(cfg)
@@ -42,12 +41,12 @@ def main(cfg: DictConfig) -> None:
 
     kind = "rank" if given is None else "checkpoint"
     title = f"{net.arch}: NMSE per {kind}"
-    rows = table(results, top1, kind)
+    rows = table(results, dense, kind, (score, label))
     names = {"arch": net.arch, "data": data.name if data else None}
-    write_json(folder / "metrics.json", {**names, "dense_top1": top1, "networks": list(results.values())})
+    write_json(folder / "metrics.json", {**names, f"dense_{score}": dense, "networks": list(results.values())})
     write_whole(folder / "nmse_by_layer.csv", layers_csv(results, kind))
     tables.write_table(folder / "table.md", rows)
-    picture(folder / "picture.png", results, top1, title, kind)
+    picture(folder / "picture.png", results, dense, title, kind, (score, label))
     tables.print_table(rows, title)
     print(f"written to {folder}/: config.yaml, metrics.json, nmse_by_layer.csv, table.md, picture.png")
 
@@ -161,24 +160,29 @@ def measure(
     }
     if data is not None:
         steps.calibrate_(small, net, cfg, data)
-        result["top1"] = steps.evaluate(small, cfg, data)["top1"]
+        score, _ = opening.score_of(data)
+        result[score] = steps.evaluate(small, cfg, data)[score]
     return result
 
 
-def table(results: Mapping[str, dict], top1: float | None, kind: str) -> list[dict]:
-    """The rows of the paper's rank ablation, below one for the dense network; kind: what tells networks apart."""
-    accuracy = "top-1 % without fine-tuning" if kind == "rank" else "top-1 %"  # a given file may be fine-tuned
-    rows = [{kind: "dense", "NMSE": None, "MACs removed %": 0.0, "params removed %": 0.0, accuracy: top1}]
+def table(results: Mapping[str, dict], dense: float | None, kind: str, score: tuple[str, str]) -> list[dict]:
+    """The rows of the paper's rank ablation, below one for the dense network; kind: what tells networks apart.
+
+    dense: the dense network's score, None where none was measured; score: its name in results, and in tables.
+    """
+    name, label = score
+    accuracy = f"{label} without fine-tuning" if kind == "rank" else label  # a given file may be fine-tuned
+    rows = [{kind: "dense", "NMSE": None, "MACs removed %": 0.0, "params removed %": 0.0, accuracy: dense}]
     for label, result in results.items():
         row = {
             kind: label,
             "NMSE": f"{result['nmse']:.4f}",
             "MACs removed %": result["macs_removed_percent"],
             "params removed %": result["params_removed_percent"],
-            accuracy: result.get("top1"),
+            accuracy: result.get(name),
         }
         rows.append(row)
-    return rows if top1 is not None else [{key: row[key] for key in row if key != accuracy} for row in rows]
+    return rows if dense is not None else [{key: row[key] for key in row if key != accuracy} for row in rows]
 
 
 def all_layers(results: Mapping[str, dict]) -> list[str]:
@@ -195,14 +199,16 @@ def layers_csv(results: Mapping[str, dict], kind: str) -> str:
     return text.getvalue()
 
 
-def picture(path: Path, results: Mapping[str, dict], top1: float | None, title: str, kind: str) -> None:
-    """NMSE per layer, a line per network, above NMSE and accuracy per network."""
+def picture(
+    path: Path, results: Mapping[str, dict], dense: float | None, title: str, kind: str, score: tuple[str, str]
+) -> None:
+    """NMSE per layer, a line per network, above NMSE and accuracy per network; dense, score: as for `table`."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     layers = all_layers(results)
     figure = Figure(figsize=(max(8.0, 0.16 * len(layers) + 2), 7), layout="constrained")
-    lower = ["nmse", "nmse" if top1 is None else "top1"]
+    lower = ["nmse", "nmse" if dense is None else "score"]
     axes = figure.subplot_mosaic([["layers", "layers"], lower], height_ratios=[1.3, 1])
     colours = [colormaps["viridis"](0.9 * i / max(1, len(results) - 1)) for i in range(len(results))]
     for colour, (label, result) in zip(colours, results.items(), strict=True):
@@ -215,12 +221,13 @@ def picture(path: Path, results: Mapping[str, dict], top1: float | None, title: 
     places = [int(label) if kind == "rank" else number for number, label in enumerate(results)]
     axes["nmse"].plot(places, [result["nmse"] for result in results.values()], marker="o", color="#4c72b0")
     axes["nmse"].set_ylabel("NMSE of the network", fontsize=9)
-    if top1 is not None:
-        axes["top1"].plot(places, [result["top1"] for result in results.values()], marker="o", color="#dd8452")
-        axes["top1"].axhline(top1, color="#8c8c8c", linestyle="--", linewidth=1)
-        axes["top1"].annotate("dense", (0.01, top1), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
-        axes["top1"].set_ylabel("test top-1 %", fontsize=9)
-        axes["top1"].set_ylim(0, 105)
+    if dense is not None:
+        name, label = score
+        axes["score"].plot(places, [result[name] for result in results.values()], marker="o", color="#dd8452")
+        axes["score"].axhline(dense, color="#8c8c8c", linestyle="--", linewidth=1)
+        axes["score"].annotate("dense", (0.01, dense), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
+        axes["score"].set_ylabel(f"test {label}", fontsize=9)
+        axes["score"].set_ylim(0, 105)
     for name in lower:
         axes[name].set_xlabel(kind, fontsize=9)
         axes[name].set_xticks(places, list(results), **({} if kind == "rank" else {"rotation": 20, "ha": "right"}))

@@ -10,7 +10,7 @@ import norton
 from experiments import paper_tables
 from experiments.sweeps.folder import Sweep, read_index
 from experiments.sweeps.report.charts import budget_slices, heat_maps, legend, panels
-from experiments.sweeps.report.data import Row, cells, collect, constants_, flat, over_seeds, uniform
+from experiments.sweeps.report.data import Row, cells, collect, constants_, flat, over_seeds, score_label, uniform
 from experiments.sweeps.report.page import page
 from experiments.sweeps.report.pictures import budget_picture, heat_picture, pareto_picture
 from norton.cli import program, tables
@@ -60,7 +60,7 @@ def write(
     tables.write_table(folder / "table.md", uniform([cells(mean) for mean in means]))
     pareto_picture(folder / "pareto.png", fronts, words, f"{about['title']}, {about['state']}")
     if maps:
-        heat_picture(folder / "heatmap.png", maps, about["title"])
+        heat_picture(folder / "heatmap.png", maps, about["title"], score_label(rows))
         files.append("heatmap.png")
     if slices:
         budget_picture(folder / "budgets.png", slices, tolerance, about["title"])

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig
 from torch import nn
@@ -42,11 +42,10 @@ def main(cfg: DictConfig) -> None:
     opening.choose_data(cfg, dense, opening.named_by(dense, origin) or "clutter")
     data = opening.open_data(cfg, dense)
     opening.check_classes(dense, data)
-    opening.check_top1(data, "selection")
     check_teachers(dense, origin["lineage"], cfg, ["decompose", "prune", "finetune"], data)
     steps.check_fit(dense, cfg, "decompose")
     for rates in cfg.budgets:
-        dense.target_widths(dense.check_rates(rates))
+        steps.check_fit(dense, at_rates(cfg, rates), "prune")
     folder = program.open_folder(cfg)
     points = list(all_points(cfg))
     for number, point in enumerate(points, start=1):
@@ -55,11 +54,14 @@ def main(cfg: DictConfig) -> None:
             print(f"{number} of {len(points)}: rates {cfg.budgets[point.budget]}, {point.selection}, seed {point.seed}")
             write_json(path, measure(dense, point, cfg, data, folder))
     results = {point: json.loads((folder / "points" / f"{point.name}.json").read_text()) for point in points}
-    rows = [row(results, budget, cfg) for budget in range(len(cfg.budgets))]
+    score, label = opening.score_of(data)
+    rows = [row(results, budget, cfg, score) for budget in range(len(cfg.budgets))]
     write_json(folder / "metrics.json", rows)
     tables.write_table(folder / "table.md", rows)
-    title = f"{dense.arch} on {data.name}, rank {cfg.rank}, {describe(cfg.pruning)}: top-1 %, mean ± spread of seeds"
-    pictures.series_picture(folder / "picture.png", panels(results, cfg), title, x="MACs removed %", y="test top-1 %")
+    title = f"{dense.arch} on {data.name}, rank {cfg.rank}, {describe(cfg.pruning)}: {label}, mean ± spread of seeds"
+    pictures.series_picture(
+        folder / "picture.png", panels(results, cfg, score), title, x="MACs removed %", y=f"test {label}"
+    )
     tables.print_table(rows, title)
     print(f"written to {folder}/: config.yaml, metrics.json, table.md, picture.png, points/")
 
@@ -87,6 +89,12 @@ def check(cfg: DictConfig) -> None:
             raise norton.InputError(f"seeds has {seed!r}; seeds are whole numbers of at least 0")
 
 
+def at_rates(cfg: DictConfig, rates: Any) -> DictConfig:
+    cfg = cfg.copy()
+    cfg.compress_rate = rates
+    return cfg
+
+
 def all_points(cfg: DictConfig) -> Iterator[Point]:
     """Every point; those of one seed follow each other, for they share a decomposed network."""
     for seed in cfg.seeds:
@@ -108,9 +116,10 @@ def measure(
     steps.calibrate_(pruned, dense, cfg, data)
     tuned = steps.fit(pruned, cfg, "training", data, folder / "training" / point.name, dense=dense)
     cost, whole = norton.complexity(tuned), norton.complexity(dense)
+    score, _ = opening.score_of(data)
     return {
-        "top1_before": steps.evaluate(pruned, cfg, data)["top1"],
-        "top1": steps.evaluate(tuned, cfg, data)["top1"],
+        f"{score}_before": steps.evaluate(pruned, cfg, data)[score],
+        score: steps.evaluate(tuned, cfg, data)[score],
         "macs_removed_percent": percent_removed(cost.macs, whole.macs),
     }
 
@@ -123,7 +132,7 @@ def decomposed(dense: nn.Module, cfg: DictConfig, data: "ClassificationData", fo
     return opening.load_file(path, cfg)
 
 
-def row(results: dict[Point, dict], budget: int, cfg: DictConfig) -> dict:
+def row(results: dict[Point, dict], budget: int, cfg: DictConfig, score: str) -> dict:
     """A budget's row: each selection before and after fine-tuning, and what the last one loses against the first."""
 
     def of(selection: str, key: str) -> list[float]:
@@ -131,12 +140,12 @@ def row(results: dict[Point, dict], budget: int, cfg: DictConfig) -> dict:
 
     cells = {"rates": cfg.budgets[budget], "MACs removed %": of(cfg.selections[0], "macs_removed_percent")[0]}
     for selection in cfg.selections:
-        cells[f"{selection}, before"] = spread(of(selection, "top1_before"))
-        cells[f"{selection}, fine-tuned"] = spread(of(selection, "top1"))
+        cells[f"{selection}, before"] = spread(of(selection, f"{score}_before"))
+        cells[f"{selection}, fine-tuned"] = spread(of(selection, score))
     first, last = cfg.selections[0], cfg.selections[-1]
     if first == last:
         return cells
-    for label, key in (("before", "top1_before"), ("fine-tuned", "top1")):
+    for label, key in (("before", f"{score}_before"), ("fine-tuned", score)):
         lost = [a - b for a, b in zip(of(first, key), of(last, key), strict=True)]
         cells[f"{first} − {last}, {label}"] = spread(lost)
     return cells
@@ -147,9 +156,9 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(values):.2f} ± {stdev(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
 
 
-def panels(results: dict[Point, dict], cfg: DictConfig) -> dict:
+def panels(results: dict[Point, dict], cfg: DictConfig, score: str) -> dict:
     """Panel → selection → (x, mean, standard deviation) per budget."""
-    drawn = {"before fine-tuning": "top1_before", "after fine-tuning": "top1"}
+    drawn = {"before fine-tuning": f"{score}_before", "after fine-tuning": score}
     found: dict[str, dict[str, list]] = {}
     for title, key in drawn.items():
         found[title] = {}

@@ -4,7 +4,7 @@ import copy
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +21,7 @@ from norton.common.checks import is_number
 from norton.common.files import write_json, write_whole
 from norton.decomposition.ranks import layer_rules
 from norton.graph.layers import in_form
+from norton.graph.logits import logits_in
 from norton.measure.counting import percent_removed
 from norton.pruning.allocation import prunable
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 KINDS = {"rank": "decompose", "rate": "prune"}  # what is swept → the step that does it
 BATCH = 128
-COLUMNS = ("layer", "kind", "value", "top1", "top1_lost", "output_error", "macs_removed_percent")
 
 
 class Trial(NamedTuple):
@@ -51,7 +51,6 @@ def main(cfg: DictConfig) -> None:
     opening.choose_data(cfg, net, opening.about_of(net, origin))
     data = opening.open_data(cfg, net)
     opening.check_classes(net, data)
-    opening.check_top1(data, "sensitivity")
     device = find_device(cfg.device)
     trials = chosen([*ranked(net, cfg), *rated(net, cfg)], cfg)
     images, labels = data.labelled(cfg.split, min(cfg.images, len(getattr(data.splits, cfg.split))))
@@ -61,13 +60,14 @@ def main(cfg: DictConfig) -> None:
     found = measure_all(net, trials, cfg, data, images, labels, folder / "trials.json")
 
     title = f"{net.arch} on {data.name}, {cfg.split}: one layer compressed at a time"
-    rows = table(found)
+    score, label = opening.score_of(data)
+    rows = table(found, score)
     write_json(folder / "metrics.json", summary(net, data, cfg, found))
-    write_whole(folder / "sensitivity.csv", as_csv(found))
-    picture(folder / "picture.png", found, title)
+    write_whole(folder / "sensitivity.csv", as_csv(found, score))
+    picture(folder / "picture.png", found, title, score, lost(label))
     tables.write_table(folder / "table.md", rows)
-    tables.print_table(rows, f"{title}, top-1 points lost")
-    print(f"dense top-1 {found['dense']['top1']:.2f}% of {len(images)} images")
+    tables.print_table(rows, f"{title}, {lost(label)}")
+    print(f"dense {label.removesuffix(' %')} {found['dense'][score]:.2f}% of {len(images)} images")
     print(f"written to {folder}/: config.yaml, metrics.json, sensitivity.csv, table.md, picture.png")
 
 
@@ -130,22 +130,23 @@ def measure_all(
     net: nn.Module, trials: Sequence[Trial], cfg: DictConfig, data, images: Tensor, labels: Tensor, path: Path
 ) -> dict[str, Any]:
     """{"dense": result, trial's key: result}; what an earlier start has measured is taken from `path`."""
-    found = measured_before(path)
-    outputs = logits(net, images)
+    found, score = measured_before(path), Score(data)
+    outputs = list(logits(net, images, data))
+    whole = score.of(outputs, labels)
     cost = norton.complexity(net, data.input_size)
-    found["dense"] = {"top1": top1(outputs, labels), "macs": cost.macs, "params": cost.params}
+    found["dense"] = {score.name: whole, "macs": cost.macs, "params": cost.params}
     missing = [trial for trial in trials if trial.key not in found]
     if len(missing) < len(trials):
         print(f"{len(trials) - len(missing)} of {len(trials)} are measured already")
     for trial in track(missing, "layers", disable=not missing):
         small = compressed(net, trial, cfg, data)
-        answers = logits(small, images)
+        value, error = score.with_error(logits(small, images, data), outputs, labels)
         macs = norton.complexity(small, data.input_size).macs
         found[trial.key] = {
             **trial._asdict(),
-            "top1": top1(answers, labels),
-            "top1_lost": found["dense"]["top1"] - top1(answers, labels),
-            "output_error": output_error(outputs, answers),
+            score.name: value,
+            f"{score.name}_lost": whole - value,
+            "output_error": error,
             "macs_removed_percent": percent_removed(macs, cost.macs),
         }
         write_json(path, found)
@@ -175,21 +176,36 @@ def compressed(net: nn.Module, trial: Trial, cfg: DictConfig, data: "Classificat
 
 
 @torch.inference_mode()
-def logits(net: nn.Module, images: Tensor) -> Tensor:
-    """(N, classes) float64 outputs on the CPU."""
+def logits(net: nn.Module, images: Tensor, data: "ClassificationData") -> Iterator[Tensor]:
+    """The outputs of one batch after the other on the CPU, for those of pixels are many."""
     net = copy.deepcopy(net).eval()
     with in_form(net, "fast"):
-        return torch.cat([net(batch).double().cpu() for batch in images.split(BATCH)])
+        for batch in images.split(min(BATCH, data.batch_size)):
+            yield logits_in(net(batch)).cpu()
 
 
-def top1(outputs: Tensor, labels: Tensor) -> float:
-    """Accuracy in percent."""
-    return 100 * (outputs.argmax(1) == labels.cpu()).double().mean().item()
+class Score:
+    """The score that decides for the task of the data, in percent, of outputs that are there already."""
 
+    def __init__(self, data: "ClassificationData"):
+        from norton.training.fit import task_of  # Lightning takes seconds to import
+        from norton.training.recipe import Recipe
 
-def output_error(outputs: Tensor, answers: Tensor) -> float:
-    """Σ ‖y - ŷ‖² / Σ ‖y‖² over images, of the network's outputs before the softmax."""
-    return ((outputs - answers).square().sum() / outputs.square().sum()).item()
+        self.task = task_of(nn.Identity(), Recipe(epochs=0), data)
+        self.name = self.task.names[0]
+
+    def of(self, outputs: Sequence[Tensor], labels: Tensor) -> float:
+        return self.with_error(outputs, outputs, labels)[0]
+
+    def with_error(self, answers: Iterable[Tensor], outputs: Sequence[Tensor], labels: Tensor) -> tuple[float, float]:
+        """The score of answers ŷ, and Σ ‖y - ŷ‖² / Σ ‖y‖² beside outputs y, both of all batches, before the softmax."""
+        metric, apart, whole = self.task.scores[f"test_{self.name}"], 0.0, 0.0
+        metric.reset()
+        for answer, output, label in zip(answers, outputs, labels.cpu().split([*map(len, outputs)]), strict=True):
+            metric.update(self.task.judge(answer, label)[0], label)
+            apart += (output.double() - answer.double()).square().sum().item()
+            whole += output.double().square().sum().item()
+        return round(100 * metric.compute().item(), 4), apart / whole
 
 
 def values_of(found: Mapping[str, Any], kind: str) -> tuple[list[str], list[Any]]:
@@ -199,14 +215,19 @@ def values_of(found: Mapping[str, Any], kind: str) -> tuple[list[str], list[Any]
     return list(dict.fromkeys(one["layer"] for one in mine)), list(values.values())
 
 
-def table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row per layer with the top-1 points lost at each rank and rate; None where it was not tried."""
+def lost(label: str) -> str:
+    """What the points lost of a score are called, whose name in tables is `label`."""
+    return f"{label.removesuffix(' %')} points lost"
+
+
+def table(found: Mapping[str, Any], score: str) -> list[dict[str, Any]]:
+    """A row per layer with the points of the score lost at each rank and rate; None where it was not tried."""
     settings = [(kind, value) for kind in KINDS for value in values_of(found, kind)[1]]
     layers = dict.fromkeys(layer for kind in KINDS for layer in values_of(found, kind)[0])
     return [
         {
             "layer": layer,
-            **{f"{k} {v}": found.get(Trial(k, v, layer).key, {}).get("top1_lost") for k, v in settings},
+            **{f"{k} {v}": found.get(Trial(k, v, layer).key, {}).get(f"{score}_lost") for k, v in settings},
         }
         for layer in layers
     ]
@@ -218,25 +239,31 @@ def summary(net: nn.Module, data: "ClassificationData", cfg: DictConfig, found: 
     return {**about, "dense": found["dense"], "trials": trials}
 
 
-def as_csv(found: Mapping[str, Any]) -> str:
+def as_csv(found: Mapping[str, Any], score: str) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    columns = ("layer", "kind", "value", score, f"{score}_lost", "output_error", "macs_removed_percent")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({column: one[column] for column in COLUMNS} for key, one in found.items() if key != "dense")
+    writer.writerows({column: one[column] for column in columns} for key, one in found.items() if key != "dense")
     return text.getvalue()
 
 
-def picture(path: Path, found: Mapping[str, Any], title: str) -> None:
-    """Heat maps, layers × ranks and layers × rates: top-1 points lost, and the error of the outputs."""
+def picture(path: Path, found: Mapping[str, Any], title: str, score: str, points: str) -> None:
+    """Heat maps, layers × ranks and layers × rates: points of the score lost, and the error of the outputs.
+
+    points: what the points lost are called.
+    """
     from matplotlib.figure import Figure
 
     kinds = [kind for kind in KINDS if values_of(found, kind)[0]]
     tallest = max(len(values_of(found, kind)[0]) for kind in kinds)
     figure = Figure(figsize=(4.2 * 2 * len(kinds), 1.6 + 0.17 * max(tallest, 8)), layout="constrained")
     axes = figure.subplots(1, 2 * len(kinds), squeeze=False)[0]
-    panels = [(kind, measure) for kind in kinds for measure in ("top1_lost", "output_error")]
+    measures = {f"{score}_lost": points, "output_error": "relative squared error of the outputs"}
+    panels = [(kind, measure) for kind in kinds for measure in measures]
     for axis, (kind, measure) in zip(axes, panels, strict=True):
         heat_map(figure, axis, found, kind, measure)
+        axis.set_title(f"{KINDS[kind]}: {measures[measure]}", fontsize=9)
     pictures.save_figure(path, figure, title)
 
 
@@ -244,7 +271,7 @@ def heat_map(figure, axis, found: Mapping[str, Any], kind: str, measure: str) ->
     from matplotlib.colors import LogNorm
 
     layers, values = values_of(found, kind)
-    nan = {"top1_lost": float("nan"), "output_error": float("nan")}
+    nan = {measure: float("nan")}
     cells = [[found.get(Trial(kind, v, layer).key, nan)[measure] for v in values] for layer in layers]
     options: dict[str, Any] = {"cmap": "viridis_r", "aspect": "auto"}
     if measure == "output_error" and (positive := [cell for row in cells for cell in row if cell > 0]):
@@ -254,8 +281,6 @@ def heat_map(figure, axis, found: Mapping[str, Any], kind: str, measure: str) ->
     axis.set_xticks(range(len(values)), [str(value) for value in values], fontsize=8)
     axis.set_yticks(range(len(layers)), layers, fontsize=6)
     axis.set_xlabel(kind, fontsize=9)
-    name = {"top1_lost": "top-1 points lost", "output_error": "relative squared error of the outputs"}[measure]
-    axis.set_title(f"{KINDS[kind]}: {name}", fontsize=9)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,6 @@ class PointChain:
         net, origin = opening.open_network(fresh, new_head=True)
         net, origin = opening.for_data(net, origin, self.data, cfg)
         opening.check_classes(net, self.data)
-        opening.check_top1(self.data, "ablation")
         stage = self.chain.start(net, origin.get("lineage", []))
         self.chain.check(stage, cfg.steps)
         return stage
@@ -151,8 +150,8 @@ def epoch_line(say: Callable[[str], None], what: str) -> "Callback":
 
     class Line(Callback):
         def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
-            top1 = trainer.callback_metrics.get("val/top1")
-            score = "" if top1 is None else f", validation {100 * float(top1):.2f}%"
+            found = trainer.callback_metrics.get(f"val/{module.names[0]}")
+            score = "" if found is None else f", validation {100 * float(found):.2f}%"
             say(f"{what}: epoch {trainer.current_epoch + 1} of {trainer.max_epochs}{score}")
 
     return Line()

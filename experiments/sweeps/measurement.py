@@ -149,6 +149,7 @@ def _measure(cfg: DictConfig, sweep: Sweep, point: str, say: Callable[[str], Non
             before = before or chain.accuracy(stage.net)
         stage = chain.take(stage, step, number)
     after = chain.accuracy(stage.net)
+    score, _ = opening.score_of(data)
     say("count")
     cost = norton.complexity(stage.net)
     found = {
@@ -156,7 +157,7 @@ def _measure(cfg: DictConfig, sweep: Sweep, point: str, say: Callable[[str], Non
         "data": data.name,
         "split": cfg.split,
         **after,
-        "top1_before": (before or after)["top1"],
+        f"{score}_before": (before or after)[score],
         "nmse": stage.nmse,
         "macs": cost.macs,
         "params": cost.params,

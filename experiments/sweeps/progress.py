@@ -16,6 +16,7 @@ from rich.text import Text
 
 from experiments.sweeps.folder import Sweep, abandoned, read_result
 from experiments.sweeps.grid import Planned
+from norton.checkpoints.claims import QUANTITIES, decisive
 
 
 @contextmanager
@@ -94,9 +95,15 @@ class Watch:
 
 def line(planned: Planned, record: Mapping[str, Any], watch: "Watch", total: int) -> str:
     """A finished point in a log, and the time left for the others."""
-    outcome = record.get("error") or f"top-1 {record['result']['top1']:.2f}%"
+    outcome = record.get("error") or outcome_of(record["result"])
     took = f"{record['seconds']:.1f} s; {watch.left()}"
     return f"{watch.count}/{total}  {planned.label}: {outcome} ({took})"
+
+
+def outcome_of(result: Mapping[str, Any]) -> str:
+    """The score of a point in words."""
+    name = decisive(result)
+    return f"{QUANTITIES[name].removesuffix(' %')} {result[name]:.2f}%"
 
 
 def running_lines(sweep: Sweep) -> list[str]:

@@ -27,6 +27,11 @@ QUANTITIES = {**{name: label for scores in SCORES.values() for name, label in sc
 Claim = Mapping[str, Any]  # quantity → value; `data`: what the accuracy was measured on
 
 
+def decisive(measured: Mapping[str, Any]) -> str:
+    """The name of the score that decides, out of what was measured."""
+    return next(name for name in DECISIVE if name in measured)
+
+
 def claims_of_file(content: Mapping[str, Any], path: str | Path) -> Claim:
     """What the metrics in a file claim.  Raises InputError for a claim that is no number."""
     metrics = content.get("metrics")

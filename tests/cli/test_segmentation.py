@@ -53,7 +53,6 @@ BAD = [
     (f"{PIPELINE} model.num_classes=4", r"tells 4 classes apart, .* have only 3.* or data\.classes="),
     (f"{PIPELINE} pretraining.distill=true pretraining.distill_features=1", r"training\.distill_features is about"),
     (f"{PIPELINE} data.name=coco", "'coco' is unknown; choose one of folder, voc, cityscapes"),
-    ("-m experiments.nmse ranks=[1]", r"experiments\.nmse measures top-1 accuracy, and the data .* are for segment"),
 ]  # fmt: skip
 
 

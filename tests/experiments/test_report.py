@@ -134,9 +134,9 @@ def test_points_that_the_dense_network_beats_are_not_on_the_front():
     row = {"dense": DENSE, "arch": "resnet_56", "data": "clutter"}
     costs = {"params": 50, "latency_percent": None, "said": {}}
     means = [
-        {"macs": 500, "top1": 90.0} | costs,
-        {"macs": 1200, "top1": 94.0} | costs,
-        {"macs": 999, "top1": 89} | costs,
+        {"macs": 500, "score": 90.0} | costs,
+        {"macs": 1200, "score": 94.0} | costs,
+        {"macs": 999, "score": 89} | costs,
     ]
     macs, params = charts.panels(means, [row])
     assert macs.front == [(0.0005, 90.0), (0.001, 95.0)]
@@ -145,16 +145,16 @@ def test_points_that_the_dense_network_beats_are_not_on_the_front():
     assert charts.panels(slow, [row])[2].front == [(90, 89), (100, 95.0)]
 
 
-def mean(top1, removed, **said):
-    return {"top1": top1, "macs_removed_percent": removed, "said": said}
+def mean(score, removed, **said):
+    return {"score": score, "macs_removed_percent": removed, "said": said}
 
 
 def test_budgets():
     means = [mean(90, 64.2), mean(91, 65.9), mean(92, 66.1), mean(93, 40.0)]
-    assert {budget: [m["top1"] for m in found] for budget, found in charts.budget_slices(means, None, 1).items()} == {
+    assert {budget: [m["score"] for m in found] for budget, found in charts.budget_slices(means, None, 1).items()} == {
         65: [91, 90]
     }
-    assert [m["top1"] for m in charts.budget_slices(means, [65], 1.5)[65]] == [92, 91, 90]
+    assert [m["score"] for m in charts.budget_slices(means, [65], 1.5)[65]] == [92, 91, 90]
     assert charts.budget_slices(means, [40], 1) == {40: [means[3]]}
 
 
@@ -173,7 +173,7 @@ def test_what_is_not_pruned_is_part_of_every_map():
         for number, (rank, rates, criterion) in enumerate(points)
     ]
     maps = charts.heat_maps(means)
-    assert maps["pabs"].top1 == [[80, 81], [82, 83]] and maps["l2"].top1 == [[80, 81], [84, 85]]
+    assert maps["pabs"].scores == [[80, 81], [82, 83]] and maps["l2"].scores == [[80, 81], [84, 85]]
 
 
 def test_the_paper_is_the_background_on_its_own_data_alone():

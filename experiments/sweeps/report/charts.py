@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from experiments import paper_tables
-from experiments.sweeps.report.data import Row, dense_networks, mean_rate
+from experiments.sweeps.report.data import Row, dense_networks, mean_rate, score_label
 from norton.cli.pictures import COLOURS
 
 COSTS = {
@@ -51,10 +51,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """Accuracy against one cost, in the unit of `label`; lists of (cost, top-1 %)."""
+    """A score, called `score`, against one cost, in the unit of `label`; lists of (cost, score)."""
 
     cost: str
     label: str
+    score: str
     unit: float
     series: list[Series]
     front: list[tuple[float, float]]
@@ -72,11 +73,15 @@ def panels(means: Sequence[Row], rows: Sequence[Row]) -> list[Panel]:
         measured = [mean for mean in means if mean[cost] is not None]
         if not measured:
             continue
-        denses = [(dense[cost] / unit, dense["top1"]) for dense in dense_networks(rows)]
-        best = front([*((mean[cost] / unit, mean["top1"]) for mean in measured), *denses])
+        denses = [(dense[cost] / unit, dense["score"]) for dense in dense_networks(rows)]
+        best = front([*((mean[cost] / unit, mean["score"]) for mean in measured), *denses])
         at = PUBLISHED.get(cost)
         paper = [(row[at] / unit, row[1], row[0]) for row in published(rows) if at and row[at]]
-        found.append(Panel(cost, label, unit, all_series(measured, means), best, denses, paper))
+        found.append(
+            Panel(
+                cost, label, score_label(dense_networks(rows)), unit, all_series(measured, means), best, denses, paper
+            )
+        )
     return found
 
 
@@ -137,11 +142,11 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 class HeatMap(NamedTuple):
-    """Accuracy over rank and rates, None where it was not measured: top1[rates][rank]."""
+    """A score over rank and rates, None where it was not measured: scores[rates][rank]."""
 
     ranks: list
     rates: list[str]
-    top1: list[list[float | None]]
+    scores: list[list[float | None]]
 
 
 def heat_maps(means: Sequence[Row]) -> dict[str | None, HeatMap]:
@@ -156,9 +161,9 @@ def heat_maps(means: Sequence[Row]) -> dict[str | None, HeatMap]:
         best: dict[tuple, float] = {}
         for m in mine:
             key = m["said"]["rates"], m["said"]["rank"]
-            best[key] = max(m["top1"], best.get(key, 0.0))
+            best[key] = max(m["score"], best.get(key, 0.0))
         for m in unpruned:
-            best.setdefault((m["said"]["rates"], m["said"]["rank"]), m["top1"])
+            best.setdefault((m["said"]["rates"], m["said"]["rank"]), m["score"])
         ranks = sorted({rank for _, rank in best}, key=lambda rank: (isinstance(rank, str), rank))
         rates = sorted({rates for rates, _ in best}, key=lambda rates: (mean_rate(rates), rates))
         # A few points that lie scattered are no map.
@@ -168,8 +173,9 @@ def heat_maps(means: Sequence[Row]) -> dict[str | None, HeatMap]:
     return maps
 
 
-def heat_title(criterion: str | None) -> str:
-    return f"{criterion}: top-1 %" if criterion else "top-1 %"
+def heat_title(criterion: str | None, score: str) -> str:
+    """score: what it is called, see `score_label`."""
+    return f"{criterion}: {score}" if criterion else score
 
 
 def budget_slices(means: Sequence[Row], budgets: Sequence[float] | None, tolerance: float) -> dict[float, list[Row]]:
@@ -182,7 +188,7 @@ def budget_slices(means: Sequence[Row], budgets: Sequence[float] | None, toleran
     for budget in wanted:
         inside = [mean for mean in means if abs(mean["macs_removed_percent"] - budget) <= tolerance]
         if len(inside) > 1 or (inside and budgets is not None):
-            slices[budget] = sorted(inside, key=lambda mean: -mean["top1"])
+            slices[budget] = sorted(inside, key=lambda mean: -mean["score"])
     return slices
 
 
@@ -192,23 +198,23 @@ def budget_title(budget: float, tolerance: float) -> str:
 
 def accuracy_range(means: Sequence[Row]) -> tuple[float, float]:
     """An axis on which differences show."""
-    least, most = min(m["top1"] - m["spread"] for m in means), max(m["top1"] + m["spread"] for m in means)
+    least, most = min(m["score"] - m["spread"] for m in means), max(m["score"] + m["spread"] for m in means)
     room = max(1.0, (most - least) * 0.25)
     return max(0.0, least - room), most + room
 
 
 def published(rows: Sequence[Row]) -> list[tuple[str, float, float | None, float | None]]:
     """The paper's points for this network on this data: (method, top-1, MACs, parameters); none for other data."""
-    if len({(row["arch"], row["data"]) for row in rows}) > 1 or len(dense_networks(rows)) > 1:
+    if len({(row["arch"], row["data"], *row["dense"].values()) for row in rows}) > 1:
         return []
-    dense = rows[0]["dense"]
-    if paper_tables.count(rows[0]["arch"], 0, None).params != dense["params"]:
-        return []  # a narrower network than the published one
-    found = []
-    for line in paper_tables.read("classification.csv"):
-        if (line["arch"], line["dataset"]) == (rows[0]["arch"], rows[0]["data"]) and line["top1_percent"]:
-            found.append((line["method"], float(line["top1_percent"]), _count(line["macs"]), _count(line["params"])))
-    return found
+    arch, data = rows[0]["arch"], rows[0]["data"]
+    lines = [line for line in paper_tables.read("classification.csv") if line["top1_percent"]]
+    lines = [line for line in lines if (line["arch"], line["dataset"]) == (arch, data)]
+    if not lines or paper_tables.count(arch, 0, None).params != rows[0]["dense"]["params"]:
+        return []  # another network than those of the paper, or a narrower one
+    return [
+        (line["method"], float(line["top1_percent"]), _count(line["macs"]), _count(line["params"])) for line in lines
+    ]
 
 
 def _count(text: str) -> float | None:

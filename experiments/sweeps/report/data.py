@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from experiments.sweeps.folder import Sweep, read_result
 from experiments.sweeps.identity import IN_LABEL, fingerprint
+from norton.checkpoints.claims import QUANTITIES, decisive
 from norton.cli import tables
 from norton.cli.settings import has_budget, is_joint, rates_text, setting_text
 from norton.common.errors import InputError
@@ -18,7 +19,7 @@ from norton.pruning import describe
 from norton.pruning.rates import parse_rates
 
 Row = dict[str, Any]
-MEASURED = ("top1", "top1_before", "nmse", "macs", "params", "latency_ms", "macs_removed_percent")
+MEASURED = ("score", "score_before", "nmse", "macs", "params", "latency_ms", "macs_removed_percent")
 MEASURED += ("params_removed_percent", "latency_percent", "speedup")
 SEEDS = ("seed", "decomposition.seed", "pruning.seed")
 
@@ -59,6 +60,7 @@ def row(point: str, about: Mapping[str, Any], record: Mapping[str, Any]) -> Row:
     settings = flattened(record["meaning"])
     for key in SEEDS:
         settings.pop(key, None)
+    score = decisive(found)
     speedup = found["dense_latency_ms"] / found["latency_ms"] if "latency_ms" in found else None
     return {
         "point": point,
@@ -69,6 +71,9 @@ def row(point: str, about: Mapping[str, Any], record: Mapping[str, Any]) -> Row:
         "data": found["data"],
         "dense": found["dense"],
         **{key: found.get(key) for key in MEASURED},
+        "score_name": score,
+        "score": found[score],
+        "score_before": found[f"{score}_before"],
         "speedup": speedup,
         # A ratio to what was timed in turns with it can be compared across machines and busy hours.
         "latency_percent": speedup and 100 / speedup,
@@ -136,9 +141,9 @@ def over_seeds(rows: Iterable[Row]) -> list[Row]:
         values = {key: [one[key] for one in same if one[key] is not None] for key in MEASURED}
         mean = {key: fmean(found) if found else None for key, found in values.items()}
         mean["speedup"] = mean["latency_percent"] and 100 / mean["latency_percent"]  # not the mean of the ratios
-        spread = stdev(values["top1"]) if len(same) > 1 else 0.0
+        spread = stdev(values["score"]) if len(same) > 1 else 0.0
         shown = {"said": same[0]["said"], "name": name(same[0]["said"]), "seeds": len(same), "spread": spread}
-        means.append({**mean, **shown, "trained": same[0]["trained"]})
+        means.append({**mean, **shown, **{key: same[0][key] for key in ("trained", "score_name")}})
     return means
 
 
@@ -149,8 +154,17 @@ def uniform(rows: Sequence[Row]) -> list[Row]:
 
 
 def dense_networks(rows: Sequence[Row]) -> list[Row]:
-    """The networks that points come from: accuracy and costs."""
-    return list({json.dumps(row["dense"]): row["dense"] | {"latency_percent": 100} for row in rows}.values())
+    """The networks that points come from: their score and costs."""
+    denses = {json.dumps(row["dense"]): row["dense"] for row in rows}.values()
+    return [
+        {**dense, "score_name": decisive(dense), "score": dense[decisive(dense)], "latency_percent": 100}
+        for dense in denses
+    ]
+
+
+def score_label(rows: Iterable[Row]) -> str:
+    """What the score of rows is called in tables and pictures; a sweep may be over data of several tasks."""
+    return " or ".join(dict.fromkeys(QUANTITIES[row["score_name"]] for row in rows))
 
 
 def name(said: Mapping[str, Any]) -> str:
@@ -162,11 +176,11 @@ def name(said: Mapping[str, Any]) -> str:
 def cells(mean: Row) -> Row:
     """A configuration as a row of a table."""
     spread = f" ± {mean['spread']:.2f}" if mean["seeds"] > 1 else ""
-    before = {"before fine-tuning": f"{mean['top1_before']:.2f}"} if mean["trained"] else {}
+    before = {"before fine-tuning": f"{mean['score_before']:.2f}"} if mean["trained"] else {}
     speed = {} if mean["speedup"] is None else {"times as fast": f"{mean['speedup']:.2f}"}
     return {
         **mean["said"],
-        "top-1 %": f"{mean['top1']:.2f}{spread}",
+        score_label([mean]): f"{mean['score']:.2f}{spread}",
         **before,
         "NMSE": None if mean["nmse"] is None else f"{mean['nmse']:.4f}",
         "MACs": tables.millions(mean["macs"]),
@@ -179,7 +193,7 @@ def cells(mean: Row) -> Row:
 
 def flat(one: Row) -> Row:
     """A point as a row of the CSV file."""
-    numbers = {key: one[key] for key in (*MEASURED, "latency_form", "seconds")}
+    numbers = {key.replace("score", one["score_name"]): one[key] for key in (*MEASURED, "latency_form", "seconds")}
     return {"point": one["point"], **one["said"], "seed": one["seed"], **numbers, "command": one["command"]}
 
 
@@ -188,8 +202,8 @@ def columns(one: Row) -> Row:
     return {
         **one["said"],
         "seed": one["seed"],
-        "top-1 %": _rounded(one["top1"], 2),
-        "before fine-tuning": _rounded(one["top1_before"], 2),
+        score_label([one]): _rounded(one["score"], 2),
+        "before fine-tuning": _rounded(one["score_before"], 2),
         "NMSE": _rounded(one["nmse"], 4),
         "MACs (M)": _rounded(one["macs"] / 1e6, 2),
         "MACs −%": _rounded(one["macs_removed_percent"], 2),

@@ -20,7 +20,7 @@ from experiments.sweeps.report.charts import (
     budget_title,
     heat_title,
 )
-from experiments.sweeps.report.data import Row, cells, columns, dense_networks, uniform
+from experiments.sweeps.report.data import Row, cells, columns, dense_networks, score_label, uniform
 from norton.cli import pictures
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -38,13 +38,17 @@ def page(
 ) -> str:
     """The whole page.  about: title, state, commands and failures of the sweep, in words."""
     fronts = {f"pareto_{panel.cost}": pareto_figure(panel) for panel in panels}
-    heat = {f"heat_{number}": heat_figure(criterion, found) for number, (criterion, found) in enumerate(maps.items())}
+    score = score_label(rows)
+    heat = {
+        f"heat_{number}": heat_figure(heat_title(criterion, score), found)
+        for number, (criterion, found) in enumerate(maps.items())
+    }
     budgets = {f"budget_{budget:g}": budget_figure(budget, found, tolerance) for budget, found in slices.items()}
     table = uniform([columns(row) for row in rows])
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(TEMPLATE.read_text()).render(
         **about,
-        denses=dense_networks(rows),
+        denses=[(dense, score_label([dense]).removesuffix(" %")) for dense in dense_networks(rows)],
         trained=any(row["trained"] for row in rows),
         machines=sorted({row["machine"] for row in rows}),
         legend={word: (colour, symbol.text) for word, (colour, symbol) in legend.items()},
@@ -87,7 +91,7 @@ def pareto_figure(panel: Panel) -> go.Figure:
         means = series.means
         figure.add_scatter(
             x=[panel.x(mean) for mean in means],
-            y=[mean["top1"] for mean in means],
+            y=[mean["score"] for mean in means],
             error_y={"array": [mean["spread"] for mean in means], "visible": any(mean["seeds"] > 1 for mean in means)},
             text=[mean["name"] for mean in means],
             mode="markers",
@@ -101,16 +105,16 @@ def pareto_figure(panel: Panel) -> go.Figure:
     xs, ys = zip(*panel.denses, strict=True)
     marker = {"symbol": DENSE.plotly, "color": "black", "size": 13}
     figure.add_scatter(x=xs, y=ys, mode="markers", marker=marker, name="dense", meta=["dense"])
-    return _layout(figure, xaxis_title=panel.label, yaxis_title="top-1 %", showlegend=False)
+    return _layout(figure, xaxis_title=panel.label, yaxis_title=panel.score, showlegend=False)
 
 
-def heat_figure(criterion: str | None, found: HeatMap) -> go.Figure:
+def heat_figure(title: str, found: HeatMap) -> go.Figure:
     figure = go.Figure(
         go.Heatmap(
             x=[str(rank) for rank in found.ranks],
             y=found.rates,
-            z=found.top1,
-            text=[["" if value is None else f"{value:.1f}" for value in line] for line in found.top1],
+            z=found.scores,
+            text=[["" if value is None else f"{value:.1f}" for value in line] for line in found.scores],
             texttemplate="%{text}",
             colorscale="Viridis",
             colorbar={"thickness": 12},
@@ -119,25 +123,27 @@ def heat_figure(criterion: str | None, found: HeatMap) -> go.Figure:
     )
     figure.update_yaxes(autorange="reversed", automargin=True, type="category")
     figure.update_xaxes(type="category")
-    return _layout(figure, title=heat_title(criterion), xaxis_title="rank", height=220 + 32 * len(found.rates))
+    return _layout(figure, title=title, xaxis_title="rank", height=220 + 32 * len(found.rates))
 
 
 def budget_figure(budget: float, found: Sequence[Row], tolerance: float) -> go.Figure:
     low, high = accuracy_range(found)
     points = go.Scatter(
-        x=[mean["top1"] for mean in found],
+        x=[mean["score"] for mean in found],
         y=[mean["name"] for mean in found],
         error_x={"array": [mean["spread"] for mean in found], "visible": any(mean["seeds"] > 1 for mean in found)},
         mode="markers+text",
         marker={"color": pictures.COLOURS[0], "size": 9},
-        text=[f"{mean['top1']:.2f}" for mean in found],
+        text=[f"{mean['score']:.2f}" for mean in found],
         textposition="top center",
         hovertemplate="%{y}: %{x:.2f}%<extra></extra>",
     )
     figure = go.Figure(points)
     figure.update_yaxes(range=[len(found) - 0.5, -0.8], automargin=True)
     figure.update_xaxes(range=[low, high])
-    return _layout(figure, title=budget_title(budget, tolerance), xaxis_title="top-1 %", height=170 + 35 * len(found))
+    return _layout(
+        figure, title=budget_title(budget, tolerance), xaxis_title=score_label(found), height=170 + 35 * len(found)
+    )
 
 
 def _layout(figure: go.Figure, height: int = 400, **layout: Any) -> go.Figure:

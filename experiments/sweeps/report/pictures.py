@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.sweeps.report.charts import DENSE, HeatMap, Panel, Symbol, accuracy_range, budget_title, heat_title
-from experiments.sweeps.report.data import Row
+from experiments.sweeps.report.data import Row, score_label
 from norton.cli import pictures
 
 
@@ -20,11 +20,11 @@ def pareto_picture(path: Path, panels: Sequence[Panel], words: Mapping[str, tupl
         for series in panel.series:
             style = {"color": series.colour, "marker": series.symbol.matplotlib, "markersize": 6}
             for mean in series.means:
-                axis.errorbar(panel.x(mean), mean["top1"], yerr=mean["spread"] or None, capsize=2, zorder=3, **style)
+                axis.errorbar(panel.x(mean), mean["score"], yerr=mean["spread"] or None, capsize=2, zorder=3, **style)
         axis.step(*zip(*panel.front, strict=True), where="post", color="#8c8c8c", linewidth=1, linestyle="--")
         for x, y in panel.denses:
             axis.plot(x, y, marker=DENSE.matplotlib, color="black", markersize=11)
-        axis.set(xlabel=panel.label, ylabel="top-1 %")
+        axis.set(xlabel=panel.label, ylabel=panel.score)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     handles = [
@@ -35,8 +35,8 @@ def pareto_picture(path: Path, panels: Sequence[Panel], words: Mapping[str, tupl
     pictures.save_figure(path, figure, title)
 
 
-def heat_picture(path: Path, maps: Mapping[str | None, HeatMap], title: str) -> None:
-    """Accuracy over rank and rates, a map per criterion."""
+def heat_picture(path: Path, maps: Mapping[str | None, HeatMap], title: str, score: str) -> None:
+    """The score, called `score`, over rank and rates, a map per criterion."""
     from matplotlib.figure import Figure
 
     ranks, rates, _ = next(iter(maps.values()))
@@ -48,7 +48,7 @@ def heat_picture(path: Path, maps: Mapping[str | None, HeatMap], title: str) -> 
         image = axis.imshow(table, aspect="auto", cmap="viridis")
         axis.set_xticks(range(len(ranks)), ranks)
         axis.set_yticks(range(len(rates)), rates, fontsize=7)
-        axis.set(xlabel="rank", title=heat_title(criterion))
+        axis.set(xlabel="rank", title=heat_title(criterion, score))
         low, high = image.get_clim()
         for y, x in ((y, x) for y in range(len(rates)) for x in range(len(ranks)) if values[y][x] is not None):
             colour = "black" if values[y][x] > (low + high) / 2 else "white"
@@ -67,7 +67,7 @@ def budget_picture(path: Path, slices: Mapping[float, Sequence[Row]], tolerance:
     low, high = accuracy_range([mean for found in slices.values() for mean in found])
     for axis, (budget, found) in zip(axes, slices.items(), strict=True):
         names = [mean["name"] for mean in found]
-        scores = [mean["top1"] for mean in found]
+        scores = [mean["score"] for mean in found]
         spreads = [mean["spread"] for mean in found] if any(mean["seeds"] > 1 for mean in found) else None
         axis.errorbar(scores, names, xerr=spreads, fmt="o", color=pictures.COLOURS[0], capsize=3)
         for name, score in zip(names, scores, strict=True):
@@ -78,5 +78,5 @@ def budget_picture(path: Path, slices: Mapping[float, Sequence[Row]], tolerance:
         axis.tick_params(labelsize=7 if tallest < 20 else 5)
         axis.set(xlim=(low, high), title=budget_title(budget, tolerance))
         axis.spines[["top", "right"]].set_visible(False)
-    axes[-1].set_xlabel("top-1 %")
+    axes[-1].set_xlabel(score_label(mean for found in slices.values() for mean in found))
     pictures.save_figure(path, figure, title)

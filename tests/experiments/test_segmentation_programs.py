@@ -1,0 +1,127 @@
+"""Every program that measures a network, on networks that tell the class of each pixel: mean IoU, by its own name."""
+
+import csv
+import json
+
+import pytest
+import torch
+from helpers.commands import run_here, written
+from helpers.segmentation import write_folder
+from helpers.training import QUIET
+
+import norton
+from norton.data.datamodule import ClassificationData
+from norton.training import Recipe, evaluate, fit
+
+ARCH = "helpers.segmentation.WithAuxiliary"
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("scenes"), 30)
+
+
+@pytest.fixture(scope="module")
+def data(scenes):
+    return ClassificationData("segmentation", 8, root=scenes, size=16)
+
+
+@pytest.fixture(scope="module")
+def dense(data, tmp_path_factory):
+    """The path of a trained network, which gives a dict with half of the height and width."""
+    torch.manual_seed(0)
+    recipe, folder = Recipe(epochs=6, learning_rate=0.2, warmup_epochs=1), tmp_path_factory.mktemp("dense")
+    net = fit(norton.build(ARCH), data, recipe, folder=folder / "training", **QUIET)
+    return norton.save(net, folder / "dense.pt", metrics={**evaluate(net, data, **QUIET), "data": data.name})
+
+
+@pytest.fixture
+def program(dense, scenes, monkeypatch, capsys, tmp_path):
+    """Run a program on the trained network; returns what it printed and the folder of its results."""
+
+    def start(name, words, begin=True):
+        origin = f"checkpoint={dense} model.arch={ARCH}" if begin else ""
+        about = f"data=segmentation data.root={scenes} data.batch_size=8" if begin else ""
+        code, out, said = run_here(
+            f"python -m experiments.{name} {origin} {about} {words} out={tmp_path}/out", monkeypatch, capsys
+        )
+        assert code == 0, said
+        assert "top-1" not in out and "top1" not in out
+        for path in (tmp_path / "out").iterdir():
+            assert path.suffix not in (".md", ".csv", ".json") or "top" not in path.read_text(), path
+        return out, tmp_path / "out"
+
+    return start
+
+
+def metrics(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_nmse(program, dense, data):
+    out, folder = program("nmse", "ranks=[1,3] decomposition.options.starts=1 calibration.batchnorm=false")
+    assert "mIoU % without fine-tuning" in out
+    found, net = metrics(folder), norton.load(dense, arch=ARCH)
+    assert (
+        found["dense_miou"] == pytest.approx(evaluate(net, data, **QUIET)["miou"], abs=0.1) and found["dense_miou"] > 60
+    )
+    small = norton.decompose(net, 1, starts=1)
+    assert found["networks"][0]["miou"] == pytest.approx(evaluate(small, data, **QUIET)["miou"], abs=0.1)
+    assert written(folder) >= {"table.md", "picture.png", "nmse_by_layer.csv"}
+
+
+@torch.no_grad()
+def test_sensitivity(program, dense, data):
+    words = "ranks=[1] rates=[0.5] split=test device=cpu calibration.batchnorm=false"
+    out, folder = program("sensitivity", words)
+    assert "mIoU points lost" in out and "dense mIoU " in out
+    found, net = metrics(folder), norton.load(dense, arch=ARCH).eval()
+    images, _ = data.labelled("test", len(data.splits.test))
+    assert found["dense"]["miou"] == pytest.approx(evaluate(net, data, **QUIET)["miou"], abs=0.1)  # a pixel: 0.07
+    trial = next(one for one in found["trials"] if one["kind"] == "rate" and one["layer"] == "body.0")
+    small = norton.prune(net, {"body.0": 0.5}, criterion="l2", options=norton.PruneOptions(min_filters=1)).eval()
+    whole, answers = net(images)["out"], small(images)["out"]
+    assert trial["output_error"] == pytest.approx(
+        ((whole - answers) ** 2).sum().item() / (whole**2).sum().item(), rel=1e-4
+    )
+    miou = evaluate(small, data, **QUIET)["miou"]
+    assert trial["miou"] == pytest.approx(miou, abs=0.1)
+    assert trial["miou_lost"] == pytest.approx(found["dense"]["miou"] - trial["miou"])
+    rows = list(csv.DictReader((folder / "sensitivity.csv").open()))
+    assert {row["layer"] for row in rows} >= {"body.0", "body.3"} and "miou_lost" in rows[0]
+
+
+def test_selection(program):
+    words = (
+        "budgets=[0.25] selections=[exact,published] seeds=[0] rank=2 decomposition.options.starts=1 "
+        "training.epochs=1 trainer.enable_progress_bar=false calibration.images=16"
+    )
+    _, folder = program("selection", words)
+    point = json.loads((folder / "points" / "budget0_exact_seed0.json").read_text())
+    assert set(point) == {"miou", "miou_before", "macs_removed_percent"}
+    (row,) = metrics(folder)
+    assert row["exact, before"] == f"{point['miou_before']:.2f}"
+
+
+SWEEP = (
+    "steps=[decompose,prune,finetune] rank=1,2 compress_rate=0.1,0.4 pruning=l2 decomposition.options.starts=1 "
+    "calibration.images=16 latency_batch=null training=clutter training.epochs=1"
+)
+
+
+def test_a_sweep_and_its_report(program, data):
+    out, folder = program("ablation", f"{SWEEP} training.distill=true")
+    records = [json.loads(path.read_text())["result"] for path in (folder / "points").glob("*.json")]
+    assert len(records) == 4
+    for found in records:
+        assert {"miou", "miou_before", "pixel_accuracy", "loss"} <= set(found) and found["dense"]["miou"] > 60
+        assert f"mIoU {found['miou']:.2f}%" in out
+    out, _ = program("report", f"sweep={folder}", begin=False)
+    assert "mIoU %" in out
+    assert (folder / "table.md").read_text().startswith("| rank | rates | mIoU % | before fine-tuning |")
+    points = list(csv.DictReader((folder / "points.csv").open()))
+    assert {float(row["miou"]) for row in points} == {found["miou"] for found in records}
+    assert {float(row["miou_before"]) for row in points} == {found["miou_before"] for found in records}
+    page = (folder / "report.html").read_text()
+    assert f"Dense network: {records[0]['dense']['miou']:.2f}% mIoU," in page and "top-1" not in page
+    assert written(folder) >= {"pareto.png", "heatmap.png"}
