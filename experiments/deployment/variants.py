@@ -59,6 +59,22 @@ class BySize(nn.Module):
         return self
 
 
+class OnnxOfKind(OnnxNet):
+    """An ONNX file whose tensors are put where the network's own are in what it gives, as in a dict with `out`.
+
+    like: what the network gives, for any batch.
+    """
+
+    def __init__(self, file: str | Path, like: Any):
+        super().__init__(file)
+        self.like = like
+
+    def forward(self, *images: Any, **named: Any) -> Any:
+        found = super().forward(*images, **named)
+        tensors = iter(found if isinstance(found, tuple) else (found,))
+        return tree_map(lambda leaf: next(tensors) if isinstance(leaf, Tensor) else leaf, self.like)
+
+
 @dataclass
 class Preparation:
     """One network in all forms, its files in `folder`; what goes wrong with one form is noted, and the rest goes on.
@@ -153,7 +169,9 @@ class Preparation:
     def placed(self, file: Path, ending: str) -> tuple[nn.Module, Path]:
         """A file of ONNX at its place, and as a network."""
         path = write_whole(self.path(ending), file.read_bytes())
-        return OnnxNet(path), path
+        with torch.inference_mode():
+            like = self.given.net(self.example[:1])
+        return OnnxNet(path) if isinstance(like, Tensor) else OnnxOfKind(path, like), path
 
 
 def saved_bytes(net: nn.Module) -> int:

@@ -125,3 +125,23 @@ def test_a_sweep_and_its_report(program, data):
     page = (folder / "report.html").read_text()
     assert f"Dense network: {records[0]['dense']['miou']:.2f}% mIoU," in page and "top-1" not in page
     assert written(folder) >= {"pareto.png", "heatmap.png"}
+
+
+def test_storage(program, dense, data):
+    out, folder = program("storage", "bits=[4]")
+    assert "mIoU %" in (folder / "table.md").read_text() and "mIoU %" in out
+    found = metrics(folder)["files"]["bits_4"]
+    small = norton.load(folder / "bits_4.pt", arch=ARCH)
+    assert found["miou"] == pytest.approx(evaluate(small, data, **QUIET)["miou"], abs=0.1)
+
+
+def test_deploy(program, data, dense):
+    """A network that gives a dict keeps its mIoU in every form."""
+    words = "batch_sizes=[2] repeats=2 calibration.images=8 compile=false"
+    _, folder = program("deploy", words)
+    rows = metrics(folder)["rows"]
+    whole = evaluate(norton.load(dense, arch=ARCH), data, **QUIET)["miou"]
+    assert len(rows) >= 3
+    for row in rows:
+        assert row["miou"] == pytest.approx(whole, abs=3 if "int8" in row["form"].lower() else 0.1), row["form"]
+    assert "mIoU %" in (folder / "table.md").read_text()
