@@ -214,3 +214,61 @@ def test_the_prefix_is_the_one_with_which_most_names_fit():
     found = match(state, expected)
     assert found.assumed == ["student. is left out of its names"]
     assert found.missing == ["c.weight"] and found.left == ["teacher.a.weight"]
+
+
+class Pixels(nn.Module):
+    """Named as torchvision's segmentation networks are."""
+
+    def __init__(self, auxiliary=False, classes=5):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+        self.classifier = self.head(classes)
+        self.aux_classifier = self.head(classes) if auxiliary else None
+
+    def head(self, classes):
+        return nn.Sequential(nn.Conv2d(4, 2, 3, padding=1, bias=False), nn.BatchNorm2d(2), nn.Conv2d(2, classes, 1))
+
+    def forward(self, x):
+        return self.classifier(self.backbone(x))
+
+
+@pytest.mark.parametrize("prefix, container", [("", None), ("module.", None), ("model.", "state_dict")])
+def test_an_auxiliary_classifier_of_the_file_is_left_out(prefix, container, tmp_path):
+    one = randomise_(Pixels(auxiliary=True)).eval()
+    state = {prefix + key: value for key, value in one.state_dict().items()}
+    found, said = loaded({container: state} if container else state, tmp_path, net=Pixels())
+    check_same(found, one)
+    assert found.aux_classifier is None
+    assert "its auxiliary classifier, which is for training, is left out" in said
+    with pytest.raises(norton.InputError, match="auxiliary classifier, which is for training, is left out"):
+        loaded(state, tmp_path, net=Pixels(), strict=True)
+
+
+def test_an_auxiliary_classifier_that_both_have_is_kept(tmp_path):
+    one = randomise_(Pixels(auxiliary=True)).eval()
+    found, said = loaded(one.state_dict(), tmp_path, net=Pixels(auxiliary=True))
+    assert all(torch.equal(value, one.state_dict()[key]) for key, value in found.state_dict().items())
+    assert said == ""
+
+
+def test_an_auxiliary_classifier_that_the_file_lacks_is_named(tmp_path):
+    """It is not made up: a training would begin with a random one, and nobody said so."""
+    with pytest.raises(norton.InputError, match=r"aux_classifier\.0\.weight 2×4×3×3 is missing"):
+        loaded(randomise_(Pixels()).state_dict(), tmp_path, net=Pixels(auxiliary=True))
+
+
+@pytest.mark.slow
+def test_published_layout_of_torchvision(tmp_path):
+    """torchvision's files hold an auxiliary classifier, and `norton.build` makes a network without one."""
+    from torchvision.models.segmentation import fcn_resnet50
+
+    one = randomise_(fcn_resnet50(weights=None, weights_backbone=None, num_classes=21, aux_loss=True)).eval()
+    torch.save(one.state_dict(), tmp_path / "fcn.pth")
+    arch = "torchvision.models.fcn_resnet50"
+    with pytest.warns(NortonWarning, match="auxiliary classifier"):
+        found = norton.pretrained(arch, tmp_path / "fcn.pth", input_size=(3, 64, 64))
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(found(x)["out"], one(x)["out"]) and set(found(x)) == {"out"}
+    with pytest.warns(NortonWarning, match=r"21 classes is replaced by a fresh one of 3"):
+        assert norton.pretrained(arch, tmp_path / "fcn.pth", 3, (3, 64, 64)).num_classes == 3
