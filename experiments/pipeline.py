@@ -1,5 +1,6 @@
 """The whole chain: dense network → decompose → prune → fine-tune, each stage measured."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -13,17 +14,16 @@ from norton.checkpoints.files import read
 from norton.cli import opening, pictures, program, steps, tables
 from norton.cli.chain import Chain
 from norton.cli.rows import cost_row, dense_cost
-from norton.cli.settings import check_settings, check_whole, has_budget, rates_text, require, setting_text
+from norton.cli.settings import check_settings, has_budget, rates_text, require, setting_text
 from norton.common.files import write_json
 from norton.deployment.comparing import deploy_alike
 from norton.graph.plan import plan_of
-from norton.measure.latency import latencies
+from norton.measure.latency import Latency, latencies
 from norton.training import leave_devices
 
 if TYPE_CHECKING:
     from norton.data.datamodule import ClassificationData
 
-DIGITS = "clutter"  # the data where nobody says which
 BASELINES = {path.stem for path in (program.CONFIGS / "experiment").glob("*_baseline.yaml")}
 SCORES = {"classification": {"top1": "top-1 %"}, "segmentation": claims.SCORES["segmentation"]}  # that are shown
 LABELS = {"train": "dense", "decompose": "decomposed", "prune": "pruned", "finetune": "fine-tuned"}
@@ -33,10 +33,9 @@ LABELS = {"train": "dense", "decompose": "decomposed", "prune": "pruned", "finet
 def main(cfg: DictConfig) -> None:
     check_steps(cfg)
     check_settings(cfg)
-    check_whole(cfg, "latency_batch", 1)
     check_start(cfg)
     net, origin = opening.open_network(cfg, new_head=True)
-    opening.choose_data(cfg, net, opening.named_by(net, origin) or DIGITS)
+    opening.choose_data(cfg, net, opening.named_by(net, origin) or opening.DIGITS)
     data = opening.open_data(cfg, net)
     net, origin = opening.for_data(net, origin, data, cfg)
     opening.check_classes(net, data)
@@ -106,9 +105,7 @@ def measure(files: dict[str, Path], cfg: DictConfig, data: "ClassificationData",
     dense = dense_cost(next(iter(nets.values())))
     costs = {name: norton.complexity(net) for name, net in nets.items()}
     accuracies = {name: steps.evaluate(net, cfg, data) for name, net in nets.items()}
-    images = data.images("test", cfg.latency_batch)
-    times = latencies(deploy_alike(nets, images, cfg.latency, progress=True), images)
-    milliseconds = f"ms / {cfg.latency_batch} images"
+    times, milliseconds = timed(nets, data, cfg), f"ms / {cfg.latency_batch} images"
     scores = SCORES[data.task]
     rows, metrics = [], {}
     for name, path in files.items():
@@ -123,8 +120,6 @@ def measure(files: dict[str, Path], cfg: DictConfig, data: "ClassificationData",
                 **{f"test {label}": accuracies[name][key] for key, label in scores.items()},
                 **cost_row(costs[name], dense),
                 "file MB": path.stat().st_size / 1e6,
-                milliseconds: times[name].milliseconds,
-                "computed as": times[name].form,
             }
         )
         metrics[name] = {
@@ -132,10 +127,11 @@ def measure(files: dict[str, Path], cfg: DictConfig, data: "ClassificationData",
             "data": data.name,
             **claimed,
             "file_bytes": path.stat().st_size,
-            "latency_ms": times[name].milliseconds,
-            "latency_form": times[name].form,
             "checkpoint": str(path),
         }
+        if times:
+            rows[-1] |= {milliseconds: times[name].milliseconds, "computed as": times[name].form}
+            metrics[name] |= {"latency_ms": times[name].milliseconds, "latency_form": times[name].form}
     write_json(folder / "metrics.json", metrics)
     tables.write_table(folder / "table.md", rows)
     panels = {
@@ -143,19 +139,28 @@ def measure(files: dict[str, Path], cfg: DictConfig, data: "ClassificationData",
         "MACs (millions)": {name: cost.macs / 1e6 for name, cost in costs.items()},
         "parameters (thousands)": {name: cost.params / 1e3 for name, cost in costs.items()},
         "file (MB)": {row["network"]: row["file MB"] for row in rows},
-        f"latency ({milliseconds})": {row["network"]: row[milliseconds] for row in rows},
     }
+    if times:
+        panels[f"latency ({milliseconds})"] = {row["network"]: row[milliseconds] for row in rows}
     arch = next(iter(nets.values())).arch
     setting = f"{setting_text(cfg)}, rates {rates_text(cfg)}"
     title = f"{arch} on {data.name}" + (f": {setting}" if len(rows) > 1 else "")
     pictures.bar_picture(folder / "picture.png", panels, title)
     tables.print_table(rows, title)
-    first, final = next(iter(times)), name
-    if costs[final].macs < costs[first].macs:
+    first, final = next(iter(nets)), name
+    if times and costs[final].macs < costs[first].macs:
         speedup = times[first].milliseconds / times[final].milliseconds
         print(tables.speed_sentence(final, costs[first].macs / costs[final].macs, speedup))
     print(f"written to {folder}/: config.yaml, metrics.json, table.md, picture.png, a checkpoint per stage")
     print(f"final checkpoint: {path}")
+
+
+def timed(nets: Mapping[str, nn.Module], data: "ClassificationData", cfg: DictConfig) -> dict[str, Latency]:
+    """What a batch of test images takes in each network; empty where `latency_batch` is null."""
+    if cfg.latency_batch is None:
+        return {}
+    images = data.images("test", cfg.latency_batch)
+    return latencies(deploy_alike(nets, images, cfg.latency, progress=True), images)
 
 
 def stage_file(folder: Path, number: int, step: str) -> Path:

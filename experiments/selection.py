@@ -39,7 +39,7 @@ class Point(NamedTuple):
 def main(cfg: DictConfig) -> None:
     check(cfg)
     dense, origin = opening.open_network(cfg)
-    opening.choose_data(cfg, dense, opening.named_by(dense, origin) or "clutter")
+    opening.choose_data(cfg, dense, opening.named_by(dense, origin) or opening.DIGITS)
     data = opening.open_data(cfg, dense)
     opening.check_classes(dense, data)
     check_teachers(dense, origin["lineage"], cfg, ["decompose", "prune", "finetune"], data)

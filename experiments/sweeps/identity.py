@@ -38,7 +38,7 @@ STEPS = ("train", "decompose", "prune", "finetune")
 # What cannot change a result: where it is written, what is shown and logged, where things are read and computed.
 NO_MEANING = ("out", "name", "shared", "extend", "logger", "strict")
 NO_MEANING_OF_DATA = ("num_workers", "download", "memory")
-OWN_DATA = ("folder", "module")  # of which a root says what they are; others are the same anywhere
+OWN_DATA = ("auto", "folder", "module")  # of which a root says what they are; others are the same anywhere
 NO_MEANING_WITHOUT_DISTILLATION = ("distill", "temperature", "distill_weight", "distill_features", "teacher")
 NO_MEANING_OF_TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar")
 

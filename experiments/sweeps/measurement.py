@@ -133,7 +133,7 @@ def _measure(cfg: DictConfig, sweep: Sweep, point: str, say: Callable[[str], Non
     net = None
     if cfg.checkpoint is not None or "size" in cfg.data:  # for the images that it takes, and what it remembers of them
         net, origin = opening.open_network(cfg, new_head=True)
-        opening.choose_data(cfg, net, opening.named_by(net, origin))
+        opening.choose_data(cfg, net, opening.named_by(net, origin) or opening.DIGITS)
     data = kept_data(json.dumps(opening.data_settings(cfg, net), sort_keys=True))
     opening.settle_auto(cfg, data)
     opening.check_latency_batch(cfg, data)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from norton.data.datamodule import ClassificationData
     from norton.data.normalising import Normalisation
 
+DIGITS = "clutter"  # the data of experiments where nobody says which
+DRAWN_BY = ("seed", "validation", "test", "copies")  # settings that decide which images are drawn for a split
 EXAMPLES = {"torchvision": "cifar100", "huggingface": "beans"}  # names of data of libraries
 FRESH_HEAD = "fresh head"  # in a lineage: the classifier was replaced by a random one
 # Steps, their setting, what `auto` is with images and without any, and what the latter means.
@@ -153,6 +155,8 @@ def data_for(net: nn.Module, origin: Mapping[str, Any], cfg: DictConfig) -> Data
     about = about_of(net, origin) if cfg.checkpoint is not None else None
     named = cfg.data.name != "auto"
     if not named and (about or "").partition("/")[0] not in datasets():
+        if told := [key for key in cfg.data if is_told(cfg, str(key))]:
+            raise InputError(f"data.{told[0]} is given, and {_nothing_says()}")
         settle_auto(cfg, None)
         return None
     named = named or cfg.data.get("root") is not None  # a folder that somebody types must be there
@@ -240,12 +244,34 @@ def choose_data(cfg: DictConfig, net: nn.Module, about: str | None) -> None:
                 f"its accuracy is about {about!r}, which is none of the data here: {', '.join(choices)}; choose data="
             )
         told = {key: value for key, value in cfg.data.items() if is_told(cfg, key)}
-        cfg.data = OmegaConf.merge(OmegaConf.load(choices[source]), told, {"name": within} if within else {})
+        own = OmegaConf.load(choices[source])
+        if unknown := [key for key in told if key not in own]:
+            raise InputError(
+                f"data.{unknown[0]} is no setting of data={source}, which the checkpoint is about; it has "
+                f"{', '.join(map(str, own))}"
+            )
+        cfg.data = OmegaConf.merge(own, told, {"name": within} if within else {})
     recall_(cfg, net)
 
 
+def other_test(net: nn.Module, data: "ClassificationData") -> str:
+    """How the test images are drawn otherwise than those that a network remembers; empty where they are the same."""
+    remembered = getattr(net, "data_settings", None) or {}
+    if remembered.get("name") != data.name or not data.splits.test_is_drawn:
+        return ""
+    differing = [key for key in DRAWN_BY if remembered.get(key) != data.settings.get(key)]
+    return ", ".join(
+        f"data.{key}={data.settings.get(key)}, where the file has {remembered.get(key)}" for key in differing
+    )
+
+
 def check_classes(net: nn.Module, data: "ClassificationData") -> None:
-    """Raise InputError where the data have other classes than the network, or the same in another order."""
+    """Raise InputError where the data have other classes than the network, or the same in another order.
+
+    Warns of test images that the network may have been trained on.
+    """
+    if other := other_test(net, data):
+        warn(f"{other}, draws other test images: the network may have been trained on some of them")
     own, number = classes_of(net) or (), getattr(net, "num_classes", None)
     differs = difference(own, data.classes) if own else ""
     fresh = f"model.num_classes={data.num_classes} gives a network to train a fresh classifier"
@@ -387,8 +413,11 @@ def missing_images(cfg: DictConfig, data: Data) -> str:
 def known(data: Data) -> "ClassificationData":
     """The data, or InputError where nothing says which they are."""
     if data is None:
-        raise InputError(
-            "nothing says which data the network was trained on, whose images and normalisation are needed; "
-            f"choose data= out of {', '.join(datasets())}"
-        )
+        raise InputError(_nothing_says("whose images and normalisation are needed"))
     return data
+
+
+def _nothing_says(needed: str = "which has it") -> str:
+    return (
+        f"nothing says which data the network was trained on, {needed}; choose data= out of {', '.join(datasets())}"
+    )

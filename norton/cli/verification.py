@@ -11,7 +11,7 @@ from norton.checkpoints.claims import Claim, claims_of_entry, claims_of_file, cl
 from norton.checkpoints.files import read
 from norton.checkpoints.published_names import parse_name, resembles_name
 from norton.checkpoints.verification import Verdict
-from norton.cli.opening import about_of, checkpoint_network, choose_data, open_data
+from norton.cli.opening import about_of, checkpoint_network, choose_data, open_data, other_test
 from norton.cli.settings import plain
 from norton.cli.steps import evaluate
 from norton.common.errors import InputError
@@ -79,13 +79,15 @@ def verify(cfg: DictConfig, entry: dict[str, Any] | None = None) -> Verification
             claimed, measured, contradictions=contradictions, missing="; ".join(filter(None, (unread, str(error))))
         )
         return Verification(**found, notes=notes, verdict=verdict)
-    missing, about = unread, about or data.name
-    if cfg.split == "test":
+    missing, about, other = unread, about or data.name, other_test(net, data)
+    if cfg.split == "test" and not other:
         # Whoever claims an accuracy without saying on what means the data that the file is about.
         claimed = {source: {"data": about, **claim} for source, claim in claimed.items()}
         measured |= {**accuracy, "data": data.name}
     if cfg.split != "test" or data.name != about:
         missing = f"the claim is about {about}, test; this is {data.name}, {cfg.split}"
+    elif other:
+        missing = f"the claim is about other test images: {other}"
     verdict = verification.judge(claimed, measured, contradictions=contradictions, missing=missing)
     return Verification(**found, data=data, accuracy=accuracy, notes=notes, verdict=verdict)
 

@@ -115,6 +115,7 @@ def assemble(data: str, sources: Mapping[str, Source], classes: Sequence[str], s
         classes=tuple(classes),
         input_size=(prepare.channels, prepare.height, prepare.width),
         normalisation=scale,
+        test_is_drawn="test" not in sources,
     )
 
 

@@ -159,4 +159,5 @@ def assemble_pairs(
         normalisation=scale,
         task="segmentation",
         ignore=ignore,
+        test_is_drawn="test" not in sources,
     )

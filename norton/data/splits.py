@@ -29,7 +29,7 @@ class Splits:
     Transforms are inside: `train` augments, `val` and `test` do not. `calibration` is the same images as `train` in
     the same order, transformed as for evaluation. Any map-style torch Dataset will do; one that augments by
     (seed, epoch, index) has `set_epoch`.  normalisation: mean and standard deviation of each channel, already applied;
-    None where nothing says them.
+    None where nothing says them.  test_is_drawn: the seed decides which images `test` has.
     """
 
     train: Dataset
@@ -41,6 +41,7 @@ class Splits:
     normalisation: Normalisation | None = None
     task: str = "classification"
     ignore: int | None = None
+    test_is_drawn: bool = False
 
     @property
     def num_classes(self) -> int:

@@ -107,6 +107,39 @@ def test_what_a_user_says_wins(file, images, tmp_path):
     assert opened(settings(file, "mnist5k"))[1].root.name == "data"  # other data, of which nothing is remembered
 
 
+def test_what_is_remembered_can_be_told_otherwise_without_naming_the_data(file, images):
+    _, found = opened(settings(file, "auto", mean="imagenet", augment=["crop"], broken="skip"))
+    assert found.root == images and found.options["augment"] == ["crop"] and found.options["broken"] == "skip"
+    assert found.normalisation == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_what_is_told_of_data_that_nothing_names_is_refused(images, tmp_path):
+    net = norton.build(ARCH)
+    with pytest.raises(norton.InputError, match="data.mean is given, and nothing says which data the network was"):
+        cfg = settings(norton.save(net, tmp_path / "bare.pt"), "auto", mean="imagenet")
+        opening.data_for(net, {"metrics": {}}, cfg)
+
+
+@pytest.mark.parametrize("told, judged", [
+    ("data.seed=6", False),
+    ("data.test=0.4", False),
+    ("data.batch_size=2", True),
+])  # fmt: skip
+def test_a_claim_about_other_test_images_is_not_judged(told, judged, file, images, tmp_path, monkeypatch, capsys):
+    net = norton.load(file, arch=ARCH)
+    norton.save(net, file, metrics={"data": "folder", "top1": 1.0})  # which none of the possible accuracies is
+    command = f"python evaluate.py checkpoint={file} model.arch={ARCH} {told} {QUICK} out={tmp_path / '0'}"
+    code, out, error = run_here(command, monkeypatch, capsys)
+    said = "the file claims top-1 1.00" if judged else "cannot be judged: the claim is about other test images: data."
+    assert code == (1 if judged else 2) and said in out + error
+
+
+def test_other_test_images_are_said(file):
+    net, found = opened(settings(file, "auto", seed=6))
+    with pytest.warns(NortonWarning, match="data.seed=6, where the file has 5, draws other test images: the network may"):
+        opening.check_classes(net, found)
+
+
 def test_a_folder_that_is_gone_is_asked_for_by_those_alone_who_need_images(file, images, tmp_path):
     images.rename(tmp_path / "elsewhere")
     net, found = opened(settings(file, "auto"))
@@ -124,7 +157,7 @@ def test_a_folder_that_somebody_types_must_be_there(file, tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("told, said", [
-    ("data.classes=3", "the choice of data= has no setting 'data.classes'"),
+    ("data.classes=3", "data.classes is no setting of data=folder, which the checkpoint is about; it has name, root"),
     ("data.validation=0.3", "give data.validation=null"),
 ])  # fmt: skip
 def test_hints_can_be_followed(told, said, file, images, tmp_path, monkeypatch, capsys):

@@ -10,7 +10,7 @@ from norton.checkpoints import claims, verification
 from norton.cli import pictures, program, tables
 from norton.cli.published_flags import translate
 from norton.cli.rows import cost_row, dense_cost, macs_panel
-from norton.cli.settings import check_settings, check_whole
+from norton.cli.settings import check_settings
 from norton.cli.verification import Verification, verify
 from norton.common.files import write_json
 from norton.deployment.comparing import deploy_alike
@@ -22,13 +22,12 @@ def main(cfg: DictConfig) -> int:
     if cfg.checkpoint is None:
         raise norton.InputError("no checkpoint: give checkpoint=FILE")
     check_settings(cfg)
-    check_whole(cfg, "latency_batch", 1)
     found = verify(cfg, claims.registry_entry(cfg.checkpoint))
     if found.accuracy is None and found.verdict.code != verification.FAILS:
         show(cfg, found)
         raise norton.InputError(f"the claim {found.verdict.text}")
     rows, metrics = [network_row(cfg, found)], found.as_dict()
-    if found.accuracy is not None:
+    if found.accuracy is not None and cfg.latency_batch is not None:
         batch = found.data.images(cfg.split, min(cfg.latency_batch, len(getattr(found.data.splits, cfg.split))))
         nets = deploy_alike({"net": found.net}, batch, cfg.latency, progress=True)
         latency = latencies(nets, batch)["net"]

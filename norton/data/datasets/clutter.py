@@ -170,4 +170,5 @@ def clutter(root: Path, seed: int, copies: Sequence[int] = (3, 2, 2)) -> Splits:
         classes=CLASSES,
         input_size=(3, SIZE, SIZE),
         normalisation=(MEAN, STD),
+        test_is_drawn=True,
     )

@@ -50,4 +50,5 @@ def mnist5k(root: Path, seed: int) -> Splits:
         classes=CLASSES,
         input_size=(3, 32, 32),
         normalisation=(MEAN, STD),
+        test_is_drawn=True,
     )

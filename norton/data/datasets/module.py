@@ -119,6 +119,7 @@ def _as_they_are(
         classes=classes,
         input_size=tuple(first.shape),
         normalisation=_said(how, len(first)),
+        test_is_drawn="test" in drawn,
     )
 
 
