@@ -3,14 +3,13 @@
 from functools import partial
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from norton.common.errors import InputError
 from norton.training.distillation import Distillation
 from norton.training.recipe import Recipe
-from norton.training.task import Task
+from norton.training.task import Task, cross_entropy
 
 
 class Classifier(Task):
@@ -23,13 +22,13 @@ class Classifier(Task):
 
     def learn(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         def loss_of(output: Any) -> Tensor:
-            return F.cross_entropy(checked(output), labels, label_smoothing=self.recipe.label_smoothing)
+            return cross_entropy(checked(output), labels, label_smoothing=self.recipe.label_smoothing)
 
         return self.taught(images, checked, loss_of)
 
     def judge(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = checked(self(images))
-        return logits, F.cross_entropy(logits, labels)
+        return logits, cross_entropy(logits, labels)
 
 
 def checked(output: Any) -> Tensor:

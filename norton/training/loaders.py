@@ -83,18 +83,21 @@ class OwnLoaders:
         if not isinstance(batch, list | tuple) or len(batch) != 2 or not all(isinstance(x, Tensor) for x in batch):
             what = "no batch" if batch is None else f"a {type(batch).__name__}"
             raise InputError(f"the loader for {split} gives {what}; {FORM}")
+        images = batch[0][:2]
+        if images.is_floating_point():
+            images = images.to(next(self._net.parameters(), torch.zeros(())))  # as `Task.read` does
         try:
-            logits = logits_in(copied(self._net).eval()(batch[0][:2].to(next(self._net.parameters(), torch.zeros(())))))
+            logits = logits_in(copied(self._net).eval()(images))
         except (RuntimeError, ValueError, TypeError) as error:
             raise InputError(f"the network does not take the batches for {split}: {first_line(error)}") from None
         if not isinstance(logits, Tensor) or logits.dim() not in (2, 4):
             raise InputError(
                 "the network gives no logits, (N, classes) or (N, classes, H, W); train it by code of yours"
             )
-        labels, images = batch[1], len(batch[0])
-        if labels.is_floating_point() or labels.dim() != logits.dim() - 1 or len(labels) != images:
+        labels, count = batch[1], len(batch[0])
+        if labels.is_floating_point() or labels.dim() != logits.dim() - 1 or len(labels) != count:
             raise InputError(
                 f"the loader for {split} gives labels of {labels.dtype} and shape {tuple(labels.shape)}; for such a "
-                f"network they are whole numbers, {f'({images}, H, W)' if logits.dim() == 4 else f'({images},)'}"
+                f"network they are whole numbers, {f'({count}, H, W)' if logits.dim() == 4 else f'({count},)'}"
             )
         return logits

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
@@ -12,11 +11,10 @@ from norton.common.errors import InputError
 from norton.graph.logits import OUT, logits_in, resized_to
 from norton.training.distillation import Distillation
 from norton.training.recipe import Recipe
-from norton.training.task import Task
+from norton.training.task import NONE, Task, cross_entropy
 
 AUXILIARY = "aux"  # of the dict that torchvision's networks give
 AUXILIARY_WEIGHT = 0.5  # as in torchvision's references
-NONE = -100  # torch's own, where no pixel is ignored
 
 
 class Segmenter(Task):
@@ -67,7 +65,7 @@ class Segmenter(Task):
 
     def loss(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         """The mean over the pixels that count; 0 where none does, of which torch's own mean would be no number."""
-        total = F.cross_entropy(logits, labels, ignore_index=self.ignore, label_smoothing=smoothing, reduction="sum")
+        total = cross_entropy(logits, labels, ignore_index=self.ignore, label_smoothing=smoothing, reduction="sum")
         return total / max(1, self.count(labels))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
@@ -14,6 +15,7 @@ from norton.common.errors import InputError
 from norton.training.distillation import Distillation
 from norton.training.recipe import Recipe
 
+NONE = -100  # the label that torch ignores, where nobody says another
 SPLITS = ("fit", "val", "test")
 
 
@@ -28,6 +30,19 @@ def scale_penalty(net: nn.Module) -> Tensor:
 def as_numbers(labels: Tensor) -> Tensor:
     """Labels in the whole numbers that torch's losses take, of whichever a loader gives: masks are often of uint8."""
     return labels if labels.is_floating_point() else labels.long()
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, **how: Any) -> Tensor:
+    """torch's own.  Raises InputError for a label that is none of the classes; on a GPU torch stops the process."""
+    try:
+        return F.cross_entropy(logits, labels, **how)
+    except IndexError:
+        classes = logits.shape[1]
+        outside = labels[((labels < 0) | (labels >= classes)) & (labels != how.get("ignore_index", NONE))]
+        raise InputError(
+            f"a label is {outside[0].item()}; the network tells {classes} classes apart, whose labels are 0 to "
+            f"{classes - 1}"
+        ) from None
 
 
 class Task(lightning.LightningModule):
@@ -67,6 +82,11 @@ class Task(lightning.LightningModule):
         output, added = teaching(self.net, images, rows)
         return output, (1 - teaching.weight) * loss_of(output) + added
 
+    def read(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Images and labels of a batch in the types that the network and the loss take."""
+        images, labels = batch
+        return images.to(self.dtype) if images.is_floating_point() else images, as_numbers(labels)
+
     def count(self, labels: Tensor) -> int:
         """Over how many a batch's loss is a mean."""
         return len(labels)
@@ -75,7 +95,7 @@ class Task(lightning.LightningModule):
         return self.net(x)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-        images, labels = batch[0], as_numbers(batch[1])
+        images, labels = self.read(batch)
         predicted, loss = self.learn(images, labels)
         if self.recipe.sparsity:
             loss = loss + self.recipe.sparsity * scale_penalty(self.net)
@@ -113,7 +133,7 @@ class Task(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _evaluate(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
-        images, labels = batch[0], as_numbers(batch[1])
+        images, labels = self.read(batch)
         predicted, loss = self.judge(images, labels)
         self._log(split, predicted, labels, loss, self.names)
 

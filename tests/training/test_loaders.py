@@ -58,6 +58,42 @@ def test_labels_that_are_no_classes():
             evaluate(network(), [(images, labels)], **QUIET)
 
 
+@pytest.mark.parametrize("label, found", [(12, "12"), (-1, "-1")])
+def test_a_label_outside_of_the_classes_is_named(label, found, tmp_path):
+    images, labels = pairs("val", 20).tensors
+    labels = labels.clone()
+    labels[7] = label
+    batches = [(images, labels)]
+    said = f"a label is {found}; the network tells 10 classes apart, whose labels are 0 to 9"
+    with pytest.raises(norton.InputError, match=said):
+        evaluate(network(), batches, **QUIET)
+    with pytest.raises(norton.InputError, match=said):
+        fit(network(), (batches, batches), RECIPE, folder=tmp_path, **QUIET)
+
+
+@pytest.mark.parametrize("images_of, labels_of", [
+    (torch.float64, torch.int32),
+    (torch.float16, torch.uint8),
+])  # fmt: skip
+def test_other_types_of_numbers_are_taken(images_of, labels_of):
+    images, labels = pairs("val", 50).tensors
+    expected = evaluate(network(), [(images.to(images_of).float(), labels)], **QUIET)
+    assert evaluate(network(), [(images.to(images_of), labels.to(labels_of))], **QUIET) == expected
+
+
+def test_images_in_whole_numbers_are_the_networks_matter():
+    images, labels = pairs("val", 50).tensors
+    batches = [((images * 255).to(torch.uint8), labels)]
+    with pytest.raises(norton.InputError, match="the network does not take the batches for val: .*"):
+        evaluate(network(), batches, **QUIET)
+
+    class Scaling(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.float() / 255)
+
+    assert evaluate(Scaling(network()), batches, **QUIET)["top1"] >= 0
+
+
 def test_a_student_learns_from_loaders(tmp_path):
     recipe = Recipe(epochs=1, learning_rate=0.1, distill=True, distill_features=1.0)
     trained = fit(network(), loaders(), recipe, folder=tmp_path, teacher=network(width=8), **QUIET)
