@@ -1,6 +1,7 @@
 """A fresh classifier in the place of a trained one, for another number of classes."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +24,32 @@ def with_fresh_head(state: Mapping[str, Tensor], net: nn.Module) -> tuple[dict[s
 
     net: of another number of classes than the state dict.  Returns what was done too, in words; empty for nothing.
     """
+    found = other_classes(state, net)
+    if found is None:
+        return dict(state), ""
+    layers = dict.fromkeys(key.rpartition(".")[0] for key in found.keys)
+    fresh = {f"{name}.{key}": value for name in layers for key, value in _random(net.get_submodule(name)).items()}
+    said = f"its classifier {found.layers} of {found.own} classes is replaced by a fresh one of {found.asked}"
+    return dict(state) | {key: fresh[key].to(state[key].dtype) for key in found.keys}, said
+
+
+class OtherClasses(NamedTuple):
+    """A state dict's classifier of another number of classes: its layers, both numbers, the names of its tensors."""
+
+    layers: str
+    own: int
+    asked: int
+    keys: list[str]
+
+
+def other_classes(state: Mapping[str, Tensor], net: nn.Module) -> OtherClasses | None:
+    """How the classifier of a state dict differs from a network's; None where not that alone differs in size."""
     expected = net.state_dict()
     other = [key for key in expected if key in state and state[key].shape != expected[key].shape]
     if not _are_classifiers(other, state, expected):
-        return dict(state), ""
-    layers = list(dict.fromkeys(key.rpartition(".")[0] for key in other))
-    fresh = {f"{name}.{key}": value for name in layers for key, value in _random(net.get_submodule(name)).items()}
-    old, new = len(state[other[0]]), len(expected[other[0]])
-    said = f"its classifier {', '.join(layers)} of {old} classes is replaced by a fresh one of {new}"
-    return dict(state) | {key: fresh[key].to(state[key].dtype) for key in other}, said
+        return None
+    layers = ", ".join(dict.fromkeys(key.rpartition(".")[0] for key in other))
+    return OtherClasses(layers, len(state[other[0]]), len(expected[other[0]]), other)
 
 
 def with_other_head(net: nn.Module) -> tuple[nn.Module, str]:

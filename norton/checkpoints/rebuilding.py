@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from norton.checkpoints.about_data import TYPES, forget_classes_, remember_
 from norton.checkpoints.files import FORMAT, read
-from norton.checkpoints.heads import telling_apart, with_fresh_head
+from norton.checkpoints.heads import other_classes, telling_apart, with_fresh_head
 from norton.checkpoints.matching import check_matched, layer_of, match
 from norton.checkpoints.published_layout import network_of_shapes
 from norton.common.checks import checked_input_size
@@ -99,6 +99,11 @@ def rebuild(
                 f"{path}: num_classes={num_classes} replaces nothing: the classifier of net= is of the file's size; "
                 f"give a net of {num_classes} classes, or leave num_classes out"
             )
+    elif net is not None and (classes := other_classes(state, rebuilt)):
+        raise InputError(
+            f"{path}: its classifier {classes.layers} tells {classes.own} classes apart, that of net= {classes.asked}; "
+            f"num_classes={classes.asked} replaces it by a fresh one, which must be trained"
+        )
     say_assumed(path, assumed, strict)
     load_strictly_(rebuilt, state, path)
     if published:
