@@ -86,7 +86,7 @@ def test_a_constructor_and_a_network_given(tmp_path, monkeypatch):
     given = norton.build("nets_with_heads.small", num_classes=4)
     found, _ = loaded(tmp_path / "a.pth", net=given, num_classes=4)
     assert torch.equal(found[5].weight, given[5].weight)  # its own
-    with pytest.raises(norton.InputError, match="classifier 5 tells 7 classes apart, .* 4; num_classes=4 replaces"):
+    with pytest.raises(norton.InputError, match=r"classifier 5 tells 7 classes apart, .* 4; num_classes=4 replaces"):
         norton.load(tmp_path / "a.pth", net=given)  # nobody asked for it
 
 
