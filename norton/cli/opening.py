@@ -418,6 +418,4 @@ def known(data: Data) -> "ClassificationData":
 
 
 def _nothing_says(needed: str = "which has it") -> str:
-    return (
-        f"nothing says which data the network was trained on, {needed}; choose data= out of {', '.join(datasets())}"
-    )
+    return f"nothing says which data the network was trained on, {needed}; choose data= out of {', '.join(datasets())}"
