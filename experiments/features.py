@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Subset
 import norton
 from experiments.nmse import open_files
 from norton.cli import opening, pictures, program, tables
+from norton.cli.data_checks import check_classes
 from norton.cli.rows import dense_cost
 from norton.cli.settings import check_settings, plain
 from norton.common.checks import check_whole_number
@@ -81,7 +82,7 @@ def main(cfg: DictConfig) -> None:
     about = opening.open_data(cfg, dense)
     data = about if cfg.statistics_images else None
     if data is not None:
-        opening.check_classes(dense, data)
+        check_classes(dense, data)
         opening.check_top1(data, "features")
     drawn = draw(data.splits.test, cfg) if data is not None else []
     shown = own_pictures(cfg, dense, about) if not isinstance(cfg.images, int) else drawn_pictures(cfg, data, drawn)

@@ -13,6 +13,7 @@ from norton.checkpoints import claims
 from norton.checkpoints.files import read
 from norton.cli import opening, pictures, program, steps, tables
 from norton.cli.chain import Chain
+from norton.cli.data_checks import check_classes
 from norton.cli.rows import cost_row, dense_cost
 from norton.cli.settings import check_settings, has_budget, rates_text, require, setting_text
 from norton.common.files import write_json
@@ -38,7 +39,7 @@ def main(cfg: DictConfig) -> None:
     opening.choose_data(cfg, net, opening.named_by(net, origin) or opening.DIGITS)
     data = opening.open_data(cfg, net)
     net, origin = opening.for_data(net, origin, data, cfg)
-    opening.check_classes(net, data)
+    check_classes(net, data)
     check_data(cfg, data)
     chain = Chain(cfg, data)
     stage = chain.start(net, origin["lineage"])

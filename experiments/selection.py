@@ -12,6 +12,7 @@ from torch import nn
 import norton
 from norton.cli import opening, pictures, program, steps, tables
 from norton.cli.chain import check_teachers
+from norton.cli.data_checks import check_classes
 from norton.cli.settings import check_settings, plain, require
 from norton.common.checks import is_whole_number
 from norton.common.files import write_json
@@ -41,7 +42,7 @@ def main(cfg: DictConfig) -> None:
     dense, origin = opening.open_network(cfg)
     opening.choose_data(cfg, dense, opening.named_by(dense, origin) or opening.DIGITS)
     data = opening.open_data(cfg, dense)
-    opening.check_classes(dense, data)
+    check_classes(dense, data)
     check_teachers(dense, origin["lineage"], cfg, ["decompose", "prune", "finetune"], data)
     steps.check_fit(dense, cfg, "decompose")
     for rates in cfg.budgets:

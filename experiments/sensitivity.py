@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import norton
 from norton.cli import opening, pictures, program, steps, tables
+from norton.cli.data_checks import check_classes
 from norton.cli.settings import check_settings, check_whole, find_device, plain
 from norton.common.checks import is_number
 from norton.common.files import write_json, write_whole
@@ -50,7 +51,7 @@ def main(cfg: DictConfig) -> None:
     net, origin = opening.open_network(cfg)
     opening.choose_data(cfg, net, opening.about_of(net, origin))
     data = opening.open_data(cfg, net)
-    opening.check_classes(net, data)
+    check_classes(net, data)
     device = find_device(cfg.device)
     trials = chosen([*ranked(net, cfg), *rated(net, cfg)], cfg)
     images, labels = data.labelled(cfg.split, min(cfg.images, len(getattr(data.splits, cfg.split))))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import norton
 from norton.cli import opening, tables
+from norton.cli.data_checks import check_classes
 from norton.cli.settings import plain
 from norton.graph.plan import plan_of
 
@@ -68,7 +69,7 @@ def open_data(
         opening.choose_data(cfg, nets["network"].net, about)
         data = opening.open_data(cfg, nets["network"].net)
         for given in nets.values():
-            opening.check_classes(given.net, data)
+            check_classes(given.net, data)
         return data, []
     except norton.InputError as error:
         if not automatic:

@@ -17,6 +17,7 @@ from experiments.sweeps.shared import made_once, opened
 from norton.budget.choice import Choice
 from norton.cli import opening, steps
 from norton.cli.chain import USED, Chain, Stage
+from norton.cli.data_checks import check_classes
 from norton.cli.settings import has_budget
 from norton.common.files import write_json
 
@@ -66,7 +67,7 @@ class PointChain:
         fresh.seed = cfg.pretraining_seed
         net, origin = opening.open_network(fresh, new_head=True)
         net, origin = opening.for_data(net, origin, self.data, cfg)
-        opening.check_classes(net, self.data)
+        check_classes(net, self.data)
         stage = self.chain.start(net, origin.get("lineage", []))
         self.chain.check(stage, cfg.steps)
         return stage

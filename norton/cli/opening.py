@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from norton.checkpoints.about_data import classes_of, difference, some
+from norton.checkpoints.about_data import classes_of, difference
 from norton.checkpoints.claims import SCORES
 from norton.checkpoints.files import read
 from norton.checkpoints.heads import with_other_head
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from norton.data.normalising import Normalisation
 
 DIGITS = "clutter"  # the data of experiments where nobody says which
-DRAWN_BY = ("seed", "validation", "test", "copies")  # settings that decide which images are drawn for a split
 EXAMPLES = {"torchvision": "cifar100", "huggingface": "beans"}  # names of data of libraries
 FRESH_HEAD = "fresh head"  # in a lineage: the classifier was replaced by a random one
 # Steps, their setting, what `auto` is with images and without any, and what the latter means.
@@ -252,41 +251,6 @@ def choose_data(cfg: DictConfig, net: nn.Module, about: str | None) -> None:
             )
         cfg.data = OmegaConf.merge(own, told, {"name": within} if within else {})
     recall_(cfg, net)
-
-
-def other_test(net: nn.Module, data: "ClassificationData") -> str:
-    """How the test images are drawn otherwise than those that a network remembers; empty where they are the same."""
-    remembered = getattr(net, "data_settings", None) or {}
-    if remembered.get("name") != data.name or not data.splits.test_is_drawn:
-        return ""
-    differing = [key for key in DRAWN_BY if remembered.get(key) != data.settings.get(key)]
-    return ", ".join(
-        f"data.{key}={data.settings.get(key)}, where the file has {remembered.get(key)}" for key in differing
-    )
-
-
-def check_classes(net: nn.Module, data: "ClassificationData") -> None:
-    """Raise InputError where the data have other classes than the network, or the same in another order.
-
-    Warns of test images that the network may have been trained on.
-    """
-    if other := other_test(net, data):
-        warn(f"{other}, draws other test images: the network may have been trained on some of them")
-    own, number = classes_of(net) or (), getattr(net, "num_classes", None)
-    differs = difference(own, data.classes) if own else ""
-    fresh = f"model.num_classes={data.num_classes} gives a network to train a fresh classifier"
-    if differs:
-        raise InputError(
-            f"the network was trained on the classes {some(own)}; the data {data.name} {differs}; choose another data= "
-            f"(auto: those that it was trained on) or data.root=, or another checkpoint=; {fresh}"
-        )
-    if number is None or number == data.num_classes:
-        return
-    few, counted = "only " * (data.num_classes < number), "or data.classes=, " * (data.task == "segmentation")
-    raise InputError(
-        f"the network tells {number} classes apart, the data {data.name} have {few}{data.num_classes}; choose another "
-        f"data= or data.root=, {counted}or another checkpoint=; {fresh}"
-    )
 
 
 def check_top1(data: "ClassificationData", command: str) -> None:

@@ -10,11 +10,11 @@ from torch import nn
 import norton
 from norton.budget.choosing import check_feasible
 from norton.calibration import Adapted, adapt_batchnorm_, reestimate_batchnorm_
+from norton.cli.data_checks import check_classes
 from norton.cli.opening import (
     Data,
     at_hand,
     calibration_images,
-    check_classes,
     check_size,
     images_for_batchnorm,
     is_given,

@@ -11,7 +11,8 @@ from norton.checkpoints.claims import Claim, claims_of_entry, claims_of_file, cl
 from norton.checkpoints.files import read
 from norton.checkpoints.published_names import parse_name, resembles_name
 from norton.checkpoints.verification import Verdict
-from norton.cli.opening import about_of, checkpoint_network, choose_data, open_data, other_test
+from norton.cli.data_checks import other_test
+from norton.cli.opening import about_of, checkpoint_network, choose_data, open_data
 from norton.cli.settings import plain
 from norton.cli.steps import evaluate
 from norton.common.errors import InputError

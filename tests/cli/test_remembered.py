@@ -12,6 +12,7 @@ import norton
 from norton.checkpoints.files import read
 from norton.cli import opening
 from norton.cli.chain import can_teach
+from norton.cli.data_checks import check_classes
 from norton.cli.program import CONFIGS
 from norton.cli.remembered import recall_
 from norton.common.errors import NortonWarning
@@ -95,7 +96,7 @@ def test_settings_of_the_data_are_remembered(data, file, images):
     net, found = opened(settings(file, data))
     assert (found.name, found.root, found.seed, found.options["augment"]) == ("folder", images, 5, "none")
     assert found.normalisation == net.normalisation and found.input_size == (3, 12, 12)
-    opening.check_classes(net, found)
+    check_classes(net, found)
 
 
 def test_what_a_user_says_wins(file, images, tmp_path):
@@ -137,7 +138,7 @@ def test_a_claim_about_other_test_images_is_not_judged(told, judged, file, image
 def test_other_test_images_are_said(file):
     net, found = opened(settings(file, "auto", seed=6))
     with pytest.warns(NortonWarning, match=r"data\.seed=6, where the file has 5, draws other test images"):
-        opening.check_classes(net, found)
+        check_classes(net, found)
 
 
 def test_a_folder_that_is_gone_is_asked_for_by_those_alone_who_need_images(file, images, tmp_path):
@@ -218,7 +219,7 @@ def test_another_number_of_classes_gets_a_fresh_classifier_where_it_is_trained(f
     cfg = settings(file, "folder", root=str(three))
     net, found = opened(cfg)
     with pytest.raises(norton.InputError, match=r"the data folder have green besides; .* model\.num_classes=3 gives"):
-        opening.check_classes(net, found)
+        check_classes(net, found)
     cfg.model.num_classes = 3
     with pytest.raises(norton.InputError, match=r"tells 2 classes apart, not model\.num_classes=3; leave that out"):
         opened(cfg)
@@ -249,7 +250,7 @@ def test_as_many_classes_but_others_can_be_trained(file, tmp_path):
     cfg.model.num_classes = 2
     with pytest.warns(NortonWarning, match="6 is replaced by a fresh one for other classes"):
         net, origin = opening.for_data(net, origin, found, cfg)
-    opening.check_classes(net, found)
+    check_classes(net, found)
     assert origin["lineage"][-1]["step"] == "fresh head"
 
 
