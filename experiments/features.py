@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
-from rich.progress import track
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
 import norton
+from experiments.explanation.maps import CHANCE, Explanation, agreement, explain, statistics
 from experiments.nmse import open_files
 from norton.cli import opening, pictures, program, tables
 from norton.cli.data_checks import check_classes
@@ -21,54 +21,23 @@ from norton.common.files import write_json
 from norton.data.normalising import Normalisation
 from norton.data.pictures import image_files, read_files
 from norton.data.splits import generator
+from norton.graph.logits import logits_in
 from norton.graph.plan import plan_of
 from norton.measure.counting import percent_removed
-from norton.measure.gradcam import explainable, explained_layer, grad_cam, map_correlation
+from norton.measure.gradcam import explainable, explained_layer, map_correlation
 
 if TYPE_CHECKING:
     from norton.data.datamodule import ClassificationData
 
 MOST_ROWS = 20  # of the figure
-CHANCE = "chance: dense, another image"
 
 
 class Pictures(NamedTuple):
-    """What the figure shows: images (N, 3, H, W), normalised; true classes (N,) where known; a name for each."""
+    """What the figure shows: images (N, 3, H, W), normalised; classes (N,), or masks (N, H, W), if known; names."""
 
     images: Tensor
     classes: Tensor | None
     names: list[str]
-
-
-class Explanation(NamedTuple):
-    """Of one network: Grad-CAM maps (N, H, W) and the classes it predicts (N,)."""
-
-    maps: Tensor
-    predicted: Tensor
-
-
-class Likeness:
-    """Collects how alike the maps of a network and of the dense one are, and how often they name the same class."""
-
-    def __init__(self):
-        self.correlations: list[Tensor] = []
-        self.agreements: list[Tensor] = []
-
-    def add(self, one: Explanation, dense: Explanation) -> None:
-        self.correlations.append(map_correlation(one.maps, dense.maps))
-        self.agreements.append(one.predicted == dense.predicted)
-
-    def summary(self) -> dict[str, Any]:
-        """Mean and standard deviation over the images where both maps have one, and how many have none."""
-        found, agree = torch.cat(self.correlations), torch.cat(self.agreements)
-        defined = found[~found.isnan()]
-        return {
-            "mean_correlation": defined.mean().item() if len(defined) else None,
-            "std_correlation": defined.std().item() if len(defined) > 1 else None,
-            "agreement_percent": 100 * agree.double().mean().item() if len(agree) else None,
-            "images": len(found),
-            "images_without_map": len(found) - len(defined),
-        }
 
 
 @program.script("features")
@@ -77,13 +46,14 @@ def main(cfg: DictConfig) -> None:
     dense, origin = opening.open_network(cfg)
     opening.choose_data(cfg, dense, opening.about_of(dense, origin))
     nets = open_networks(dense, cfg)
-    layer = explained_layer(explainable(dense), cfg.layer)
+    asked = None if cfg.layer is None else str(cfg.layer)  # those of a Sequential are read as numbers
+    layer = explained_layer(explainable(dense), asked)
     # The user's own files need no data set, unless there are to be statistics over it.
     about = opening.open_data(cfg, dense)
     data = about if cfg.statistics_images else None
     if data is not None:
         check_classes(dense, data)
-        opening.check_top1(data, "features")
+        check_outputs(dense, data)
     drawn = draw(data.splits.test, cfg) if data is not None else []
     shown = own_pictures(cfg, dense, about) if not isinstance(cfg.images, int) else drawn_pictures(cfg, data, drawn)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -99,7 +69,8 @@ def main(cfg: DictConfig) -> None:
     chance = likeness[CHANCE].summary() | {"agreement_percent": None}
     metrics |= {"networks": results, "chance": chance, "shown": shown_metrics(shown, views, classes)}
     write_json(folder / "metrics.json", metrics)
-    rows = [row(name, result) for name, result in {**results, CHANCE: chance}.items()]
+    pixels = next(iter(views.values())).predicted.dim() > 1
+    rows = [row(name, result, pixels) for name, result in {**results, CHANCE: chance}.items()]
     tables.write_table(folder / "table.md", rows)
     title = f"Grad-CAM at {layer} of {dense.arch}"
     figure(folder / "features.png", shown, views, column_titles(results), classes, title, about.normalisation)
@@ -130,6 +101,17 @@ def check(cfg: DictConfig) -> None:
         raise norton.InputError("target=true: the true class of image files is not known; use target=dense")
 
 
+def check_outputs(dense: nn.Module, data: "ClassificationData") -> None:
+    """Raise InputError for a network that does not give what the labels of the data are for."""
+    with torch.no_grad():
+        logits = logits_in(explainable(dense)(torch.zeros(1, *dense.input_size)))
+    if not isinstance(logits, Tensor) or logits.dim() != (4 if data.task == "segmentation" else 2):
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise norton.InputError(
+            f"the network gives {shape}, and the data {data.name} are for {data.task}; choose others"
+        )
+
+
 def open_networks(dense: nn.Module, cfg: DictConfig) -> dict[str, nn.Module]:
     """Label → network: the dense one first, then those of `compressed=`."""
     if cfg.compressed is None:
@@ -156,7 +138,11 @@ def draw(dataset: Dataset, cfg: DictConfig) -> list[int]:
 
 
 def drawn_pictures(cfg: DictConfig, data: "ClassificationData", drawn: Sequence[int]) -> Pictures:
-    """The first of the drawn images, of as many classes as possible."""
+    """The first of the drawn images, of as many classes as possible; those with masks as they come."""
+    if data.task == "segmentation":
+        pairs = [data.splits.test[index] for index in drawn[: cfg.images]]
+        names = [f"test image {index}" for index in drawn[: cfg.images]]
+        return Pictures(*(torch.stack(part) for part in zip(*pairs, strict=True)), names)
     first: list[tuple[Tensor, int]] = []
     more: list[tuple[Tensor, int]] = []
     seen: set[int] = set()
@@ -195,42 +181,7 @@ def batches(
     """Batches (images, classes) for the statistics; the shown images where no others were asked for."""
     if data is None:
         return [(shown.images, shown.classes)]
-    from norton.data.datamodule import LateLoader  # Lightning takes seconds to import
-
-    return LateLoader(Subset(data.splits.test, drawn), batch_size=cfg.batch_size, num_workers=data.num_workers)
-
-
-# The maps
-
-
-def explain(
-    nets: Mapping[str, nn.Module], layer: str, images: Tensor, classes: Tensor | None, target: str
-) -> dict[str, Explanation]:
-    """Label → explanation.  All networks explain one class: the first network's prediction, or the true one."""
-    device = next(next(iter(nets.values())).parameters()).device
-    images = images.to(device)
-    with torch.no_grad():
-        predicted = {name: net(images).argmax(1) for name, net in nets.items()}
-    asked = classes.to(device) if target == "true" and classes is not None else next(iter(predicted.values()))
-    maps = {name: grad_cam(net, layer, images, asked) for name, net in nets.items()}
-    return {name: Explanation(maps[name].cpu(), predicted[name].cpu()) for name in nets}
-
-
-def statistics(
-    nets: Mapping[str, nn.Module], layer: str, loader: Iterable[tuple[Tensor, Any]], target: str
-) -> dict[str, Likeness]:
-    """How alike each network's maps are to the first's; beside them, how alike maps of different images are."""
-    likeness = {name: Likeness() for name in [*nets, CHANCE]}
-    last = None
-    for images, classes in track(loader, "Grad-CAM"):
-        found = explain(nets, layer, images, classes, target)
-        dense = next(iter(found.values()))
-        for name, one in found.items():
-            likeness[name].add(one, dense)
-        others = dense if last is None else Explanation(*(torch.cat(pair) for pair in zip(last, dense, strict=True)))
-        likeness[CHANCE].add(Explanation(*(part[:-1] for part in others)), Explanation(*(part[1:] for part in others)))
-        last = Explanation(*(part[-1:] for part in dense))
-    return likeness
+    return data.some_of("test", drawn, cfg.batch_size)
 
 
 # The results
@@ -243,7 +194,7 @@ def describe(nets: Mapping[str, nn.Module], dense: nn.Module) -> dict[str, dict[
     return {name: {"macs": n, "macs_removed_percent": percent_removed(n, whole)} for name, n in macs.items()}
 
 
-def row(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
+def row(name: str, result: Mapping[str, Any], pixels: bool) -> dict[str, Any]:
     def cell(key: str) -> str | None:
         return None if result[key] is None else f"{result[key]:.3f}"
 
@@ -252,7 +203,7 @@ def row(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
         "MACs removed %": result.get("macs_removed_percent"),
         "correlation, mean": cell("mean_correlation"),
         "correlation, std": cell("std_correlation"),
-        "same class as dense %": result["agreement_percent"],
+        "pixels of the same class as dense %" if pixels else "same class as dense %": result["agreement_percent"],
         "images without a map": result["images_without_map"],
     }
 
@@ -264,11 +215,19 @@ def shown_metrics(shown: Pictures, views: Mapping[str, Explanation], classes: Se
     rows = []
     for number, name in enumerate(shown.names):
         networks = {
-            label: {"predicted": classes[view.predicted[number]], "correlation": _number(correlations[label][number])}
+            label: {**told(view, dense, number, classes), "correlation": _number(correlations[label][number])}
             for label, view in views.items()
         }
         rows.append({"image": name, "networks": networks})
     return rows
+
+
+def told(view: Explanation, dense: Explanation, number: int, classes: Sequence[str]) -> dict[str, Any]:
+    """What a network says of an image: its class, or how many pixels are of the dense network's class."""
+    if view.predicted.dim() == 1:
+        return {"predicted": classes[view.predicted[number]]}
+    same = 100 * agreement(view, dense)[number].item()
+    return {"explained": classes[view.explained[number]], "same_pixels_percent": same}
 
 
 def _number(value: float) -> float | None:
@@ -300,12 +259,8 @@ def figure(
     picture = Figure(figsize=(max(4.6, 1.9 * (1 + len(views))), 2.15 * count + 1), layout="constrained")
     axes = picture.subplots(count, 1 + len(views), squeeze=False)
     dense = next(iter(views.values()))
-    right = dense.predicted if shown.classes is None else shown.classes
-
-    def correlation(number: int, view: Explanation) -> str:
-        found = map_correlation(view.maps[number, None], dense.maps[number, None]).item()
-        return "–" if found != found else f"{found:.2f}"
-
+    pixels = dense.predicted.dim() > 1
+    right = dense.explained if pixels else dense.predicted if shown.classes is None else shown.classes
     for number, line in enumerate(axes):
         image = displayable(shown.images[number], how)
         line[0].imshow(image)
@@ -314,19 +269,30 @@ def figure(
             axis.spines[:].set_visible(False)
         line[0].set_xlabel(shorten(shown.names[number]), fontsize=9)
         for axis, view in zip(line[1:], views.values(), strict=True):
-            heat, label = view.maps[number], shorten(classes[view.predicted[number]])
+            heat, named = view.maps[number], (view.explained if pixels else view.predicted)[number]
+            label, wrong = shorten(classes[named]), bool(named != right[number])
             axis.imshow(image.mean(2), cmap="gray", vmin=0, vmax=1)  # without colours of its own below the heat's
             if heat.max() > 0:
                 axis.imshow(heat / heat.max(), cmap="turbo", alpha=0.5, vmin=0, vmax=1)
-            wrong = view.predicted[number] != right[number]
-            likeness = "\nno map" if heat.max() <= 0 else "" if view is dense else f"\nr = {correlation(number, view)}"
+            if pixels and len((found := view.predicted[number] == named).unique()) > 1:
+                axis.contour(found, levels=[0.5], colors="white", linewidths=0.8)
+            likeness = (
+                "\nno map" if heat.max() <= 0 else "" if view is dense else f"\nr = {likeness_of(view, dense, number)}"
+            )
             axis.set_xlabel(f"{label} ✗{likeness}" if wrong else label + likeness, fontsize=9)
             axis.xaxis.label.set_color("#c44e52" if wrong else "black")
-    first = "image" if shown.classes is None else "image, true class"
+    first = "image" if shown.classes is None or pixels else "image, true class"
     for axis, head in zip(axes[0], [first, *titles.values()], strict=True):
         axis.set_title(head, fontsize=10)
-    mark = "✗: not the dense network's class" if shown.classes is None else "✗: wrong class"
-    pictures.save_figure(path, picture, f"{title}\nr: correlation with the dense map; {mark}")
+    mark = "; ✗: not the dense network's class" if shown.classes is None else "; ✗: wrong class"
+    mark = "\nwhite: around the pixels it takes for that class" if pixels else mark
+    pictures.save_figure(path, picture, f"{title}\nr: correlation with the dense map{mark}")
+
+
+def likeness_of(view: Explanation, dense: Explanation, number: int) -> str:
+    """The correlation of a network's map of an image with that of the dense one."""
+    found = map_correlation(view.maps[number, None], dense.maps[number, None]).item()
+    return "–" if found != found else f"{found:.2f}"
 
 
 def shorten(name: str, most: int = 22) -> str:

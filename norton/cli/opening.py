@@ -253,15 +253,6 @@ def choose_data(cfg: DictConfig, net: nn.Module, about: str | None) -> None:
     recall_(cfg, net)
 
 
-def check_top1(data: "ClassificationData", command: str) -> None:
-    """Raise InputError where a command is about the top-1 accuracy, which the task of the data has not."""
-    if data.task != "classification":
-        raise InputError(
-            f"experiments.{command} measures top-1 accuracy, and the data {data.name} are for {data.task}; "
-            "experiments.pipeline and evaluate measure what they are for"
-        )
-
-
 def score_of(data: Data) -> tuple[str, str]:
     """The score that decides for the task of the data: its name in files, and in tables."""
     return next(iter(SCORES[data.task if data is not None else "classification"].items()))

@@ -1,7 +1,7 @@
 """A dataset as Lightning wants it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,11 +187,16 @@ class ClassificationData(lightning.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._loader(self.splits.test)
 
+    def some_of(self, split: str, numbers: Sequence[int], batch_size: int) -> DataLoader:
+        """Batches (images, labels) of the images that have these numbers in a split of `Splits`."""
+        return self._loader(Subset(getattr(self.splits, split), numbers), batch_size=batch_size)
+
     def _loader(self, dataset: Dataset, **order: Any) -> DataLoader:
         # A loader without a generator takes a number from torch's global one at every start of an epoch.
         order.setdefault("generator", generator(self.seed))
-        workers = workers_for(dataset, self.batch_size) if self.num_workers is None else self.num_workers
-        return LateLoader(dataset, batch_size=self.batch_size, num_workers=workers, **order)
+        size = order.setdefault("batch_size", self.batch_size)
+        workers = workers_for(dataset, size) if self.num_workers is None else self.num_workers
+        return LateLoader(dataset, num_workers=workers, **order)
 
     def images(self, split: str, count: int) -> Tensor:
         """The first `count` images of a split of `Splits`, without labels: (count, 3, H, W)."""

@@ -8,9 +8,13 @@ import torch
 from helpers.commands import run_here, written
 from helpers.segmentation import write_folder
 from helpers.training import QUIET
+from torch.nn import functional as F
 
 import norton
+from experiments.explanation.maps import explain, main_class
+from experiments.features import check_outputs
 from norton.data.datamodule import ClassificationData
+from norton.measure.gradcam import explainable, explained_layer, map_correlation
 from norton.training import Recipe, evaluate, fit
 
 ARCH = "helpers.segmentation.WithAuxiliary"
@@ -145,3 +149,73 @@ def test_deploy(program, data, dense):
     for row in rows:
         assert row["miou"] == pytest.approx(whole, abs=3 if "int8" in row["form"].lower() else 0.1), row["form"]
     assert "mIoU %" in (folder / "table.md").read_text()
+
+
+def literal_seg_grad_cam(net, image, number, pixels):
+    """Vinogradova et al. 2020 for one image (3, H, W) and the output of `body`: α = mean of ∂(Σ of the pixels)/∂A."""
+    activation = net.body(image[None]).detach().requires_grad_()
+    logits = F.interpolate(net.head(activation.relu()), image.shape[1:], mode="bilinear", align_corners=False)
+    (gradient,) = torch.autograd.grad(logits[0, number][pixels].sum(), activation)
+    heat = sum(g.mean() * a for g, a in zip(gradient[0], activation[0].detach(), strict=True)).clamp_min(0)
+    return F.interpolate(heat[None, None], image.shape[1:], mode="bilinear", align_corners=False)[0, 0]
+
+
+@pytest.mark.parametrize("target", ["dense", "true"])
+def test_maps_are_those_of_seg_grad_cam(target, dense, data):
+    net = norton.load(dense, arch=ARCH).eval()
+    small = norton.prune(net, 0.4, criterion="l2").eval()
+    images, masks = data.labelled("test", 4)
+    found = explain({"a": explainable(net), "b": explainable(small)}, "body", images, masks, target)
+    logits = F.interpolate(net(images)["out"], (16, 16), mode="bilinear", align_corners=False)
+    labels = masks if target == "true" else logits.argmax(1)
+    for number, image in enumerate(images):
+        counts = torch.tensor([0, *((labels[number] == c).sum() for c in (1, 2))])
+        assert found["b"].explained[number] == counts.argmax()
+        pixels = labels[number] == counts.argmax()
+        for one, view in ((net, found["a"]), (small, found["b"])):
+            expected = literal_seg_grad_cam(one, image, int(counts.argmax()), pixels)
+            torch.testing.assert_close(view.maps[number], expected, rtol=1e-3, atol=1e-4 * expected.amax().item())
+    assert max(view.maps.amax() for view in found.values()) > 0
+
+
+def test_the_class_that_is_explained():
+    """The one with most pixels after class 0; what is ignored does not count."""
+    labels = torch.tensor([[[0, 0, 0, 2, 2, 1, 255, 255, 255]], [[0, 0, 255, 255, 0, 0, 0, 0, 0]], [[1] * 9]])
+    assert main_class(labels, 3).tolist() == [2, 0, 1]
+
+
+def test_features(program, dense, data, tmp_path):
+    net = norton.load(dense, arch=ARCH)
+    small = norton.prune(net, 0.4, criterion="l2")
+    norton.save(small, tmp_path / "small.pt")
+    words = f"compressed=[{tmp_path}/small.pt] layer=body images=2 statistics_images=6 batch_size=4"
+    _, folder = program("features", words)
+    assert "pixels of the same class as dense %" in (folder / "table.md").read_text()
+    found, (images, _) = metrics(folder), data.labelled("test", 6)
+    views = explain({"a": explainable(net), "b": explainable(small)}, "body", images, None, "dense")
+    same = (views["a"].predicted == views["b"].predicted).double().mean().item()
+    result = found["networks"]["small"]
+    assert 0 < result["agreement_percent"] < 100
+    assert result["agreement_percent"] == pytest.approx(100 * same, abs=0.1)
+    correlations = map_correlation(views["b"].maps, views["a"].maps)
+    expected = correlations[~correlations.isnan()].mean().item()
+    assert result["mean_correlation"] == pytest.approx(expected, abs=1e-2)
+    assert len(found["shown"]) == 2 and {"explained", "same_pixels_percent"} < set(
+        found["shown"][0]["networks"]["small"]
+    )
+    assert written(folder) >= {"features.png", "table.md"}
+
+
+def test_the_last_stage_of_torchvisions_networks():
+    from torchvision.models.segmentation import lraspp_mobilenet_v3_large
+
+    net = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3).eval()
+    net.input_size = (3, 64, 64)
+    assert explained_layer(net) == "backbone.16"
+
+
+def test_maps_of_a_network_for_another_task_are_refused(data):
+    net = torch.nn.Sequential(norton.build("helpers.segmentation.Small"), torch.nn.Flatten())
+    net.input_size = (3, 16, 16)
+    with pytest.raises(norton.InputError, match=r"gives \(1, 192\), and the data segmentation are for segmentation"):
+        check_outputs(net, data)
