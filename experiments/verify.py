@@ -1,5 +1,6 @@
 """Verify every checkpoint of a registry that is present, in one table."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ def main(cfg: DictConfig) -> int:
     entries = claims.read_registry(registry)
     folder = program.open_folder(cfg)
     results = {name: judged(claims.find_listed(registry.parent, name), entry, cfg) for name, entry in entries.items()}
-    rows = [row(name, entries[name], result) for name, result in results.items()]
+    shown = shown_scores(entries.values())
+    rows = [row(name, entries[name], result, shown) for name, result in results.items()]
     write_json(folder / "metrics.json", results)
     tables.write_table(folder / "table.md", rows)
     tables.print_table(rows, f"{registry}: claimed and measured (accuracy to {verification.TOLERANCE} points)")
@@ -49,7 +51,14 @@ def judged(path: Path | None, entry: dict[str, Any], cfg: DictConfig) -> dict[st
         return {"verdict": f"cannot be judged: {error}", "verdict_code": CANNOT_BE_JUDGED}
 
 
-def row(name: str, entry: dict[str, Any], found: dict[str, Any] | None) -> dict[str, Any]:
+def shown_scores(entries: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """The scores that have a column, and its title: those of each task of which an entry claims one."""
+    claimed = {key for entry in entries for key, value in entry.items() if value is not None}
+    tasks = [scores for scores in claims.SCORES.values() if claimed & scores.keys()]
+    return {key: label for scores in tasks for key, label in scores.items()}
+
+
+def row(name: str, entry: dict[str, Any], found: dict[str, Any] | None, scores: dict[str, str]) -> dict[str, Any]:
     """A row of the table, `claimed / measured` in each cell."""
 
     def both(quantity: str) -> str:
@@ -59,8 +68,7 @@ def row(name: str, entry: dict[str, Any], found: dict[str, Any] | None) -> dict[
     return {
         "checkpoint": name,
         "data": entry.get("data"),
-        "top-1 %": both("top1"),
-        "top-5 %": both("top5"),
+        **{label: both(key) for key, label in scores.items()},
         "MACs": both("macs"),
         "params": both("params"),
         "claim": "absent" if found is None else WORDS[found["verdict_code"]],

@@ -178,6 +178,20 @@ def test_maps_are_those_of_seg_grad_cam(target, dense, data):
     assert max(view.maps.amax() for view in found.values()) > 0
 
 
+def test_verify(program, dense, data, tmp_path):
+    net = norton.load(dense, arch=ARCH)
+    miou, macs = evaluate(net, data, **QUIET)["miou"], norton.complexity(net).macs
+    claimed = f"{{sha256: null, data: segmentation/folder, miou: {miou}, macs: {macs}}}"
+    (dense.parent / "registry.yaml").write_text(f"{dense.name}: {claimed}\n")
+    words = (
+        f"registry={dense.parent}/registry.yaml model.arch={ARCH} data.root={data.settings['root']} data.batch_size=8"
+    )
+    _, folder = program("verify", words, begin=False)
+    head, _, row = (folder / "table.md").read_text().splitlines()
+    assert head.startswith("| checkpoint | data | mIoU % | pixel accuracy % | MACs |")
+    assert f"{miou:.2f} / " in row and row.endswith("| holds |")
+
+
 def test_the_class_that_is_explained():
     """The one with most pixels after class 0; what is ignored does not count."""
     labels = torch.tensor([[[0, 0, 0, 2, 2, 1, 255, 255, 255]], [[0, 0, 255, 255, 0, 0, 0, 0, 0]], [[1] * 9]])
