@@ -13,7 +13,7 @@ from norton.checkpoints import claims
 from norton.checkpoints.files import read
 from norton.cli import opening, pictures, program, steps, tables
 from norton.cli.chain import Chain
-from norton.cli.data_checks import check_classes
+from norton.cli.data_checks import check_classes, check_pictures
 from norton.cli.rows import cost_row, dense_cost
 from norton.cli.settings import check_settings, has_budget, rates_text, require, setting_text
 from norton.common.files import write_json
@@ -45,13 +45,12 @@ def main(cfg: DictConfig) -> None:
     stage = chain.start(net, origin["lineage"])
     chain.check(stage, cfg.steps)
     check_file(net, cfg)
+    check_pictures(data, used_splits(cfg))
     folder = program.open_folder(cfg)
     files = {}
     if "train" not in cfg.steps:
         start = stage_file(folder, 0, "start")
         files["start" if plan_of(net) else "dense"] = start
-        if not start.exists():
-            norton.save(net, start, **origin)
     for number, step in enumerate(cfg.steps, start=1):
         if step == "decompose" and has_budget(cfg):
             choice = chain.spend(stage, folder / "budget.json")
@@ -62,6 +61,8 @@ def main(cfg: DictConfig) -> None:
             stage = chain.opened(path, stage)
         else:
             stage = chain.take(stage, step, folder=folder / path.stem)
+            if "train" not in cfg.steps and not start.exists():  # only now: a first step that fails leaves nothing
+                norton.save(net, start, **origin)
             norton.save(stage.net, path, lineage=stage.lineage)
         files[label(step, files)] = path
     if leave_devices():  # on several devices every process runs the chain; one reports
@@ -88,10 +89,14 @@ def check_start(cfg: DictConfig) -> None:
 
 def check_data(cfg: DictConfig, data: "ClassificationData") -> None:
     """Raise InputError, before days of work, where data are missing that only its end would ask for."""
-    splits = data.splits
-    if {"train", "finetune"} & set(cfg.steps):
-        len(splits.train), len(splits.val)
+    for split in used_splits(cfg):
+        len(getattr(data.splits, split))
     opening.check_latency_batch(cfg, data)
+
+
+def used_splits(cfg: DictConfig) -> tuple[str, ...]:
+    """Those that a run will read whole."""
+    return ("train", "val", "test") if {"train", "finetune"} & set(cfg.steps) else ("test",)
 
 
 def check_file(net: nn.Module, cfg: DictConfig) -> None:

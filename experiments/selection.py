@@ -12,7 +12,7 @@ from torch import nn
 import norton
 from norton.cli import opening, pictures, program, steps, tables
 from norton.cli.chain import check_teachers
-from norton.cli.data_checks import check_classes
+from norton.cli.data_checks import check_classes, check_pictures
 from norton.cli.settings import check_settings, plain, require
 from norton.common.checks import is_whole_number
 from norton.common.files import write_json
@@ -47,6 +47,7 @@ def main(cfg: DictConfig) -> None:
     steps.check_fit(dense, cfg, "decompose")
     for rates in cfg.budgets:
         steps.check_fit(dense, at_rates(cfg, rates), "prune")
+    check_pictures(data, ("train", "val", "test"))
     folder = program.open_folder(cfg)
     points = list(all_points(cfg))
     for number, point in enumerate(points, start=1):

@@ -1,5 +1,6 @@
 """Whether a network and data go together: the classes, and the images that it is tested on."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -46,3 +47,11 @@ def check_classes(net: nn.Module, data: "ClassificationData") -> None:
         f"the network tells {number} classes apart, the data {data.name} have {few}{data.num_classes}; choose another "
         f"data= or data.root=, {counted}or another checkpoint=; {fresh}"
     )
+
+
+def check_pictures(data: "ClassificationData", splits: Sequence[str]) -> None:
+    """Raise InputError, before any work, for an image that cannot be read, of those that memory keeps anyway."""
+    for split in splits:
+        images = getattr(data.splits, split)
+        if hasattr(images, "look"):
+            images.look(f"read {split} images")

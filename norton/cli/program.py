@@ -1,5 +1,6 @@
 """What every script shares: arguments as people type them, one line for an error, one folder for the results."""
 
+import contextlib
 import functools
 import logging
 import os
@@ -58,6 +59,8 @@ def script(
             except (*BAD_INPUT, KeyboardInterrupt) as error:
                 if is_sweep:
                     raise  # to the sweeper, which reports
+                if not isinstance(error, KeyboardInterrupt):
+                    forsake_folder(cfg)
                 _report(error, resumes)  # here already, or Hydra would announce the error in a line of its own
             if code:
                 sys.exit(code)
@@ -136,13 +139,33 @@ def open_folder(cfg: DictConfig) -> Path:
     return folder
 
 
+def forsake_folder(cfg: DictConfig) -> None:
+    """Remove the folder of a run that failed before there was anything in it but its config, and empty folders."""
+    folder = Path(str(cfg.get("out")))
+    config = folder / "config.yaml"
+    if not config.is_file() or not _is_of(config, cfg):
+        return
+    inside = sorted(folder.rglob("*"), reverse=True)  # what is in a folder comes before it
+    if any(path != config and (path.is_symlink() or not path.is_dir()) for path in inside):
+        return
+    config.unlink(missing_ok=True)
+    for path in (*inside, folder):
+        with contextlib.suppress(OSError):  # another device of the same training was faster
+            path.rmdir()
+
+
 def check_folder(cfg: DictConfig) -> None:
     """Raise InputError, before any work, for a folder that `open_folder` will refuse."""
     config = Path(str(cfg.out)) / "config.yaml"
-    if config.exists() and config.read_text() != OmegaConf.to_yaml(cfg, resolve=True):
+    if config.exists() and not _is_of(config, cfg):
         raise InputError(
             f"{config.parent} holds a run with other settings (config.yaml); choose another out= or remove it"
         )
+
+
+def _is_of(config: Path, cfg: DictConfig) -> bool:
+    """Whether a config.yaml is that of a run."""
+    return config.read_text() == OmegaConf.to_yaml(cfg, resolve=True)
 
 
 def _parses(argument: str) -> bool:

@@ -5,12 +5,14 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Protocol
 
 import psutil
 import torch
+from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
@@ -23,6 +25,8 @@ from norton.data.splits import Splits, generator, stratified_order
 
 SHARES = {"val": 0.1, "test": 0.2}  # of the training images, where such a split has to be drawn
 SAMPLE = 500_000_000  # bytes of images whose mean and standard deviation stand for all
+TOGETHER = 256  # pictures that are read at once
+FEW = 2000  # pictures, up to which there is no wait to show
 OPTIONS = {"val": "validation", "test": "test"}  # what sets them
 
 
@@ -265,6 +269,14 @@ class Pictures(Dataset):
     @property
     def labels(self) -> Tensor:
         return self.part.labels
+
+    def look(self, described: str) -> None:
+        """Read all pictures where memory keeps them: one that cannot be read is found now, and no time is lost."""
+        if self.in_memory:
+            shown = track(self.part.numbers.split(TOGETHER), described, transient=True, disable=len(self) < FEW)
+            with closing(shown) as batches:  # its thread ends here, also where a picture is refused
+                for numbers in batches:
+                    self.part.store[numbers]
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

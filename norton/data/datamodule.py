@@ -59,8 +59,16 @@ class LateLoader(DataLoader):
         len(self.dataset)  # a dataset that lists its files at the first use does so here, not again in every worker
         try:
             yield from super().__iter__()
-        except InputError as error:  # from a worker it comes wrapped in a traceback; the message is its last line
-            raise InputError(str(error).rpartition("InputError: ")[2].strip()) from error
+        except InputError as error:
+            raise InputError(_last_words(error)) from error
+        except OSError as error:  # of a dataset of the user's own
+            raise InputError(f"images cannot be read: {_last_words(error)}; mend them or take them away") from error
+
+
+def _last_words(error: Exception) -> str:
+    """An error's message; from a worker it comes wrapped in a traceback, whose last line has it."""
+    said = str(error).rpartition(f"{type(error).__name__}: ")[2]
+    return " ".join(said.split())
 
 
 def _no_images() -> Tensor:

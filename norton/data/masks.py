@@ -15,7 +15,7 @@ from torch import Tensor
 from norton.common.errors import InputError
 from norton.data.assembling import cores
 from norton.data.pairs import Pair
-from norton.data.pictures import read_picture
+from norton.data.pictures import UNREADABLE, read_picture
 
 FEW = 200  # masks, up to which there is no wait to show
 EXPECTED = "a mask is a grey or palette image, such as PNG, whose values are the numbers of classes: 0, 1, 2, ..."
@@ -84,7 +84,7 @@ def read_mask(path: str | Path) -> np.ndarray:
     try:
         with Image.open(path) as file:
             mode, values = file.mode, np.asarray(file)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise InputError(f"cannot read {path} as a mask ({' '.join(str(error).split())}); mend it") from None
     if values.ndim != 2 or values.dtype.kind == "f":
         raise InputError(f"{path} is of {mode}, not of class numbers; {EXPECTED}; convert it")

@@ -19,6 +19,8 @@ ENDINGS = (
     *(".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp"),
 )
 
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises, for all its formats
+
 
 def is_image(path: str | Path) -> bool:
     """Whether a file's ending is that of an image, and the file is not hidden."""
@@ -48,7 +50,7 @@ def read_picture(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as file:
             return plain_picture(file)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         reason = " ".join(str(error).split())
         raise InputError(f"cannot read {path} as an image ({reason}); mend it or take it away") from None
 

@@ -1,7 +1,7 @@
 """Map-style datasets of other libraries, or the user's, as sources of pictures: what their items and labels are."""
 
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from norton.common.checks import is_whole_number
 from norton.common.errors import InputError
-from norton.data.pictures import plain_picture
+from norton.data.pictures import UNREADABLE, plain_picture
 
 LABELS = ("targets", "labels", "_labels", "y")  # where datasets keep the labels of all items
 FEW = 1000  # items, up to which there is no wait to show
@@ -30,8 +30,22 @@ class DatasetPictures:
         check_labels(data, self.labels, classes)
 
     def picture(self, number: int) -> Image.Image:
-        """Raises InputError for an item that is no picture."""
-        return as_picture(self.dataset[number][0], f"data {self.data}: image {number}")
+        """Raises InputError for an item that is no picture, or cannot be read."""
+        name = f"data {self.data}: image {number}"
+        with readable(name):
+            item = self.dataset[number]
+        return as_picture(item[0], name)
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Raises InputError, which begins with `name`, for an image that cannot be read inside."""
+    try:
+        yield
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        raise InputError(f"{name} cannot be read ({' '.join(str(error).split())}); mend it or take it away") from error
 
 
 def as_picture(item: Any, name: str) -> Image.Image:
@@ -45,10 +59,8 @@ def as_picture(item: Any, name: str) -> Image.Image:
         item = Image.fromarray(np.ascontiguousarray(item.reshape(shape)))
     if not isinstance(item, Image.Image):
         raise InputError(f"{name} is a {type(item).__name__}; give a picture of Pillow, or an array or tensor")
-    try:
+    with readable(name):
         return plain_picture(item)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"{name} cannot be read ({' '.join(str(error).split())})") from None
 
 
 def labels_of(data: str, dataset: Any) -> Tensor:
@@ -84,7 +96,8 @@ def _kept_labels(dataset: Any) -> Tensor | None:
 
 
 def _label(data: str, dataset: Any, number: int) -> int:
-    item = dataset[number]
+    with readable(f"data {data}: item {number}"):
+        item = dataset[number]
     label = item[1] if isinstance(item, Sequence) and len(item) == 2 else None
     if isinstance(label, Tensor | np.ndarray | np.generic) and len(np.ravel(label)) == 1:
         label = label.item()

@@ -10,7 +10,7 @@ from norton.common.errors import InputError, first_line
 from norton.common.extras import optional
 from norton.data.assembling import Presentation, assemble, presented
 from norton.data.splits import DATASETS, DEFAULT_ROOT, Splits
-from norton.data.wrapping import as_picture, check_labels
+from norton.data.wrapping import as_picture, check_labels, readable
 
 NAMES = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
 
@@ -26,7 +26,10 @@ class Rows:
         check_labels(data, self.labels, classes)
 
     def picture(self, number: int) -> Image.Image:
-        return as_picture(self.rows[number][self.image], f"data {self.data}: image {number}")
+        name = f"data {self.data}: image {number}"
+        with readable(name):
+            item = self.rows[number][self.image]
+        return as_picture(item, name)
 
 
 @DATASETS.register("huggingface")

@@ -20,6 +20,7 @@ from norton.common.errors import InputError
 from norton.data.augmenting import drawn_by
 from norton.data.folders import ClassFolders, class_names, some
 from norton.data.normalising import NAMED
+from norton.data.pictures import UNREADABLE
 from norton.data.splits import DATASETS, Splits, stratified_order
 
 MEAN, STD = NAMED["imagenet"]
@@ -98,7 +99,7 @@ def read_image(path: Path) -> Image.Image:
     """The picture in RGB.  Raises InputError where it cannot be read."""
     try:
         return pil_loader(path)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, for all its formats
+    except UNREADABLE as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"imagenet: cannot read the image {path.absolute()} ({type(error).__name__}: {reason}); it should be a "
