@@ -182,9 +182,14 @@ def fit(
 
 
 def evaluate(net: nn.Module, cfg: DictConfig, data: "ClassificationData", split: str = "test") -> dict[str, float]:
-    """The scores of the data's task in percent, and the loss, on one device."""
+    """The scores of the data's task in percent, and the loss, on one device.
+
+    A command that trains measures in float32, which its file is in and evaluate.py takes, whatever it trains in.
+    """
     from norton.training import evaluate as measure
 
     check_classes(net, data)
     options = {**trainer_options(cfg), "devices": 1, "num_nodes": 1, "strategy": "auto"}
+    if "training" in cfg:
+        options["precision"] = "32-true"
     return measure(net, data, split=split, **options)

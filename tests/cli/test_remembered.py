@@ -1,5 +1,6 @@
 """A checkpoint remembers its data, and later commands use them; what a user says wins; other classes are refused."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -64,7 +65,8 @@ def test_a_trained_network_is_evaluated_without_naming_its_data_again(images, tm
     monkeypatch.chdir(tmp_path)
     train = (
         f"python -m experiments.pipeline model.arch={ARCH} steps=[train] data=folder data.root=images data.seed=3 "
-        f"data.batch_size=4 data.mean=0.5 data.std=0.25 data.test=0.5 pretraining.epochs=1 {QUICK} logger=none"
+        f"data.batch_size=4 data.mean=0.5 data.std=0.25 data.test=0.5 pretraining.epochs=1 {QUICK} logger=none "
+        "trainer.precision=bf16-mixed"
     )
     code, _, error = run_here(f"{train} out={tmp_path}/trained", monkeypatch, capsys, tmp_path)
     assert code == 0, error
@@ -81,6 +83,9 @@ def test_a_trained_network_is_evaluated_without_naming_its_data_again(images, tm
     for number, (command, said) in enumerate(commands.items()):
         code, out, error = run_here(f"{command} out={tmp_path}/{number}", monkeypatch, capsys)
         assert code == 0 and said in out, error
+    measured = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("trained", "0")]
+    losses = measured[0]["dense"]["loss"], measured[1]["loss"]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # in float32 both; bfloat16 has three digits
     assert "data" not in out.split("next: ")[1]  # the file says it
     assert read(tmp_path / "1" / "model.pt")["data"] == read(path)["data"]
     (images / "blue").rename(images / "green")
