@@ -191,6 +191,8 @@ def lineage_record(step: str, cfg: DictConfig, keys: Sequence[str] | None = None
     """
     keys = [_seed(step, cfg) if key == "seed" else key for key in USED[step]] if keys is None else keys
     settings = {key: plain(cfg[key]) for key in keys}
+    if "data" in settings:  # whose folder the network itself remembers, from which a user can take it out
+        settings["data"].pop("root", None)
     if has_budget(cfg) and step in ("decompose", "prune"):
         settings["budget"] = plain(cfg.budget)
     for group in set(keys) & set(RECIPES.values()):

@@ -72,6 +72,7 @@ def test_a_trained_network_is_evaluated_without_naming_its_data_again(images, tm
     assert code == 0, error
     path = tmp_path / "trained" / "1_train.pt"
     net = norton.load(path, arch=ARCH)
+    assert str(images) not in str(read(path)["lineage"]) and read(path)["lineage"][0]["data"]["seed"] == 3
     assert net.classes == ("blue", "red") and net.normalisation == ((0.5,) * 3, (0.25,) * 3)
     found = {"name": "folder", "root": str(images), "seed": 3, "test": 0.5, "size": [12, 12], "channels": 3}
     assert found.items() <= net.data_settings.items()  # absolute, though it was told as a relative path
