@@ -14,14 +14,15 @@ def pareto_picture(path: Path, panels: Sequence[Panel], words: Mapping[str, tupl
     from matplotlib.lines import Line2D
 
     figure = Figure(figsize=(4.8 * len(panels), 4.6), layout="constrained")
+    published, front = {"color": "#c8c8c8", "marker": "o", "markersize": 4}, {"color": "#8c8c8c", "linestyle": "--"}
     for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for x, y, _ in panel.paper:
-            axis.plot(x, y, color="#c8c8c8", marker="o", markersize=4)
+            axis.plot(x, y, **published)
         for series in panel.series:
             style = {"color": series.colour, "marker": series.symbol.matplotlib, "markersize": 6}
             for mean in series.means:
                 axis.errorbar(panel.x(mean), mean["score"], yerr=mean["spread"] or None, capsize=2, zorder=3, **style)
-        axis.step(*zip(*panel.front, strict=True), where="post", color="#8c8c8c", linewidth=1, linestyle="--")
+        axis.step(*zip(*panel.front, strict=True), where="post", linewidth=1, **front)
         for x, y in panel.denses:
             axis.plot(x, y, marker=DENSE.matplotlib, color="black", markersize=11)
         axis.set(xlabel=panel.label, ylabel=panel.score)
@@ -31,7 +32,12 @@ def pareto_picture(path: Path, panels: Sequence[Panel], words: Mapping[str, tupl
         Line2D([], [], linestyle="", label=word, color=colour, marker=symbol.matplotlib)
         for word, (colour, symbol) in words.items()
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=10, fontsize=8)
+    handles.append(Line2D([], [], linewidth=1, label="front", **front))
+    if any(panel.paper for panel in panels):
+        handles.append(Line2D([], [], linestyle="", label="published", **published))
+    widest = max(len(str(handle.get_label())) for handle in handles)
+    columns = max(1, int(figure.get_figwidth() / (0.065 * widest + 0.5)))  # in inches, at this size of letters
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8)
     pictures.save_figure(path, figure, title)
 
 
