@@ -17,9 +17,18 @@ DRAWN_BY = ("seed", "validation", "test", "copies")  # settings that decide whic
 def other_test(net: nn.Module, data: "ClassificationData") -> str:
     """How the test images are drawn otherwise than those that a network remembers; empty where they are the same."""
     remembered = getattr(net, "data_settings", None) or {}
-    if remembered.get("name") != data.name or not data.splits.test_is_drawn:
+    if remembered.get("name") != data.name:
         return ""
+    from norton.data.splits import OWN, test_of  # who has data has imported it
+
+    own, found = remembered.get("test_of"), test_of(data.splits)  # files of before remember no test_of
+    if found == OWN:
+        return "" if own in (None, OWN) else "they have a folder of their own, where the file's are drawn"
+    if own == OWN:
+        return "they are drawn from the training images, where the file's have a folder of their own"
     differing = [key for key in DRAWN_BY if remembered.get(key) != data.settings.get(key)]
+    if not differing and own not in (None, found):
+        return f"they are drawn from {found}, where the file's are from {own}"
     return ", ".join(
         f"data.{key}={data.settings.get(key)}, where the file has {remembered.get(key)}" for key in differing
     )
@@ -31,7 +40,7 @@ def check_classes(net: nn.Module, data: "ClassificationData") -> None:
     Warns of test images that the network may have been trained on.
     """
     if other := other_test(net, data):
-        warn(f"{other}, draws other test images: the network may have been trained on some of them")
+        warn(f"other test images than the file's ({other}): the network may have been trained on some of them")
     own, number = classes_of(net) or (), getattr(net, "num_classes", None)
     differs = difference(own, data.classes) if own else ""
     fresh = f"model.num_classes={data.num_classes} gives a network to train a fresh classifier"

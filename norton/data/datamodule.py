@@ -16,7 +16,7 @@ from norton.common.errors import InputError
 from norton.data.assembling import cores
 from norton.data.images import ImageTensors
 from norton.data.normalising import NAMED, Normalisation, normalisation
-from norton.data.splits import DEFAULT_ROOT, Splits, generator, load_data
+from norton.data.splits import DEFAULT_ROOT, Splits, generator, load_data, test_of
 
 MOST_WORKERS = 8
 NOT_OF_IMAGES = ("mean", "std", "memory", "download")  # options that say nothing of which images there are
@@ -101,9 +101,8 @@ class ClassificationData(lightning.LightningDataModule):
 
     name, root, seed and options: as in `load_data`, which is called at the first use; the seed also decides the order
     and augmentation of each training epoch. num_workers: None for as many as help, see `workers_for`.  named: whether a
-    user chose these data, rather than a checkpoint.  settings: by which the same images and splits are found again;
-    a root that was given is absolute there.  problem: why there are no images, where that is known beforehand; who asks
-    for them then gets it as InputError.
+    user chose these data, rather than a checkpoint.  problem: why there are no images, where that is known beforehand;
+    who asks for them then gets it as InputError.
     """
 
     def __init__(
@@ -128,7 +127,7 @@ class ClassificationData(lightning.LightningDataModule):
         self.problem = ""
         found = {key: value for key, value in options.items() if value is not None and key not in NOT_OF_IMAGES}
         found |= {} if root is None else {"root": str(self.root.absolute())}
-        self.settings = {"name": name, "seed": seed, **found}
+        self._settings = {"name": name, "seed": seed, **found}
         self._splits: Splits | None = None
 
     @property
@@ -143,6 +142,14 @@ class ClassificationData(lightning.LightningDataModule):
     def opened(self) -> bool:
         """Whether images were asked for."""
         return self._splits is not None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """By which the same images and splits are found again; a root that was given is absolute there.
+
+        test_of: what the test images are part of, where images were asked for, see `test_of`.
+        """
+        return self._settings | ({"test_of": test_of(self._splits)} if self._splits is not None else {})
 
     @property
     def task(self) -> str:

@@ -54,6 +54,11 @@ class MaskedPictures:
         """All alike: which classes a picture shows decides nothing."""
         return torch.zeros(len(self.files.images), dtype=torch.int64)
 
+    @property
+    def names(self) -> list[bytes]:
+        """The names of the pictures."""
+        return [path.name.encode(errors="surrogateescape") for path in self.files.images]
+
     def picture(self, number: int) -> Pair:
         """Raises InputError for a mask that does not fit its picture, or has other values than classes."""
         image, path = self.files.images[number], self.files.masks[number]

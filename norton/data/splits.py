@@ -1,6 +1,7 @@
 """The contract every dataset keeps: a function (root, seed, **options) -> Splits, registered in DATASETS."""
 
 import inspect
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from norton.data.normalising import Normalisation
 
 DATASETS = Registry("dataset")
 DEFAULT_ROOT = Path("data")
+OWN = "own"  # what a test set is part of that is not drawn
 TASKS = ("classification", "segmentation")
 
 
@@ -67,6 +69,23 @@ def load_data(name: str, *, root: str | Path | None = None, seed: int = 0, **opt
     if seed < 0:
         raise InputError(f"data seed {seed} is negative; use 0 or more")
     return make(root=Path(root) if root is not None else DEFAULT_ROOT, seed=seed, **options)
+
+
+def test_of(splits: Splits) -> str:
+    """What the test images are part of: "own", or of the images that the seed draws them from, how many and a checksum.
+
+    The checksum is of labels and file names, so of the same images it is the same wherever they lie.
+    """
+    if not splits.test_is_drawn:
+        return OWN
+    part = getattr(splits.test, "part", None)
+    if part is None:  # of a dataset that only tells how many there are
+        return f"{len(getattr(splits.test, 'dataset', splits.test))} images"
+    source = part.store.source
+    found = zlib.crc32(source.labels.numpy().tobytes())
+    for name in getattr(source, "names", ()):
+        found = zlib.crc32(name + b"\0", found)
+    return f"{len(source.labels)} images ({found:08x})"
 
 
 def generator(*key: int) -> torch.Generator:

@@ -1,6 +1,7 @@
 """A checkpoint remembers its data, and later commands use them; what a user says wins; other classes are refused."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -13,10 +14,11 @@ import norton
 from norton.checkpoints.files import read
 from norton.cli import opening
 from norton.cli.chain import can_teach
-from norton.cli.data_checks import check_classes
+from norton.cli.data_checks import check_classes, other_test
 from norton.cli.program import CONFIGS
 from norton.cli.remembered import recall_
 from norton.common.errors import NortonWarning
+from norton.training import remember_data_
 
 NETWORK = """
 from torch import nn
@@ -143,8 +145,36 @@ def test_a_claim_about_other_test_images_is_not_judged(told, judged, file, image
 
 def test_other_test_images_are_said(file):
     net, found = opened(settings(file, "auto", seed=6))
-    with pytest.warns(NortonWarning, match=r"data\.seed=6, where the file has 5, draws other test images"):
+    with pytest.warns(
+        NortonWarning, match=r"other test images .*data\.seed=6, where the file has 5\).* been trained on"
+    ):
         check_classes(net, found)
+
+
+@pytest.mark.parametrize("changed, said", [
+    ("nothing", None),
+    ("moved", None),
+    ("one more", r"drawn from 15 images \(.*\), where the file's are from 14 images"),
+    ("others", r"drawn from 14 images \(.*\), where the file's are from 14 images"),
+    ("own test", "a folder of their own, where the file's are drawn"),
+])  # fmt: skip
+def test_a_claim_about_images_of_another_folder(changed, said, images, tmp_path):
+    net, data = opened(OmegaConf.merge(settings("", "folder", root=str(images)), {"checkpoint": None}))
+    assert data.splits.test_is_drawn
+    file, root = norton.save(remember_data_(net.eval(), data), tmp_path / "trained.pt"), images
+    if changed in ("moved", "others", "own test"):
+        root = images.rename(tmp_path / "there")
+    if changed == "one more":
+        write_classes(root, {"red": 8})
+    if changed == "others":
+        (root / "red" / "000.png").rename(root / "red" / "zero.png")
+    if changed == "own test":
+        root = tmp_path / "both"
+        for split in ("train", "test"):
+            write_classes(root / split, {"blue": 7, "red": 7})
+    net, data = opened(settings(file, "folder", root=str(root)))
+    found = other_test(net, data)
+    assert re.search(said, found) if said else found == ""
 
 
 def test_a_folder_that_is_gone_is_asked_for_by_those_alone_who_need_images(file, images, tmp_path):

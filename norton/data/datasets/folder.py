@@ -61,6 +61,11 @@ class FolderPictures:
     def labels(self) -> Tensor:
         return self._samples[1]
 
+    @property
+    def names(self) -> list[bytes]:
+        """The files, as paths below the folder."""
+        return self._samples[0].tolist()
+
     def picture(self, number: int) -> Image.Image:
         try:
             return read_picture(self.folders.file(self._samples[0][number]))
