@@ -76,6 +76,7 @@ def save(
     size = stated_size(net)
     about = {"arch": arch, "num_classes": getattr(net, "num_classes", None)}
     about |= {"input_size": None if size is None else list(size), "input_batch": stated_batch(net)}
+    about |= {"kwargs": net.arch_kwargs} if hasattr(net, "arch_kwargs") else {}
     about |= about_data(net) | {"example": stated_example(net)}
     return write(net, path, about, metrics, lineage, compress=compress)
 

@@ -16,7 +16,7 @@ from norton.models.foreign import is_path
 def telling_apart(net: nn.Module, num_classes: int) -> nn.Module:
     """A network like this one, of another number of classes and without its weights."""
     size = net.input_size if is_path(net.arch) else None
-    return apply_plan_(dense_network(net.arch, num_classes, size), plan_of(net))
+    return apply_plan_(dense_network(net.arch, num_classes, size, getattr(net, "arch_kwargs", None)), plan_of(net))
 
 
 def with_fresh_head(state: Mapping[str, Tensor], net: nn.Module) -> tuple[dict[str, Tensor], str]:

@@ -1,7 +1,7 @@
 """Networks with weights that others trained: torchvision's and timm's by name, or a file's."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
@@ -36,6 +36,7 @@ def pretrained(
     num_classes: int | None = None,
     input_size: Sequence[int] | None = None,
     *,
+    kwargs: Mapping[str, Any] | None = None,
     strict: bool = False,
 ) -> nn.Module:
     """A network with trained weights, in evaluation mode; `norton.build` gives one with random weights.
@@ -43,14 +44,15 @@ def pretrained(
     arch: as in `norton.build`, e.g. `torchvision.models.resnet50` or `timm/resnet18`.  weights: the name under which
     the library publishes them (DEFAULT: its best), read from its cache or fetched; or the path of a file, matched as
     `norton.load` does.  num_classes: another number replaces the classifier by a fresh one, which a warning says.
-    input_size: (channels, height, width); by default that of the weights.  strict: refuse what a warning would say.
+    input_size: (channels, height, width); by default that of the weights.  kwargs: as in `norton.build`.
+    strict: refuse what a warning would say.
 
     The network remembers how images were normalised (`net.normalisation`), where the library says it.  Raises
     InputError for unknown names, files that are missing or of another network, and where nothing can be fetched.
     """
     found = _source(arch, weights)(arch, weights)
     size = input_size if input_size is not None or not _takes_size(arch) else found.size
-    net = dense_network(arch, num_classes, size)
+    net = dense_network(arch, num_classes, size, kwargs)
     expected = net.state_dict()
     matched = match(found.state, expected)
     check_matched(matched, expected, weights, arch)

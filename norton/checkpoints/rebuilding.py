@@ -31,6 +31,7 @@ def load(
     rank: int | None = None,
     compress_rate: str | Sequence[float] | None = None,
     num_classes: int | None = None,
+    kwargs: Mapping[str, Any] | None = None,
     net: nn.Module | None = None,
     strict: bool = False,
 ) -> nn.Module:
@@ -39,6 +40,7 @@ def load(
     Nothing else is needed: a published file (`{"state_dict", "rank", "compress_rate"}` or less) is recognised by its
     layer names, and its rank and widths by the shapes of its weights.  arch, rank, compress_rate: what it is expected
     to be.  num_classes: another number than the file's replaces the classifier by a fresh one, which a warning says.
+    kwargs: arguments of the constructor that arch= names, for a file from elsewhere; one of `norton.save` has its own.
     net: the dense form of a network that `norton.build` does not know; it is not changed.
 
     A file of `norton.save` may name the path of a constructor, such as `torchvision.models.resnet18` or one of your
@@ -57,7 +59,7 @@ def load(
     network, rank or rates than told.
     """
     how: dict[str, Any] = {"arch": arch, "rank": rank, "compress_rate": compress_rate, "num_classes": num_classes}
-    return rebuild(read(path), path, **how, net=net, strict=strict)
+    return rebuild(read(path), path, **how, kwargs=kwargs, net=net, strict=strict)
 
 
 def rebuild(
@@ -68,6 +70,7 @@ def rebuild(
     rank: int | None = None,
     compress_rate: str | Sequence[float] | None = None,
     num_classes: int | None = None,
+    kwargs: Mapping[str, Any] | None = None,
     net: nn.Module | None = None,
     input_size: Sequence[int] | None = None,
     strict: bool = False,
@@ -80,7 +83,7 @@ def rebuild(
     published, state = "format" not in content, content["state_dict"]
     assumed: list[str] = []
     if published:
-        rebuilt = net_of_names(state, path, arch, input_size) if net is None else copied(network_in(net))
+        rebuilt = net_of_names(state, path, arch, input_size, kwargs) if net is None else copied(network_in(net))
         state, assumed = _matched(content, rebuilt, path)
         if net is None and num_classes not in (None, rebuilt.num_classes):
             with _without_values(rebuilt.arch):
@@ -89,6 +92,8 @@ def rebuild(
         said = dict(content) if input_size is None else {**content, "input_size": list(checked_input_size(input_size))}
         said |= {} if num_classes is None else {"num_classes": num_classes}
         rebuilt = network_of_plan(said, path, arch, net)
+        if kwargs and (own := getattr(rebuilt, "arch_kwargs", None)) != kwargs:
+            raise InputError(f"{path}: its network was made with kwargs {own}, not {dict(kwargs)}; leave kwargs out")
     if num_classes is not None:
         state, replaced = with_fresh_head(state, rebuilt)
         if replaced:
@@ -113,22 +118,28 @@ def rebuild(
 
 
 def net_of_names(
-    state: Mapping[str, Tensor], path: str | Path, arch: str | None, input_size: Sequence[int] | None
+    state: Mapping[str, Tensor],
+    path: str | Path,
+    arch: str | None,
+    input_size: Sequence[int] | None,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """A network for a state dict alone: of the constructor that `arch` names, or whichever published one fits.
 
     It tells as many classes apart as the state dict does.
     """
     if arch is None or not is_path(arch):
+        if kwargs:
+            raise InputError(f"{path}: kwargs are arguments of a constructor; name it as arch=, or leave them out")
         return network_of_shapes(state, path, arch, input_size)
     with torch.random.fork_rng(devices=[]):
-        net = dense_network(arch, None, input_size)
+        net = dense_network(arch, None, input_size, kwargs)
         expected = net.state_dict()
         found = match(state, expected).state
         other = {layer_of(key): len(found[key]) for key, value in expected.items() if _differs(value, found.get(key))}
         classes = set(other.values())
         if len(classes) == 1 and net.num_classes is not None:
-            return dense_network(arch, classes.pop(), input_size)
+            return dense_network(arch, classes.pop(), input_size, kwargs)
     return net
 
 
@@ -162,16 +173,16 @@ def network_of_plan(content: Mapping[str, Any], path: str | Path, arch: str | No
     if not isinstance(content["format"], int) or content["format"] != FORMAT:
         raise InputError(f"{path}: format {content['format']!r} is not {FORMAT}; use the Norton version that wrote it")
     types = {"plan": list, "metrics": dict, "lineage": list, "arch": str | None, "num_classes": int | None}
-    older = dict.fromkeys(("input_size", "input_batch", *TYPES))  # which older files lack
+    older = dict.fromkeys(("input_size", "input_batch", "kwargs", *TYPES))  # which older files lack
     content = {**older, **content}
-    types |= {"input_size": list | None, "input_batch": int | None, **TYPES}  # type: ignore[misc]
+    types |= {"input_size": list | None, "input_batch": int | None, "kwargs": dict | None, **TYPES}  # type: ignore[misc]
     wrong = [key for key, kind in types.items() if key not in content or not isinstance(content[key], kind)]
     if wrong:
         raise InputError(f"{path}: its {', '.join(wrong)} are missing or of the wrong type; write the file again")
     if arch is not None and content["arch"] != arch:
         raise InputError(f"{path}: holds a {content['arch'] or 'network of its own'}, not a {arch} as told")
     if net is None and content["arch"] is not None and is_path(content["arch"]):
-        check_named(content["arch"], arch, path)
+        check_named(content["arch"], arch, path, with_arguments=bool(content["kwargs"]))
     with nullcontext() if net is not None else _without_values(content["arch"]):
         if net is not None:
             dense = copied(network_in(net))  # with what it holds beside its state, such as buffers that no file has
@@ -180,7 +191,7 @@ def network_of_plan(content: Mapping[str, Any], path: str | Path, arch: str | No
         elif content["arch"] is None:
             raise InputError(f"{path}: its network is none of norton.build; pass its dense form as net=")
         else:
-            dense = dense_network(content["arch"], content["num_classes"], content["input_size"])
+            dense = dense_network(*(content[key] for key in ("arch", "num_classes", "input_size", "kwargs")))
         if content["input_batch"] is not None:
             dense.input_batch = content["input_batch"]
         remember_example_(dense, content.get("example"))
@@ -213,7 +224,7 @@ def _check_stated(net: nn.Module, path: str | Path, rank: Any, compress_rate: An
         raise InputError(f"{path}: has rank {', '.join(sorted(map(str, ranks)))}, not {rank} as {by}")
     if compress_rate is not None:
         with _without_values(net.arch):
-            stated = build(net.arch, 0, compress_rate, net.num_classes)
+            stated = build(net.arch, 0, compress_rate, net.num_classes, kwargs=getattr(net, "arch_kwargs", None))
         if widths_of(stated) != widths_of(net):
             raise InputError(f"{path}: its layers have other widths than compress_rate={compress_rate} gives, as {by}")
 

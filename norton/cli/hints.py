@@ -18,7 +18,8 @@ def evaluation(net: nn.Module, path: Path) -> str:
     """
     arch = getattr(net, "arch", None)
     settings = [f"checkpoint={path}"]
-    if arch is not None and is_path(arch) and not arch.startswith((OPEN, TIMM)):
+    asked = hasattr(net, "arch_kwargs") or not str(arch).startswith((OPEN, TIMM))  # see `check_named`
+    if arch is not None and is_path(arch) and asked:
         settings.append(f"model.arch={arch}")
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     again = "data.module=" if getattr(net, "data_settings", None) else ("data=", "data.")

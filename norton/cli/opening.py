@@ -55,7 +55,9 @@ def open_network(cfg: DictConfig, *, told: bool = False, new_head: bool = False)
         raise InputError("no network: give checkpoint=FILE, or model=NAME for one with random weights")
     if is_given(cfg):
         m = cfg.model
-        net = pretrained(m.arch, m.weights, m.num_classes, plain(m.get("input_size")), strict=is_strict(cfg))
+        net = pretrained(
+            m.arch, m.weights, m.num_classes, plain(m.get("input_size")), kwargs=kwargs_of(cfg), strict=is_strict(cfg)
+        )
         return net, {"metrics": {}, "lineage": [{"step": "pretrained", "weights": str(m.weights)}]}
     torch.manual_seed(cfg.seed)
     return build_model(cfg, 0, plain(cfg.model.get("compress_rate"))), {"metrics": {}, "lineage": []}
@@ -107,7 +109,7 @@ def checkpoint_network(
     if new_head and m.num_classes is not None:
         torch.manual_seed(cfg.seed)  # of a fresh classifier
         told["num_classes"] = m.num_classes
-    told |= {"input_size": plain(m.get("input_size")), "strict": is_strict(cfg)}
+    told |= {"input_size": plain(m.get("input_size")), "kwargs": kwargs_of(cfg), "strict": is_strict(cfg)}
     net = rebuild(content, cfg.checkpoint, arch=m.arch, **told)
     if m.num_classes not in (None, net.num_classes):
         raise InputError(
@@ -128,15 +130,23 @@ def load_file(path: str | Path, cfg: DictConfig, **told: Any) -> nn.Module:
     return rebuild(content, path, arch=arch, strict=is_strict(cfg), **told)
 
 
+def kwargs_of(cfg: DictConfig) -> dict[str, Any] | None:
+    """What `model.kwargs.NAME=` gives to a constructor; None for nothing."""
+    found = plain(cfg.model.get("kwargs"))
+    if found is not None and not isinstance(found, dict):
+        raise InputError(f"model.kwargs is {found!r}; its arguments are given one by one, e.g. model.kwargs.width=16")
+    return found or None
+
+
 def build_model(cfg: DictConfig, rank: Any = 0, compress_rate: Any = None) -> nn.Module:
     """The network of `model=`, of that rank and rates."""
     m = cfg.model
-    return build(m.arch, rank, compress_rate, m.num_classes, plain(m.get("input_size")))
+    return build(m.arch, rank, compress_rate, m.num_classes, plain(m.get("input_size")), kwargs_of(cfg))
 
 
 def dense_form(net: nn.Module) -> nn.Module:
     """The dense network that one was made from, with random weights."""
-    options = {"input_size": net.input_size} if is_path(net.arch) else {}
+    options = {"input_size": net.input_size, "kwargs": getattr(net, "arch_kwargs", None)} if is_path(net.arch) else {}
     return build(net.arch, num_classes=net.num_classes, **options)
 
 

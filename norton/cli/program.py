@@ -69,7 +69,9 @@ def script(
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra would print errors itself, in many lines
             try:
-                sys.argv[1:] = [quote(argument) for argument in own_data(translate(joined(sys.argv[1:])))]
+                sys.argv[1:] = [
+                    quote(argument) for argument in own_arguments(own_data(translate(joined(sys.argv[1:]))))
+                ]
                 if {"--help", "-h"} & set(sys.argv[1:]):
                     print(help_text(CONFIGS, config_name, [word for word in sys.argv[1:] if "=" in word]))
                     return
@@ -106,6 +108,11 @@ def own_data(arguments: Sequence[str]) -> list[str]:
     """Arguments with `data=module` before them, where a function of the user's own is named and no data are."""
     own = any(one.startswith("data.module=") for one in arguments)
     return ["data=module"] * (own and not any(one.startswith("data=") for one in arguments)) + list(arguments)
+
+
+def own_arguments(arguments: Sequence[str]) -> list[str]:
+    """Arguments with a ++ before those of a constructor, `model.kwargs.NAME=`, whose names only their user knows."""
+    return [f"++{one}" if re.match(r"model\.kwargs[.=]", one) else one for one in arguments]
 
 
 def quote(argument: str) -> str:

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from omegaconf import DictConfig
 from torch import nn
 
+from norton.cli.opening import dense_form
 from norton.cli.settings import plain, pruning_arguments
 from norton.cli.tables import Row, millions
 from norton.graph import wiring_of
 from norton.graph.layers import is_decomposed, width
 from norton.graph.wiring import OUTPUT
 from norton.measure.counting import Complexity, complexity, percent_removed
-from norton.models import build
 from norton.pruning import spared
 
 
@@ -29,8 +29,7 @@ def dense_cost(
     net: nn.Module, convention: str = "norton", input_size: tuple[int, int, int] | None = None
 ) -> Complexity:
     """The cost of the dense network that `net` came from."""
-    dense = build(net.arch, num_classes=net.num_classes)
-    return complexity(dense, input_size or net.input_size, convention=convention)
+    return complexity(dense_form(net), input_size or net.input_size, convention=convention)
 
 
 def macs_panel(net: nn.Module, cost: Complexity) -> dict[str, dict[str, int]]:

@@ -9,6 +9,7 @@ Imports `common`, `graph`, `decomposition` and `pruning`.  Files are read in `ch
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -38,17 +39,19 @@ def build(
     compress_rate: str | float | Sequence[float] | None = None,
     num_classes: int | None = None,
     input_size: Sequence[int] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """A freshly initialised network: one in the published layout, or what a constructor makes.
 
     arch: a published network's name, or the dotted path of a constructor, e.g. `torchvision.models.mobilenet_v2`, which
     is imported and called, with num_classes= if that is given.  input_size: (channels, height, width) of the latter's
-    images; by default what it says or usually takes.  rank: 0 for dense, else as in `norton.decompose`.
+    images; by default what it says or usually takes.  kwargs: more arguments of a constructor, in plain data, which
+    files remember.  rank: 0 for dense, else as in `norton.decompose`.
     compress_rate: as in `norton.prune`; none removes nothing.
 
     Raises InputError for an unknown network, a path that leads nowhere, and for ranks and rates that do not fit it.
     """
-    net = dense_network(arch, num_classes, input_size)
+    net = dense_network(arch, num_classes, input_size, kwargs)
     plan = []
     if rank != 0:
         plan.append({"op": "decompose", "method": "cp", "ranks": layer_ranks(net, rank)})
@@ -63,14 +66,23 @@ def build(
     return net
 
 
-def dense_network(arch: str, num_classes: int | None = None, input_size: Sequence[int] | None = None) -> nn.Module:
+def dense_network(
+    arch: str,
+    num_classes: int | None = None,
+    input_size: Sequence[int] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> nn.Module:
     """The dense network, which remembers what it takes to build it again."""
     if num_classes is None and not is_path(arch):
         num_classes = NETWORKS[arch].default_classes
     if num_classes is not None:
         check_whole_number(f"{arch}: num_classes", num_classes, 1)
     if is_path(arch):
-        return foreign_network(arch, num_classes, input_size)
+        return foreign_network(arch, num_classes, input_size, kwargs)
+    if kwargs:
+        raise InputError(
+            f"{arch}: kwargs has {', '.join(kwargs)}; a published network takes no arguments; leave it out"
+        )
     if input_size is not None and checked_input_size(input_size) != NETWORKS[arch].input_size:
         raise InputError(
             f"{arch}: its input_size is {NETWORKS[arch].input_size}, not {tuple(input_size)}; leave it out"

@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,13 @@ from norton.graph.meta import run_on_meta
 OPEN = "torchvision.models."  # constructors that anybody may name
 SEGMENTATION = "torchvision.models.segmentation"
 TIMM = "timm/"  # before the name of a network of timm, which anybody may name too
+# Arguments that a network takes elsewhere: trained weights would be fetched, or read from a file that may hold code.
+ELSEWHERE = {
+    "num_classes": "num_classes",
+    **dict.fromkeys(("weights", "weights_backbone", "pretrained", "checkpoint_path"), "weights"),
+    **dict.fromkeys(("pretrained_cfg", "pretrained_cfg_overlay"), "weights"),
+}
+ADVICE = "; its arguments are kwargs in Python, model.kwargs.NAME=VALUE from the shell"
 PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
@@ -27,12 +34,12 @@ def is_path(arch: str) -> bool:
     return "." in arch or arch.startswith(TIMM)
 
 
-def check_named(path: str, arch: str | None, file: object) -> None:
+def check_named(path: str, arch: str | None, file: object, *, with_arguments: bool = False) -> None:
     """Raise InputError for a constructor that a file names and nobody else: to load the file would run that code.
 
-    arch: what the user names.
+    arch: what the user names.  with_arguments: the file says with which to call it, so that none is known to be safe.
     """
-    if not path.startswith((OPEN, TIMM)) and path != arch:
+    if (with_arguments or not path.startswith((OPEN, TIMM))) and path != arch:
         raise InputError(
             f"{file}: its network is made by {path}, which loading would import and call; if that is code you would "
             f"run, say so with model.arch={path} from the shell, with arch={path!r} in norton.load"
@@ -73,11 +80,37 @@ def _of_timm(name: str) -> Callable[..., nn.Module]:
     return partial(timm.create_model, name)
 
 
-def foreign_network(path: str, num_classes: int | None = None, input_size: Sequence[int] | None = None) -> nn.Module:
+def checked_arguments(path: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a constructor.  Raises InputError for those that no file could hold, or that are given elsewhere."""
+    for name, value in kwargs.items():
+        if name in ELSEWHERE and (name == "num_classes" or path.startswith((OPEN, TIMM))):
+            raise InputError(f"{path}: kwargs has {name}, which is given as {ELSEWHERE[name]}=; leave it out of kwargs")
+        if not isinstance(name, str) or not _is_plain(value):
+            raise InputError(
+                f"{path}: kwargs has {name}={value!r}; a file can hold numbers, words, true, false, null, and lists "
+                "and mappings of them; let a constructor of your own make the rest"
+            )
+    return dict(kwargs)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(one) for key, one in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def foreign_network(
+    path: str,
+    num_classes: int | None = None,
+    input_size: Sequence[int] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> nn.Module:
     """The network that a constructor makes, which remembers what it takes to make it again.
 
     num_classes: passed on to the constructor; by default its own.  input_size: (channels, height, width) of an image,
-    by default the network's `input_size`, or the first of some usual sizes that it takes.
+    by default the network's `input_size`, or the first of some usual sizes that it takes.  kwargs: more arguments.
 
     Raises InputError where the path leads nowhere, or to something else than a classifier, of images or of pixels, of
     so many classes.
@@ -85,12 +118,14 @@ def foreign_network(path: str, num_classes: int | None = None, input_size: Seque
     make = constructor(path)
     asked = num_classes is not None and _takes(make, "num_classes")  # else it may make as many all the same
     options: dict[str, Any] = {"num_classes": num_classes} if asked else {}
+    given = checked_arguments(path, kwargs or {})
+    options |= given
     if path.startswith(OPEN) and "weights_backbone" in inspect.signature(make).parameters:
         options["weights_backbone"] = None  # which torchvision would fetch
     try:
         net = make(**options)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{path} cannot be called with {options or 'nothing'}: {error}") from None
+        raise InputError(f"{path} cannot be called with {options or 'nothing'}: {error}{ADVICE}") from None
     if not isinstance(net, nn.Module):
         raise InputError(f"{path} makes a {type(net).__name__}, which is no network (torch.nn.Module)")
     if input_size is not None:
@@ -102,6 +137,8 @@ def foreign_network(path: str, num_classes: int | None = None, input_size: Seque
     if num_classes not in (None, classes):
         raise InputError(f"{path} was asked for {num_classes} classes, and its output is of size {classes}")
     net.arch, net.num_classes = path, classes
+    if given:
+        net.arch_kwargs = given
     return net
 
 

@@ -21,6 +21,9 @@ from torch import nn
 def small(num_classes=10):
     layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1)]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, num_classes))
+
+def wide(width):
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 2))
 """
 
 
@@ -240,3 +243,19 @@ def test_fewer_calibration_images_than_asked_for(file, tmp_path):
     images = torch.stack([image for image, _ in data.splits.calibration])
     found = opening.calibration_images(net, cfg, data)
     assert len(found) == 20 and all((found == image).all((1, 2, 3)).any() for image in images)
+
+
+def test_arguments_of_a_constructor_from_the_shell(file, tmp_path, monkeypatch, capsys):
+    def macs(settings, out):
+        command = f"python complexity.py model.arch=own_nets.wide {settings} out={tmp_path / out}"
+        code, _, error = run_here(command, monkeypatch, capsys)
+        return json.loads((tmp_path / out / "metrics.json").read_text())["macs"] if code == 0 else error
+
+    made = f"python decompose.py model.arch=own_nets.wide model.kwargs.width=12 rank=1 out={tmp_path / 'made'}"
+    assert run_here(made, monkeypatch, capsys)[0] == 0
+    expected = [norton.complexity(norton.build("own_nets.wide", kwargs={"width": width})).macs for width in (12, 8)]
+    assert [macs("model.kwargs.width=12", "0"), macs("'model.kwargs={width: 8}'", "1")] == expected
+    (path,) = (tmp_path / "made").glob("*.pt")
+    assert macs(f"checkpoint={path}", "2") == norton.complexity(norton.load(path, arch="own_nets.wide")).macs
+    assert "model.kwargs.NAME=VALUE" in macs("", "3") and "model.kwargs is 8" in macs("model.kwargs=8", "4")
+    assert "with kwargs {'width': 12}, not {'width': 8}" in macs(f"checkpoint={path} model.kwargs.width=8", "5")

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import norton
+from norton.common.errors import NortonWarning
 
 
 @pytest.mark.parametrize(
@@ -127,3 +128,69 @@ def test_a_file_alone_runs_no_code(tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
     assert torch.equal(norton.load(file, arch="mine.net")[0].weight, net[0].weight)
     assert (tmp_path / "ran").exists()
+
+
+ARGUMENTS = """
+from torch import nn
+
+class Wide(nn.Sequential):
+    def __init__(self, width, num_classes=3, widths=(), act="relu"):
+        super().__init__(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 2 * width, 3), nn.AdaptiveAvgPool2d(1),
+                         nn.Flatten(), nn.Linear(2 * width, num_classes))
+        self.input_size = (3, 16, 16)
+"""
+
+
+@pytest.fixture
+def wide(tmp_path, monkeypatch):
+    (tmp_path / "nets_with_arguments.py").write_text(ARGUMENTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "nets_with_arguments.Wide"
+
+
+def test_arguments_of_a_constructor_are_remembered(wide, tmp_path):
+    kwargs = {"width": 12, "widths": [1, 2.5, None], "act": "gelu"}
+    net = norton.build(wide, kwargs=kwargs)
+    small = norton.prune(norton.decompose(net, 2), 0.3, criterion="l2").eval()
+    path = norton.save(small, tmp_path / "a.pt")
+    again = norton.load(path, arch=wide)
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(again(x), small(x)) and again.arch_kwargs == kwargs
+    assert norton.load(path, arch=wide, kwargs=kwargs).arch_kwargs == kwargs
+    with pytest.raises(norton.InputError, match=r"was made with kwargs \{'width': 12, .*, not \{'width': 8\}"):
+        norton.load(path, arch=wide, kwargs={"width": 8})
+    with pytest.warns(NortonWarning, match="replaced by a fresh one of 5"):
+        assert norton.load(path, arch=wide, num_classes=5).arch_kwargs == kwargs
+
+
+def test_a_state_dict_for_a_constructor_with_arguments(wide, tmp_path):
+    net = norton.build(wide, kwargs={"width": 12}, num_classes=7).eval()
+    torch.save(net.state_dict(), tmp_path / "a.pth")
+    again = norton.load(tmp_path / "a.pth", arch=wide, kwargs={"width": 12})
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(again(x), net(x))
+    given = norton.pretrained(wide, tmp_path / "a.pth", 7, kwargs={"width": 12})
+    assert torch.equal(given(x), net(x))
+    with pytest.raises(norton.InputError, match="kwargs are arguments of a constructor"):
+        norton.load(tmp_path / "a.pth", kwargs={"width": 12})
+
+
+@pytest.mark.parametrize("arch, kwargs, said", [
+    (None, None, "cannot be called with nothing: .*width"),
+    (None, {"wdth": 4}, r"cannot be called with \{'wdth': 4\}: .*wdth"),
+    (None, {"width": 4, "num_classes": 5}, "kwargs has num_classes, which is given as num_classes=; leave it out"),
+    (None, {"width": torch.ones(())}, "kwargs has width=.*; a file can hold numbers"),
+    ("torchvision.models.resnet18", {"weights": "DEFAULT"}, "kwargs has weights, which is given as weights="),
+    ("resnet_56", {"width": 4}, "resnet_56: kwargs has width; a published network takes no arguments"),
+])  # fmt: skip
+def test_arguments_that_cannot_be(arch, kwargs, said, wide):
+    with pytest.raises(norton.InputError, match=said):
+        norton.build(arch or wide, kwargs=kwargs)
+
+
+def test_arguments_in_a_file_are_not_given_to_a_constructor_that_only_the_file_names(tmp_path):
+    arch = "torchvision.models.resnet18"
+    path = norton.save(norton.build(arch, num_classes=3, kwargs={"zero_init_residual": True}), tmp_path / "a.pt")
+    with pytest.raises(norton.InputError, match=f"its network is made by {arch}, .* say so with model.arch={arch}"):
+        norton.load(path)
+    assert norton.load(path, arch=arch).arch_kwargs == {"zero_init_residual": True}
