@@ -3,13 +3,14 @@
 from functools import partial
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from norton.common.errors import InputError
 from norton.training.distillation import Distillation
 from norton.training.recipe import Recipe
-from norton.training.task import Task, cross_entropy
+from norton.training.task import Task
 
 
 class Classifier(Task):
@@ -19,16 +20,17 @@ class Classifier(Task):
         accuracy = partial(MulticlassAccuracy, num_classes, average="micro")
         ranks = {"top1": 1, "top5": min(5, num_classes)}
         super().__init__(net, recipe, {name: partial(accuracy, top_k=k) for name, k in ranks.items()}, distillation)
+        self.num_classes = num_classes
 
     def learn(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         def loss_of(output: Any) -> Tensor:
-            return cross_entropy(checked(output), labels, label_smoothing=self.recipe.label_smoothing)
+            return F.cross_entropy(checked(output), labels, label_smoothing=self.recipe.label_smoothing)
 
         return self.taught(images, checked, loss_of)
 
     def judge(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = checked(self(images))
-        return logits, cross_entropy(logits, labels)
+        return logits, F.cross_entropy(logits, labels)
 
 
 def checked(output: Any) -> Tensor:

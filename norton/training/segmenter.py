@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
@@ -11,7 +12,7 @@ from norton.common.errors import InputError
 from norton.graph.logits import OUT, logits_in, resized_to
 from norton.training.distillation import Distillation
 from norton.training.recipe import Recipe
-from norton.training.task import NONE, Task, cross_entropy
+from norton.training.task import NONE, Task
 
 AUXILIARY = "aux"  # of the dict that torchvision's networks give
 AUXILIARY_WEIGHT = 0.5  # as in torchvision's references
@@ -39,7 +40,8 @@ class Segmenter(Task):
             "pixel_accuracy": partial(MulticlassAccuracy, average="micro", **of),
         }
         super().__init__(net, recipe, scores, distillation)
-        self.num_classes, self.ignore = num_classes, NONE if ignore is None else ignore
+        self.num_classes = num_classes
+        self.ignore: int = NONE if ignore is None else ignore
 
     def learn(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         def pixels(output: Any) -> Tensor:
@@ -65,7 +67,7 @@ class Segmenter(Task):
 
     def loss(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         """The mean over the pixels that count; 0 where none does, of which torch's own mean would be no number."""
-        total = cross_entropy(logits, labels, ignore_index=self.ignore, label_smoothing=smoothing, reduction="sum")
+        total = F.cross_entropy(logits, labels, ignore_index=self.ignore, label_smoothing=smoothing, reduction="sum")
         return total / max(1, self.count(labels))
 
 

@@ -1,17 +1,17 @@
 """What all tasks share as LightningModules: steps, logging, and the published optimiser and schedule."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import lightning
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
-from norton.common.errors import InputError
+from norton.common.errors import InputError, first_line
 from norton.training.distillation import Distillation
 from norton.training.recipe import Recipe
 
@@ -32,25 +32,41 @@ def as_numbers(labels: Tensor) -> Tensor:
     return labels if labels.is_floating_point() else labels.long()
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, **how: Any) -> Tensor:
-    """torch's own.  Raises InputError for a label that is none of the classes; on a GPU torch stops the process."""
-    try:
-        return F.cross_entropy(logits, labels, **how)
-    except IndexError:
-        classes = logits.shape[1]
-        outside = labels[((labels < 0) | (labels >= classes)) & (labels != how.get("ignore_index", NONE))]
+def check_labels(labels: Tensor, classes: int, ignore: int | None = None) -> None:
+    """Raise InputError for labels that are no whole numbers, or none of the classes, but those to ignore."""
+    if labels.is_floating_point():
+        raise InputError(f"labels are of {labels.dtype}; give the numbers of classes, whole ones, 0 to {classes - 1}")
+    outside = labels[(labels < 0) | (labels >= classes)]
+    outside = outside if ignore is None else outside[outside != ignore]
+    if len(outside):
         raise InputError(
             f"a label is {outside[0].item()}; the network tells {classes} classes apart, whose labels are 0 to "
             f"{classes - 1}"
-        ) from None
+        )
+
+
+@contextmanager
+def taking(images: Tensor) -> Iterator[None]:
+    """Raises InputError where a network fails inside at images in whole numbers, which few take."""
+    try:
+        yield
+    except (RuntimeError, TypeError) as error:
+        if images.is_floating_point():
+            raise
+        raise InputError(
+            f"the network does not take images of {images.dtype} ({first_line(error)}); give floating-point numbers"
+        ) from error
 
 
 class Task(lightning.LightningModule):
     """A network with a loss and scores; logs them for each split, of training the first score alone.
 
     scores: name → what makes the metric, a fraction; the first one decides which epoch is best.  distillation: what a
-    teacher adds to the loss of training, see `Recipe`.
+    teacher adds to the loss of training, see `Recipe`.  num_classes, ignore: what labels may be.
     """
+
+    num_classes: int
+    ignore: int | None = None
 
     def __init__(
         self, net: nn.Module, recipe: Recipe, scores: Mapping[str, partial], distillation: Distillation | None = None
@@ -79,7 +95,8 @@ class Task(lightning.LightningModule):
         if teaching is None:
             output = self(images)
             return output, loss_of(output)
-        output, added = teaching(self.net, images, rows)
+        with taking(images):
+            output, added = teaching(self.net, images, rows)
         return output, (1 - teaching.weight) * loss_of(output) + added
 
     def read(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -92,7 +109,13 @@ class Task(lightning.LightningModule):
         return len(labels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+        with taking(x):
+            return self.net(x)
+
+    def on_before_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """Labels are checked on the CPU: on a GPU torch would stop the process at one that is no class."""
+        check_labels(batch[1], self.num_classes, self.ignore)
+        return batch
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         images, labels = self.read(batch)

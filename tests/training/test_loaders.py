@@ -58,7 +58,7 @@ def test_labels_that_are_no_classes():
             evaluate(network(), [(images, labels)], **QUIET)
 
 
-@pytest.mark.parametrize("label, found", [(12, "12"), (-1, "-1")])
+@pytest.mark.parametrize("label, found", [(12, "12"), (-1, "-1"), (-100, "-100")])
 def test_a_label_outside_of_the_classes_is_named(label, found, tmp_path):
     images, labels = pairs("val", 20).tensors
     labels = labels.clone()
@@ -69,6 +69,19 @@ def test_a_label_outside_of_the_classes_is_named(label, found, tmp_path):
         evaluate(network(), batches, **QUIET)
     with pytest.raises(norton.InputError, match=said):
         fit(network(), (batches, batches), RECIPE, folder=tmp_path, **QUIET)
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda x, y: (x, y.float()), r"labels are of torch\.float32; give the numbers of classes, whole ones, 0 to 9"),
+    (lambda x, y: (x.byte(), y), r"the network does not take images of torch\.uint8 \(Input type"),
+])  # fmt: skip
+def test_later_batches_are_looked_at_too(change, said, tmp_path):
+    good = tuple(pairs("val", 20).tensors)
+    batches = [good, change(*good)]
+    with pytest.raises(norton.InputError, match=said):
+        evaluate(network(), batches, **QUIET)
+    with pytest.raises(norton.InputError, match=said):
+        fit(network(), (batches, [good]), RECIPE, folder=tmp_path, **QUIET)
 
 
 @pytest.mark.parametrize("images_of, labels_of", [
