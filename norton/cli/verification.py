@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from norton.checkpoints import verification
-from norton.checkpoints.claims import Claim, claims_of_entry, claims_of_file, claims_of_name
+from norton.checkpoints.claims import DECISIVE, Claim, claims_of_entry, claims_of_file, claims_of_name
 from norton.checkpoints.files import read
 from norton.checkpoints.published_names import parse_name, resembles_name
 from norton.checkpoints.verification import Verdict
@@ -75,7 +75,7 @@ def verify(cfg: DictConfig, entry: dict[str, Any] | None = None) -> Verification
     except InputError as error:
         if not automatic:
             raise
-        unread = unread if "top1" not in claimed.get("file", {}) else ""  # which needs no name
+        unread = "" if claimed.get("file", {}).keys() & set(DECISIVE) else unread  # which needs no name
         verdict = verification.judge(
             claimed, measured, contradictions=contradictions, missing="; ".join(filter(None, (unread, str(error))))
         )

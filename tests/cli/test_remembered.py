@@ -213,6 +213,16 @@ def test_batchnorm_by_name_without_images_is_said(file, tmp_path, monkeypatch, c
         assert run_here(command, monkeypatch, capsys)[0] == 0
 
 
+@pytest.mark.parametrize("claim", [{"data": "cifar10", "top1": 50.0}, {"data": "segmentation/folder", "miou": 50.0}])
+def test_a_claim_in_the_file_needs_no_name(claim, images, tmp_path, monkeypatch, capsys):
+    net = norton.build(ARCH)
+    path = norton.save(net, tmp_path / "nameless.pt", metrics=claim)
+    monkeypatch.setattr("norton.data.datamodule.DEFAULT_ROOT", tmp_path / "nothing")
+    command = f"python evaluate.py checkpoint={path} model.arch={ARCH} {QUICK} out={tmp_path / '0'}"
+    code, _, error = run_here(command, monkeypatch, capsys)
+    assert code == 2 and "the claim cannot be judged: " in error and "the name" not in error
+
+
 @pytest.mark.parametrize("command, timed", [
     ("evaluate.py", "ms / 2 images"),
     ("experiments/pipeline.py steps=[decompose] rank=1 decomposition.options.starts=1 calibration.images=null",
