@@ -123,8 +123,12 @@ def open_networks(dense: nn.Module, cfg: DictConfig) -> dict[str, nn.Module]:
                 f"{path}: is a {net.arch} of {net.num_classes} classes, the dense network a {dense.arch} of "
                 f"{dense.num_classes}; give compressed versions of that network"
             )
-    reference = str(cfg.checkpoint) if plan_of(dense) else "dense"
-    return dict(zip(tables.labels([reference, *files]), [dense, *files.values()], strict=True))
+    if plan_of(dense):
+        names = tables.labels([str(cfg.checkpoint), *files])
+    else:
+        own = tables.labels(list(files))
+        names = ["dense", *(own if "dense" not in own else files)]
+    return dict(zip(names, [dense, *files.values()], strict=True))
 
 
 # The images

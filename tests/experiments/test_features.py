@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from helpers.commands import run_here
 from helpers.networks import randomise_
 from helpers.repository import REPOSITORY
+from omegaconf import OmegaConf
 from PIL import Image
 
 import norton
+from experiments.features import open_networks
 from norton.data.splits import generator, load_data
 from norton.measure.gradcam import explainable, explained_layer, grad_cam, map_correlation
 
@@ -148,6 +150,14 @@ def test_the_program(other, features, tmp_path):
     assert (itself["mean_correlation"], itself["agreement_percent"]) == (pytest.approx(1.0), 100)
     assert metrics["chance"]["images"] == 7
     assert metrics["chance"]["mean_correlation"] < 0.9
+
+
+def test_files_of_one_name_are_told_apart_and_the_dense_network_is_dense(other, tmp_path):
+    small = norton.load(other)
+    files = [str(norton.save(small, tmp_path / run / "model.pt")) for run in ("half", "third")]
+    settings = {"checkpoint": str(DENSE), "compressed": files, "model": {"arch": None}, "strict": False}
+    cfg = OmegaConf.create(settings | {"rank": None, "compress_rate": None})
+    assert list(open_networks(norton.load(DENSE), cfg)) == ["dense", "half", "third"]
 
 
 def test_own_images_need_no_data(features, tmp_path):
