@@ -261,6 +261,7 @@ def load_strictly_(net: nn.Module, state: Mapping[str, Tensor], path: str | Path
     if len({value.dtype for value in state.values() if value.is_floating_point()}) > 1:
         raise InputError(f"{path}: mixes precisions; convert all of its tensors to one")
     trained = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
-    net.load_state_dict(dict(state), strict=True, assign=True)
+    values = {key: value.detach() for key, value in state.items()}  # buffers may come as parameters
+    net.load_state_dict(values, strict=True, assign=True)
     for name, parameter in net.named_parameters():  # of TorchScript modules, torch forgets it
         parameter.requires_grad_(trained[name])

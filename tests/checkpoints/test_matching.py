@@ -97,6 +97,15 @@ def test_a_few_names_that_fit_by_chance_are_no_wrapper(tmp_path):
     assert "nearest in the file: outer" not in str(error.value)  # a name that the file has not
 
 
+def test_buffers_that_were_written_as_parameters(net, tmp_path):
+    """As by who wraps all of a file's tensors."""
+    state = {key: nn.Parameter(value, requires_grad=False) for key, value in net.state_dict().items()}
+    found, _ = loaded(state, tmp_path)
+    check_same(found, net)
+    assert all(one.requires_grad for one in found.parameters())
+    assert [name for name, _ in found.named_buffers()] == [name for name, _ in net.named_buffers()]
+
+
 CONTAINERS = ["state_dict", "model_state_dict", "model", "net", "params"]
 
 
