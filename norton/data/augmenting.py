@@ -50,10 +50,9 @@ class Augmentation:
     """
 
     def __init__(self, data: str, names: str | Sequence[str] | None, prepare: Preparation):
-        names = [names] if isinstance(names, str) else list(names or ())
         self.data = data
         self.prepare = prepare
-        self.names = [str(name) for name in names if name not in (None, "none")]
+        self.names = names_in(names)
         self.steps = [_step(data, name, prepare) for name in self.names]
 
     @property
@@ -89,6 +88,12 @@ class Augmentation:
             f"data {self.data}: augment {name} gives {found}; it should give an image of (channels, height, width), at "
             f"least {least}, of uint8 or from 0 to 1"
         )
+
+
+def names_in(names: str | Sequence[str] | None) -> list[str]:
+    """The names of augmentations that somebody gives as one or as several, without `none`."""
+    several = names if isinstance(names, Sequence) and not isinstance(names, str) else [names]
+    return [str(name) for name in several if name not in (None, "none")]
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from norton.data.pairs import Pair
 from norton.data.pictures import UNREADABLE, read_picture
 
 FEW = 200  # masks, up to which there is no wait to show
+LOSSY = ("JPEG", "MPO")  # Pillow's names of formats
 EXPECTED = "a mask is a grey or palette image, such as PNG, whose values are the numbers of classes: 0, 1, 2, ..."
 
 
@@ -85,14 +86,16 @@ class MaskedPictures:
 
 
 def read_mask(path: str | Path) -> np.ndarray:
-    """The class numbers of a mask, (H, W) uint8.  Raises InputError for what cannot be read or is in colours."""
+    """The class numbers of a mask, (H, W) uint8.  Raises InputError for what cannot be read, is in colours or a JPEG."""
     try:
         with Image.open(path) as file:
-            mode, values = file.mode, np.asarray(file)
+            kind, mode, values = file.format, file.mode, np.asarray(file)
     except UNREADABLE as error:
         raise InputError(f"cannot read {path} as a mask ({' '.join(str(error).split())}); mend it") from None
     if values.ndim != 2 or values.dtype.kind == "f":
         raise InputError(f"{path} is of {mode}, not of class numbers; {EXPECTED}; convert it")
+    if kind in LOSSY:
+        raise InputError(f"{path} is a {kind}, which does not keep numbers as they are; save masks as PNG")
     if values.size and (values.min() < 0 or values.max() > 255):
         raise InputError(f"{path} has the value {values.max()}; class numbers go up to 255; convert it")
     return values.astype(np.uint8)

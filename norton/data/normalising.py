@@ -25,7 +25,7 @@ def normalisation(
 
     What is None is what the other one names, or else the published one.
     images: gives the training images (N, C, H, W) uint8, of which auto computes both.  Raises InputError for statistics
-    of another length, not finite, or a standard deviation that is not positive.
+    of another length, not finite, a mean above 1, or a standard deviation that is not positive.
     """
     mean = std if mean is None and isinstance(std, str) else mean
     std = mean if std is None and isinstance(mean, str) else std
@@ -40,6 +40,8 @@ def normalisation(
         else:
             named = NAMED[asked][place] if isinstance(asked, str) and asked in NAMED else asked
             found.append(_read(f"data {data}: {name}", named, channels))
+    if max(found[0]) > 1:
+        raise InputError(f"data {data}: mean {list(found[0])} is of pixels up to 255; divide it, and std, by 255")
     if min(found[1]) <= 0:
         raise InputError(f"data {data}: std {list(found[1])} must be above 0 in every channel")
     return found[0], found[1]

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from norton.common.errors import InputError
 from norton.data.assembling import Part, Pictures, Presentation, Source, parts_of, sample
-from norton.data.augmenting import drawn_by, named
+from norton.data.augmenting import drawn_by, named, names_in
 from norton.data.normalising import NAMED, Normalisation, normalisation, normalised
 from norton.data.preparing import MODES, preparation
 from norton.data.splits import Splits
@@ -74,10 +74,9 @@ class PairAugmentation:
     """
 
     def __init__(self, data: str, names: str | Sequence[str] | None, prepare: PairPreparation):
-        names = [names] if isinstance(names, str) else list(names or ())
         self.data = data
         self.prepare = prepare
-        self.names = [str(name) for name in names if name not in (None, "none")]
+        self.names = names_in(names)
         self.steps = [_step(data, name, prepare) for name in self.names]
 
     def __call__(self, image: Tensor, mask: Tensor, *key: int) -> tuple[Tensor, Tensor]:

@@ -194,6 +194,14 @@ def make_odd(kind, root):
     return root
 
 
+def test_folders_beside_those_of_splits_are_named(tmp_path):
+    for split in ("train", "eval"):
+        write_classes(tmp_path / split, COUNTS)
+    with pytest.warns(NortonWarning, match="only train count; left out are eval"):
+        splits = load(tmp_path)
+    assert sum(map(len, (splits.train, splits.val, splits.test))) == sum(COUNTS.values())
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
@@ -223,6 +231,8 @@ def test_bad_folders(tmp_path, kind, message):
         ({"mean": [0.5, 0.5]}, r"mean \[0\.5, 0\.5\] is not 3 numbers"),
         ({"mean": "imagenet", "channels": 1}, "is not 1 numbers"),
         ({"std": 0}, "must be above 0"),
+        ({"mean": [123.7, 116.3, 103.5], "std": 58}, "is of pixels up to 255; divide it, and std, by 255"),
+        ({"augment": 3}, "unknown augment '3'"),
         ({"broken": "hide"}, "broken is 'hide'; choose one of refuse, skip"),
         ({"augment": "flop"}, "unknown augment 'flop'; choose among none, crop"),
         ({"augment": "no.such.thing"}, r"augment no\.such\.thing: cannot import no\.such"),

@@ -191,6 +191,8 @@ def spoil(folder, what):
     elif what == "one":
         for path in (folder / "masks").iterdir():
             Image.open(path).point(lambda value: 255 * (value > 0)).save(path)
+    elif what == "jpeg":
+        Image.open(mask).save(mask, "JPEG")
     elif what == "twice":
         Image.open(image).save(image.with_suffix(".png"))
     elif what == "masks":
@@ -209,6 +211,8 @@ BAD = [
     ("broken", {}, "cannot read .*004.png as a mask"),
     ("empty", {}, "no image in .*images; names end in"),
     ("one", {}, r"its masks have only the class 0, and 255, which is ignored"),
+    ("jpeg", {}, "004.png is a JPEG, which does not keep numbers as they are; save masks as PNG"),
+    ("", {"augment": 3}, "'3' moves no masks"),
     ("twice", {}, "004.jpg and .*004.png have the same name"),
     ("masks", {}, r"found no masks/; it must hold images/ and masks/"),
     ("images", {}, r"found no images/; it must hold images/ and masks/"),

@@ -103,7 +103,8 @@ def folder(root: Path, seed: int, how: Presentation, broken: str = "refuse") -> 
 def layout(root: Path) -> dict[str, Path]:
     """Split → its folder; of class folders directly in `root`, all are for training.
 
-    Raises InputError for two folders that mean the same split, and a root that is none.
+    Folders beside those of splits are left out, with a warning.  Raises InputError for two folders that mean the same
+    split, and a root that is none.
     """
     try:
         with os.scandir(root) as entries:
@@ -121,6 +122,12 @@ def layout(root: Path) -> dict[str, Path]:
         if meant:
             found[split] = root / meant[0]
     if "train" in found or (found and len(found) == len(folders)):
+        used = {path.name for path in found.values()}
+        if others := [name for name in folders if name not in used]:
+            warn(
+                f"data folder: of {root.absolute()} only {', '.join(sorted(used))} count; left out are "
+                f"{', '.join(others[:5])}{', ...' * (len(others) > 5)}"
+            )
         missing = NAMES if "train" not in found else ("train",)  # nothing to draw from: who evaluates need not have it
         return dict.fromkeys(missing, root / "train") | found
     return {"train": root}  # class folders, of which one may happen to be called test
