@@ -24,21 +24,25 @@ class Classifier(Task):
 
     def learn(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         def loss_of(output: Any) -> Tensor:
-            return F.cross_entropy(checked(output), labels, label_smoothing=self.recipe.label_smoothing)
+            return F.cross_entropy(self.logits_of(output), labels, label_smoothing=self.recipe.label_smoothing)
 
-        return self.taught(images, checked, loss_of)
+        return self.taught(images, self.logits_of, loss_of)
 
     def judge(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = checked(self(images))
+        logits = self.logits_of(self(images))
         return logits, F.cross_entropy(logits, labels)
 
-
-def checked(output: Any) -> Tensor:
-    """The logits that a network gives.  Raises InputError for anything else."""
-    if isinstance(output, Tensor) and output.dim() == 2:
+    def logits_of(self, output: Any) -> Tensor:
+        """The logits that a network gives.  Raises InputError for anything else, and for another number of classes."""
+        if not isinstance(output, Tensor) or output.dim() != 2:
+            found = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            raise InputError(
+                f"the network gives {found} for a batch of images, and classes of images want logits (N, classes); for "
+                "classes of pixels choose data=segmentation"
+            )
+        if output.shape[1] != self.num_classes:
+            raise InputError(
+                f"the network tells {output.shape[1]} classes apart, the data have {self.num_classes}; give a network "
+                f"of {self.num_classes} classes, or other data"
+            )
         return output
-    found = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
-    raise InputError(
-        f"the network gives {found} for a batch of images, and classes of images want logits (N, classes); for classes "
-        "of pixels choose data=segmentation"
-    )

@@ -51,6 +51,16 @@ def test_loaders_of_masks_train_by_pixels(tmp_path):
         evaluate(trained, [(images, masks[:, None])], **QUIET)
 
 
+def test_data_of_another_number_of_classes(tmp_path):
+    five = nn.Sequential(nn.Flatten(), nn.Linear(3072, 5))
+    message = "the network tells 5 classes apart, the data have 10; give a network of 10 classes, or other data"
+    with pytest.raises(norton.InputError, match=message):
+        evaluate(five, digits(), **QUIET)
+    for sparsity in (0.0, 1e-4):  # with and without a look at the validation images first
+        with pytest.raises(norton.InputError, match=message):
+            fit(five, digits(), Recipe(epochs=1, sparsity=sparsity), folder=tmp_path, **QUIET)
+
+
 def test_labels_that_are_no_classes():
     images = torch.rand(4, 3, 32, 32)
     for labels in (torch.rand(4), torch.eye(4), torch.arange(3), torch.zeros(4, 1, dtype=torch.int64)):
