@@ -86,7 +86,7 @@ class MaskedPictures:
 
 
 def read_mask(path: str | Path) -> np.ndarray:
-    """The class numbers of a mask, (H, W) uint8.  Raises InputError for what cannot be read, is in colours or a JPEG."""
+    """The class numbers of a mask, (H, W) uint8.  Raises InputError for others, and for JPEG."""
     try:
         with Image.open(path) as file:
             kind, mode, values = file.format, file.mode, np.asarray(file)
