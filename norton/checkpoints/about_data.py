@@ -8,6 +8,7 @@ A network has them as attributes, which copies keep: `normalisation`, mean and s
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 TYPES = {"normalisation": list | None, "classes": list | None, "data": dict | None}  # of what a file holds
@@ -78,6 +79,21 @@ def difference(own: Sequence[str], others: Sequence[str]) -> str:
     if not more:
         return f"lack its {some(missing)}"
     return f"have {some(more)} {f'in the place of {some(missing)}' if missing else 'besides'}"
+
+
+def other_normalisation(net: nn.Module, found: Sequence[Sequence[float]] | None) -> str:
+    """How images are normalised otherwise than a network remembers, in words; empty where it is the same or unknown."""
+    own = getattr(net, "normalisation", None)
+    if own is None or found is None:
+        return ""
+    if np.shape(own) == np.shape(found) and np.allclose(own, found, rtol=0, atol=0.002):  # as of other samples
+        return ""
+    return f"normalised by {_numbers(found)}, where the network remembers {_numbers(own)}"
+
+
+def _numbers(normalisation: Sequence[Sequence[float]]) -> str:
+    mean, std = (", ".join(f"{number:.4g}" for number in part) for part in normalisation)
+    return f"mean ({mean}) and std ({std})"
 
 
 def some(names: Sequence[str]) -> str:

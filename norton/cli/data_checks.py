@@ -1,7 +1,7 @@
 """Whether a network and data go together: the classes, and the images that it is tested on."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -26,12 +26,19 @@ def other_test(net: nn.Module, data: "ClassificationData") -> str:
         return "" if own in (None, OWN) else "they have a folder of their own, where the file's are drawn"
     if own == OWN:
         return "they are drawn from the training images, where the file's have a folder of their own"
-    differing = [key for key in DRAWN_BY if remembered.get(key) != data.settings.get(key)]
+    differing = [key for key in DRAWN_BY if _told(remembered, key) != _told(data.settings, key)]
     if not differing and own not in (None, found):
         return f"they are drawn from {found}, where the file's are from {own}"
     return ", ".join(
         f"data.{key}={data.settings.get(key)}, where the file has {remembered.get(key)}" for key in differing
     )
+
+
+def _told(settings: Mapping[str, Any], key: str) -> Any:
+    """A setting; where nobody told the share of a split, the one that is drawn by default."""
+    from norton.data.assembling import OPTIONS, SHARES
+
+    return settings.get(key, {OPTIONS[split]: share for split, share in SHARES.items()}.get(key))
 
 
 def check_classes(net: nn.Module, data: "ClassificationData") -> None:

@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from norton.checkpoints import verification
+from norton.checkpoints.about_data import other_normalisation
 from norton.checkpoints.claims import DECISIVE, Claim, claims_of_entry, claims_of_file, claims_of_name
 from norton.checkpoints.files import read
 from norton.checkpoints.published_names import parse_name, resembles_name
@@ -80,7 +81,8 @@ def verify(cfg: DictConfig, entry: dict[str, Any] | None = None) -> Verification
             claimed, measured, contradictions=contradictions, missing="; ".join(filter(None, (unread, str(error))))
         )
         return Verification(**found, notes=notes, verdict=verdict)
-    missing, about, other = unread, about or data.name, other_test(net, data)
+    missing, about = unread, about or data.name
+    other = other_test(net, data) or other_normalisation(net, data.normalisation)
     if cfg.split == "test" and not other:
         # Whoever claims an accuracy without saying on what means the data that the file is about.
         claimed = {source: {"data": about, **claim} for source, claim in claimed.items()}
@@ -88,7 +90,7 @@ def verify(cfg: DictConfig, entry: dict[str, Any] | None = None) -> Verification
     if cfg.split != "test" or data.name != about:
         missing = f"the claim is about {about}, test; this is {data.name}, {cfg.split}"
     elif other:
-        missing = f"the claim is about other test images: {other}"
+        missing = f"the claim is about other images: {other}"
     verdict = verification.judge(claimed, measured, contradictions=contradictions, missing=missing)
     return Verification(**found, data=data, accuracy=accuracy, notes=notes, verdict=verdict)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from norton.common.checks import check_whole_number
-from norton.common.errors import InputError
+from norton.common.errors import InputError, warn
 from norton.data.augmenting import DEFAULT, Augmentation
 from norton.data.normalising import NAMED, Normalisation, Statistic, normalisation, normalised
 from norton.data.preparing import preparation
@@ -105,6 +105,7 @@ def assemble(data: str, sources: Mapping[str, Source], classes: Sequence[str], s
     prepare = preparation(data, how.size, 3 if how.channels is None else how.channels)
     augmentation = Augmentation(data, how.augment, prepare)
     parts = parts_of(data, sources, prepare, seed, how)
+    _check_drawn(data, {split: part for split, part in parts.items() if split not in sources}, classes)
     published = NAMED["imagenet"] if prepare.channels == 3 else ((0.5,), (0.5,))
     scale = normalisation(data, how.mean, how.std, published, lambda: sample(parts["train"]))
 
@@ -133,6 +134,18 @@ def parts_of(
         split: Part(stores.get(split, stores["train"]), drawn.get(split), seed if split == "train" else None)
         for split in ("train", "val", "test")
     }
+
+
+def _check_drawn(data: str, parts: Mapping[str, "Part"], classes: Sequence[str]) -> None:
+    """Warn of classes that have too few images for a split to be drawn."""
+    for split, part in parts.items():
+        seen = set(part.labels.unique().tolist())
+        if missing := [name for label, name in enumerate(classes) if label not in seen]:
+            warn(
+                f"data {data}: the {len(part.numbers)} {split} images, drawn from the training images, have none of "
+                f"{', '.join(missing[:5])}{f' and {len(missing) - 5} more classes' * (len(missing) > 5)}; raise "
+                f"data.{OPTIONS[split]}, or give {split}/"
+            )
 
 
 def draw(data: str, sources: Mapping[str, Source], seed: int, how: Presentation) -> dict[str, Tensor]:

@@ -12,11 +12,12 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from norton.common.errors import InputError
+from norton.common.errors import InputError, warn
 from norton.data.assembling import cores
 from norton.data.pairs import Pair
 from norton.data.pictures import UNREADABLE, read_picture
 
+BLACK_AND_WHITE = np.array([0, *[2] * 254, 1], dtype=np.uint8)  # the classes of 0 and 255, and of others none
 FEW = 200  # masks, up to which there is no wait to show
 LOSSY = ("JPEG", "MPO")  # Pillow's names of formats
 EXPECTED = "a mask is a grey or palette image, such as PNG, whose values are the numbers of classes: 0, 1, 2, ..."
@@ -70,19 +71,23 @@ class MaskedPictures:
         if picture.size != values.shape[::-1]:
             ours, theirs = (f"{width}×{height}" for width, height in (values.shape[::-1], picture.size))
             raise InputError(f"data {self.data}: {path} has {ours} pixels, its image {image.name} {theirs}; mend one")
-        if self.numbers is not None:
-            values = self.numbers[values]
-        self._check(values, path)
-        return picture, Image.fromarray(values)
+        return picture, Image.fromarray(self._classes(values, path))
 
-    def _check(self, values: np.ndarray, path: Path) -> None:
-        found = np.unique(values)
-        if odd := [int(value) for value in found if value >= self.classes and value != self.ignore]:
+    def _classes(self, values: np.ndarray, path: Path) -> np.ndarray:
+        """The class of each pixel."""
+        found = values if self.numbers is None else self.numbers[values]
+        odd = values[(found >= self.classes) & (found != (-1 if self.ignore is None else self.ignore))]
+        if odd.size:
             ignored = "no value is ignored" if self.ignore is None else f"{self.ignore} is ignored"
-            raise InputError(
-                f"data {self.data}: {path} has the value {odd[0]}, and the {self.classes} classes are 0 to "
-                f"{self.classes - 1}, where {ignored}; set data.classes or data.ignore, or mend the mask"
+            counted = (
+                ", ".join(map(str, np.flatnonzero(self.numbers < self.classes))) if self.numbers is not None else ""
             )
+            raise InputError(
+                f"data {self.data}: {path} has the value {odd.min()}, and the {self.classes} classes are "
+                f"{counted or f'0 to {self.classes - 1}'}, where {ignored}; set data.classes or data.ignore, or mend "
+                "the mask"
+            )
+        return found
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -101,20 +106,34 @@ def read_mask(path: str | Path) -> np.ndarray:
     return values.astype(np.uint8)
 
 
-def count_classes(data: str, masks: Sequence[Path], ignore: int | None) -> int:
-    """One more than the largest class in some masks.  Raises InputError where that is below 2."""
+def values_in(data: str, masks: Sequence[Path]) -> list[int]:
+    """All values of some masks, sorted."""
 
-    def largest(path: Path) -> int:
-        values = read_mask(path)
-        return int(values[values != ignore].max(initial=0))
+    def values(path: Path) -> np.ndarray:
+        return np.bincount(read_mask(path).ravel(), minlength=256) > 0
 
     with ThreadPoolExecutor(cores()) as threads:
-        found = track(threads.map(largest, masks), "classes", len(masks), transient=True, disable=len(masks) < FEW)
+        found = track(threads.map(values, masks), "classes", len(masks), transient=True, disable=len(masks) < FEW)
         try:
-            count = max(found) + 1
+            return np.flatnonzero(np.logical_or.reduce(list(found))).tolist()
         except InputError as error:
             raise InputError(f"data {data}: {error}") from None
+
+
+def count_classes(data: str, values: Sequence[int], ignore: int | None) -> int:
+    """One more than the largest of the values that masks have; a warning names how few of so many occur.
+
+    Raises InputError where that is below 2.
+    """
+    counted = [value for value in values if value != ignore]
+    count = max(counted, default=0) + 1
     if count < 2:
         but = "" if ignore is None else f", and {ignore}, which is ignored (data.ignore)"
         raise InputError(f"data {data}: its masks have only the class 0{but}; there must be two or more to tell apart")
+    if len(counted) < count / 2:
+        shown = ", ".join(map(str, counted[:9])) + ", ..." * (len(counted) > 9)
+        warn(
+            f"data {data}: {count} classes, as the masks have values up to {count - 1}, but only {len(counted)} occur: "
+            f"{shown}; data.classes says how many, data.ignore which value does not count"
+        )
     return count

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader
 
+from norton.checkpoints.about_data import classes_of, difference, other_normalisation, some
 from norton.common.errors import InputError, warn
 from norton.data.datamodule import ClassificationData
 from norton.graph.copies import copied
@@ -209,11 +210,14 @@ def evaluate(
     """The scores of the data's task on one split, in percent, and the loss.  net: untouched.
 
     data: as for `fit`, or one loader alone.  {"top1", "top5", "loss"}; of segmentation {"miou", "pixel_accuracy",
-    "loss"}, see `Segmenter`.
+    "loss"}, see `Segmenter`.  Warns of images that are normalised otherwise than those that the network remembers.
+
+    Raises InputError for data of other classes than the network's, or of the same in another order.
     """
     if split not in ("test", "val"):
         raise InputError(f"split is {split!r}; choose one of test, val")
     data = as_data(data, net)
+    check_same(net, data)
     module = task_of(set_form_(copied(net), compute), Recipe(epochs=0), data)
     trainer = trainer_of(logger=False, enable_checkpointing=False, enable_model_summary=False, **trainer_options)
     if split == "test":
@@ -224,6 +228,17 @@ def evaluate(
     # torchmetrics computes in float32, where 96.35 is 96.35000228881836.
     scores = {name: round(100 * measured[name], 4) for name in module.names}
     return {**scores, "loss": measured["loss"]}
+
+
+def check_same(net: nn.Module, data: KnownData) -> None:
+    """Raise InputError where data have other classes than a network remembers; warn of another normalisation."""
+    if differs := difference(classes_of(net) or (), data.classes or ()):
+        raise InputError(
+            f"the network was trained on the classes {some(classes_of(net))}; the data {data.name} {differs}; give "
+            "others, or train a network for them with `fit`"
+        )
+    if other := other_normalisation(net, data.normalisation):
+        warn(f"the images are {other}: it may know them less well")
 
 
 def leave_devices() -> bool:

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from norton.common.errors import InputError, first_line
 from norton.training.distillation import Distillation
+from norton.training.layout import Layout
 from norton.training.recipe import Recipe
 
 NONE = -100  # the label that torch ignores, where nobody says another
@@ -73,8 +74,13 @@ class Task(lightning.LightningModule):
     ):
         super().__init__()
         self.net, self.recipe, self.distillation = net, recipe, distillation
+        self.layout = Layout(self.nets(), modes=(True, False) if recipe.epochs else (False,))
         self.names = tuple(scores)
         self.scores = nn.ModuleDict({f"{split}_{name}": scores[name]() for split in SPLITS for name in scores})
+
+    def nets(self) -> list[nn.Module]:
+        """All that images are given to."""
+        return [self.net, *([self.distillation.teacher.net] if self.distillation else [])]
 
     def learn(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What the scores take as predicted, and the loss to train by."""
@@ -100,9 +106,10 @@ class Task(lightning.LightningModule):
         return output, (1 - teaching.weight) * loss_of(output) + added
 
     def read(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Images and labels of a batch in the types that the network and the loss take."""
+        """Images and labels of a batch in the types, and the layout, that the network and the loss take."""
         images, labels = batch
-        return images.to(self.dtype) if images.is_floating_point() else images, as_numbers(labels)
+        images = images.to(self.dtype) if images.is_floating_point() else images
+        return self.layout(images), as_numbers(labels)
 
     def count(self, labels: Tensor) -> int:
         """Over how many a batch's loss is a mean."""

@@ -132,6 +132,8 @@ def test_what_is_told_of_data_that_nothing_names_is_refused(images, tmp_path):
 @pytest.mark.parametrize("told, judged", [
     ("data.seed=6", False),
     ("data.test=0.4", False),
+    ("data.mean=0.1", False),
+    ("data.test=0.2", True),  # as by default
     ("data.batch_size=2", True),
 ])  # fmt: skip
 def test_a_claim_about_other_test_images_is_not_judged(told, judged, file, images, tmp_path, monkeypatch, capsys):
@@ -139,7 +141,7 @@ def test_a_claim_about_other_test_images_is_not_judged(told, judged, file, image
     norton.save(net, file, metrics={"data": "folder", "top1": 1.0})  # which none of the possible accuracies is
     command = f"python evaluate.py checkpoint={file} model.arch={ARCH} {told} {QUICK} out={tmp_path / '0'}"
     code, out, error = run_here(command, monkeypatch, capsys)
-    said = "the file claims top-1 1.00" if judged else "cannot be judged: the claim is about other test images: data."
+    said = "the file claims top-1 1.00" if judged else "cannot be judged: the claim is about other images: "
     assert code == (1 if judged else 2) and said in out + error
 
 

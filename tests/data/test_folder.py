@@ -59,6 +59,12 @@ def test_splits_are_drawn_from_class_folders(classes):
             assert f"/{CLASSES[label]}/" in name
 
 
+def test_a_class_too_rare_for_a_drawn_split_is_said(tmp_path):
+    root = write_classes(tmp_path, {"blue": 30, "green": 30, "red": 2})
+    with pytest.warns(NortonWarning, match=r"the 6 val images, drawn from .*, have none of red; raise data.validation"):
+        load(root)
+
+
 def test_sizes_of_drawn_splits(classes):
     splits = load(classes, validation=0.25, test=6)
     assert [len(part) for part in (splits.train, splits.val, splits.test)] == [39, 15, 6]

@@ -190,7 +190,7 @@ def spoil(folder, what):
             path.unlink()
     elif what == "one":
         for path in (folder / "masks").iterdir():
-            Image.open(path).point(lambda value: 255 * (value > 0)).save(path)
+            Image.open(path).point(lambda value: 0).save(path)
     elif what == "jpeg":
         Image.open(mask).save(mask, "JPEG")
     elif what == "twice":
@@ -252,3 +252,37 @@ def test_masks_without_images_are_named(tmp_path):
     (tmp_path / "images" / "003.jpg").unlink()
     with pytest.warns(NortonWarning, match="1 masks without an image are left out, such as .*003.png"):
         assert len(load(tmp_path).train) == 6
+
+
+def change(masks, values):
+    for path in masks.iterdir():
+        Image.open(path).point(values).save(path)
+
+
+@pytest.mark.parametrize("options", [{}, {"classes": 2}, {"classes": ["sky", "road"]}, {"ignore": None}])
+def test_masks_of_0_and_255(tmp_path, options):
+    write_folder(tmp_path, 10)
+    plain = load(tmp_path, classes=3).test[0][1]
+    change(tmp_path / "masks", lambda value: 255 * (value > 0))
+    with pytest.warns(NortonWarning, match=r"are of 0 and 255 alone: 255 is the class 1, and no value is ignored"):
+        splits = load(tmp_path, **options)
+    assert splits.num_classes == 2 and splits.ignore is None
+    assert torch.equal(splits.test[0][1], (plain > 0).long())
+
+
+def test_another_value_beside_0_and_255_is_refused(tmp_path):
+    for seed, split in enumerate(("train", "test")):
+        write_pairs(tmp_path / split / "images", tmp_path / split / "masks", 4, seed)
+        change(tmp_path / split / "masks", lambda value: 255 * (value > 0))
+    change(tmp_path / "test" / "masks", lambda value: 128 if value else 0)
+    with pytest.warns(NortonWarning, match="0 and 255 alone"):
+        splits = load(tmp_path)
+    with pytest.raises(InputError, match=r"00\d.png has the value 128, and the 2 classes are 0, 255, where no"):
+        splits.test[0]
+
+
+def test_classes_that_never_occur_are_said(tmp_path):
+    write_folder(tmp_path, 10)
+    change(tmp_path / "masks", lambda value: 9 if value == 2 else value)
+    with pytest.warns(NortonWarning, match=r"10 classes, .* values up to 9, but only 3 occur: 0, 1, 9; data.classes"):
+        assert load(tmp_path).num_classes == 10

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -27,6 +27,18 @@ def test_it_learns(trained):
     before = evaluate(tiny(), digits(), **QUIET)
     after = evaluate(trained[0], digits(), **QUIET)
     assert before["top1"] < 35 < 80 < after["top1"] <= after["top5"] <= 100
+
+
+def test_other_classes_are_refused_and_another_normalisation_is_said():
+    net, data = tiny(), digits()
+    data._splits = replace(data.splits, classes=tuple("abcdefghij"))
+    net.classes = tuple("zbcdefghij")
+    with pytest.raises(norton.InputError, match=r"the data mnist5k have a in the place of z; give others"):
+        evaluate(net, data, **QUIET)
+    net.classes = data.classes
+    net.normalisation = ((0.4,), (0.2,))
+    with pytest.warns(NortonWarning, match=r"normalised by mean .*, where the network remembers mean \(0\.4\)"):
+        evaluate(net, data, **QUIET)
 
 
 def test_evaluate_is_the_literal_accuracy(trained):

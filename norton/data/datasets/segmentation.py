@@ -12,11 +12,12 @@ from norton.common.errors import InputError, warn
 from norton.data.assembling import Presentation, presented
 from norton.data.datasets.folder import NAMES
 from norton.data.datasets.torchvision import make
-from norton.data.masks import Files, MaskedPictures, count_classes
+from norton.data.masks import BLACK_AND_WHITE, Files, MaskedPictures, count_classes, values_in
 from norton.data.pairs import assemble_pairs
 from norton.data.pictures import ENDINGS, is_image
 from norton.data.splits import DATASETS, Splits
 
+LOOKED_AT = 100  # masks, where the classes are told, to see whether they are of 0 and 255
 IMAGES, MASKS = "images", "masks"
 LAYOUT = (
     "it must hold images/ and masks/ with files of the same names, and in both, or above both, train/, val/ and test/ "
@@ -44,8 +45,8 @@ def segmentation(
     """Images with masks, whose values are the numbers of classes.
 
     dataset: `folder` for one's own, `voc` or `cityscapes`.  classes: how many, or their names; by default counted in
-    the training masks.  ignore: the value of pixels that do not count; None where all do.  download, options: of
-    torchvision's, see `torchvision`.
+    the training masks.  ignore: the value of pixels that do not count; None where all do.  Of one's own masks of 0 and
+    255 alone, 255 is the class 1.  download, options: of torchvision's, see `torchvision`.
     """
     check_boolean("data segmentation: download", download)
     if ignore is not None and not (is_whole_number(ignore, 0) and ignore <= 255):
@@ -68,8 +69,15 @@ def _folder(root: Path, seed: int, how: Presentation, classes: Any, ignore: int 
     first = "train" if "train" in found else next(iter(found))
     if "train" not in found:  # who evaluates need not have it: whoever asks for what is missing is told so
         listed = dict.fromkeys(NAMES, partial(_no_training, root)) | listed
-    names = _names(classes) or tuple(map(str, range(count_classes(data, listed[first]().masks, ignore))))
-    sources = {split: MaskedPictures(data, files, len(names), ignore) for split, files in listed.items()}
+    names, numbers = _names(classes), None
+    if len(names) in (0, 2):
+        masks = listed[first]().masks
+        values = values_in(data, masks[:LOOKED_AT] if names else masks)
+        if values == [0, 255]:
+            warn(f"data {data}: its masks are of 0 and 255 alone: 255 is the class 1, and no value is ignored")
+            names, numbers, ignore = names or ("0", "1"), BLACK_AND_WHITE, None
+    names = names or tuple(map(str, range(count_classes(data, values, ignore))))
+    sources = {split: MaskedPictures(data, files, len(names), ignore, numbers) for split, files in listed.items()}
     return assemble_pairs(data, sources, names, ignore, seed, how)
 
 
