@@ -232,9 +232,10 @@ def evaluate(
 
 def check_same(net: nn.Module, data: KnownData) -> None:
     """Raise InputError where data have other classes than a network remembers; warn of another normalisation."""
-    if differs := difference(classes_of(net) or (), data.classes or ()):
+    own = classes_of(net) or ()
+    if differs := difference(own, data.classes or ()):
         raise InputError(
-            f"the network was trained on the classes {some(classes_of(net))}; the data {data.name} {differs}; give "
+            f"the network was trained on the classes {some(own)}; the data {data.name} {differs}; give "
             "others, or train a network for them with `fit`"
         )
     if other := other_normalisation(net, data.normalisation):
