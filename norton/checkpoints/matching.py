@@ -83,8 +83,9 @@ def check_matched(matched: Match, expected: State, path: str | Path, kind: str) 
     lines = [_described(key, expected, matched.left, matched.state) for key in matched.missing]
     lines += [f"{key} {_shape(matched.state[key])} of the file has no place" for key in matched.left]
     more = f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+    some = "1 name does" if len(lines) == 1 else f"{len(lines)} names do"
     raise InputError(
-        f"{path}: {len(lines)} names do not match the {kind}: {'; '.join(lines[:_SHOWN])}{more}; "
+        f"{path}: {some} not match the {kind}: {'; '.join(lines[:_SHOWN])}{more}; "
         "give the network that the file is of, or rename its tensors"
     )
 

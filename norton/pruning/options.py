@@ -74,7 +74,9 @@ class PruneOptions:
             raise InputError(f"filters is {self.filters!r}; give {{LAYER: '105, 8, 9, 11-13'}}")
         if self.compensate is not None and self.compensate not in COMPENSATIONS:
             known = " or ".join(COMPENSATIONS)
-            raise InputError(f"compensate is {self.compensate!r}; choose {known}, or None for not at all")
+            raise InputError(
+                f"compensate is {self.compensate!r}; choose {known}, or None (null in a command) for not at all"
+            )
 
     def compensates(self, images: Any) -> bool:
         """Whether layers are fitted to what they gave before, given these calibration images, or None."""

@@ -93,6 +93,10 @@ def folder(root: Path, seed: int, how: Presentation, broken: str = "refuse") -> 
     found = layout(root)
     first = found.get("test", found.get("val", found["train"]))  # so that who evaluates need not have train/
     classes = class_names(first, "data folder", advice=ADVICE)
+    if len(classes) < 2:
+        raise InputError(
+            f"data folder: {first} has only one class, {classes[0]}; there must be two or more to tell apart"
+        )
     sources: dict[str, Source] = {
         split: FolderPictures(ClassFolders(path, classes, "data folder", first.name), broken)
         for split, path in found.items()
