@@ -20,7 +20,7 @@ from norton.common.files import write_json
 from norton.deployment.comparing import deploy_alike
 from norton.graph.plan import plan_of
 from norton.measure.latency import Latency, latencies
-from norton.training import leave_devices
+from norton.training import HISTORY, epochs, leave_devices
 
 if TYPE_CHECKING:
     from norton.data.datamodule import ClassificationData
@@ -152,13 +152,26 @@ def measure(files: dict[str, Path], cfg: DictConfig, data: "ClassificationData",
     setting = f"{setting_text(cfg)}, rates {rates_text(cfg)}"
     title = f"{arch} on {data.name}" + (f": {setting}" if len(rows) > 1 else "")
     pictures.bar_picture(folder / "picture.png", panels, title)
+    curves = draw_trainings(files, arch, data)
     tables.print_table(rows, title)
     first, final = next(iter(nets)), name
     if times and costs[final].macs < costs[first].macs:
         speedup = times[first].milliseconds / times[final].milliseconds
         print(tables.speed_sentence(final, costs[first].macs / costs[final].macs, speedup))
-    print(f"written to {folder}/: config.yaml, metrics.json, table.md, picture.png, a checkpoint per stage")
+    written = ", ".join(["config.yaml, metrics.json, table.md, picture.png", *curves])
+    print(f"written to {folder}/: {written}, a checkpoint per stage")
     print(f"final checkpoint: {path}")
+
+
+def draw_trainings(files: Mapping[str, Path], arch: str, data: "ClassificationData") -> list[str]:
+    """The learning curve of each stage that was trained, beside its checkpoint; the names of the pictures."""
+    drawn = []
+    for name, path in files.items():
+        if found := epochs(path.with_suffix("") / HISTORY):
+            picture = path.with_suffix(".png")
+            pictures.curve_picture(picture, found, SCORES[data.task], f"{arch} on {data.name}: {name}")
+            drawn.append(picture.name)
+    return drawn
 
 
 def timed(nets: Mapping[str, nn.Module], data: "ClassificationData", cfg: DictConfig) -> dict[str, Latency]:

@@ -68,6 +68,26 @@ def series_picture(
     return save_figure(path, figure, title)
 
 
+def curve_picture(
+    path: str | Path, epochs: Sequence[Mapping[str, float]], scores: Mapping[str, str], title: str
+) -> Path:
+    """A training: its scores and its loss over the epochs.
+
+    epochs: as `norton.training.History` writes them.  scores: name → how it is called; those that were logged are drawn.
+    """
+    lines = {"fit": "training images", "val": "validation images"}
+    panels = {}
+    for name, called in {**scores, "loss": "loss"}.items():
+        scale = 1 if name == "loss" else 100
+        drawn = {
+            label: [(row["epoch"], scale * row[f"{split}/{name}"], 0) for row in epochs if f"{split}/{name}" in row]
+            for split, label in lines.items()
+        }
+        if drawn["val"]:
+            panels[called] = {label: points for label, points in drawn.items() if points}
+    return series_picture(path, panels, title, x="epoch", y="")
+
+
 def scatter_picture(
     path: str | Path, series: Mapping[str, Mapping[str, tuple]], title: str, accuracy: str = "top-1 %"
 ) -> Path:

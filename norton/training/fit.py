@@ -19,6 +19,7 @@ from norton.graph.copies import copied
 from norton.graph.layers import Form, set_form_
 from norton.training.classifier import Classifier
 from norton.training.distillation import Distillation
+from norton.training.history import HISTORY, History
 from norton.training.loaders import Data, OwnLoaders, as_data
 from norton.training.recipe import Recipe
 from norton.training.segmenter import Segmenter
@@ -45,8 +46,9 @@ def fit(
     """A trained copy of `net`, in evaluation mode, with the weights of the best epoch (see `Recipe.select_on`).
 
     data: of `norton.data`, or (train, val) or (train, val, test), loaders of batches (images, labels).  folder: takes
-    the training state after every epoch; with `resume`, a training found there goes on where it was, with the same
-    batches an uninterrupted one would have seen, unless own loaders shuffle otherwise.  teacher: a trained network that
+    the training state after every epoch, and the scores of each (`epochs.json`); with `resume`, a training found there
+    goes on where it was, with the same batches an uninterrupted one would have seen, unless own loaders shuffle
+    otherwise.  teacher: a trained network that
     this one learns from, where the recipe distills; it is not changed.  trainer_options: the Lightning Trainer's own.
     Where no epoch is better than `net` itself, a warning says so, and `net`'s weights are kept, unless the recipe has a
     sparsity.  The copy remembers the data, see `norton.checkpoints.about_data`.
@@ -165,7 +167,8 @@ def best_weights(
 ) -> dict[str, Tensor] | None:
     """Train a module and give the weights that its `net` had in the epoch with the largest `monitor`.
 
-    folder: takes the training state after every epoch; with `resume`, a training found there goes on where it was.
+    folder: takes the training state after every epoch, and the scores (`epochs.json`); with `resume`, a training found
+    there goes on where it was.
     keep_start: compare with the start too; None, with a warning, where no epoch is better.
     """
     folder = Path(folder)
@@ -178,7 +181,7 @@ def best_weights(
     bar = [TQDMProgressBar(refresh_rate=10)] if trainer_options.get("enable_progress_bar", True) else []
     start = StartScore(monitor)
     trainer = trainer_of(
-        callbacks=[best, last, start, *bar, *callbacks],
+        callbacks=[best, last, start, History(folder / HISTORY), *bar, *callbacks],
         num_sanity_val_steps=-1 if keep_start else 0,  # all of the validation, before the first epoch
         default_root_dir=folder,
         enable_model_summary=False,

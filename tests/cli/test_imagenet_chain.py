@@ -82,7 +82,7 @@ def test_whole_chain(tree, dense, tmp_path):
         f"decomposition.options.starts=1 out={tmp_path}/run"
     )
     assert "fine-tuned" in out
-    results = {"config.yaml", "metrics.json", "table.md", "picture.png", "logs", "3_finetune"}
+    results = {"config.yaml", "metrics.json", "table.md", "picture.png", "logs", "3_finetune", "3_finetune.png"}
     assert written(tmp_path / "run") == results | {"0_start.pt", "1_decompose.pt", "2_prune.pt", "3_finetune.pt"}
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     costs = {

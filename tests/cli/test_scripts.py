@@ -127,7 +127,7 @@ def test_pipeline_stops_and_goes_on(tmp_path, monkeypatch, capsys):
     )
     code, first, error = run_here(command, monkeypatch, capsys)
     assert code == 0, error[-2000:]
-    names = {"0_start.pt", "1_decompose.pt", "2_prune.pt", "3_finetune.pt", "3_finetune", "logs"}
+    names = {"0_start.pt", "1_decompose.pt", "2_prune.pt", "3_finetune.pt", "3_finetune", "3_finetune.png", "logs"}
     assert written(folder) == RESULTS | names
     metrics = json.loads((folder / "metrics.json").read_text())
     assert list(metrics) == ["dense", "decomposed", "pruned", "fine-tuned"]

@@ -14,7 +14,7 @@ from torch import nn
 
 import norton
 from norton.common.errors import NortonWarning
-from norton.training import Classifier, Recipe, evaluate, fit
+from norton.training import HISTORY, Classifier, Recipe, epochs, evaluate, fit
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +151,23 @@ def test_killed_and_resumed_training_gives_the_same_weights(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     a, b = (torch.load(folder / "done.pt") for folder in folders)
     assert same(a, b)
+    whole, killed = (epochs(folder / HISTORY) for folder in folders)
+    assert whole == killed and [row["epoch"] for row in whole] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_scores_of_each_epoch_are_written(trained):
+    rows = epochs(trained[1] / HISTORY)
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5]
+    assert {"fit/loss", "fit/top1", "val/loss", "val/top1", "val/top5"} <= set(rows[0])
+    best = evaluate(trained[0], digits(), split="val", **QUIET)["top1"]
+    assert max(100 * row["val/top1"] for row in rows) == pytest.approx(best, abs=1e-3)
+    assert rows[-1]["fit/loss"] < rows[0]["fit/loss"]
+
+
+def test_another_training_in_the_same_folder_begins_anew(tmp_path):
+    for epoch in (2, 1):
+        fit(tiny(), digits(), Recipe(epochs=epoch), folder=tmp_path, resume=False, limit_train_batches=2, **QUIET)
+        assert len(epochs(tmp_path / HISTORY)) == epoch
 
 
 def test_a_diverging_training_says_so(tmp_path):
