@@ -73,7 +73,7 @@ def curve_picture(
 ) -> Path:
     """A training: its scores and its loss over the epochs.
 
-    epochs: as `norton.training.History` writes them.  scores: name → how it is called; those that were logged are drawn.
+    epochs: as `norton.training.history` writes them.  scores: name → how it is called; drawn where it was logged.
     """
     lines = {"fit": "training images", "val": "validation images"}
     panels = {}
@@ -83,7 +83,7 @@ def curve_picture(
             label: [(row["epoch"], scale * row[f"{split}/{name}"], 0) for row in epochs if f"{split}/{name}" in row]
             for split, label in lines.items()
         }
-        if drawn["val"]:
+        if any(drawn.values()):
             panels[called] = {label: points for label, points in drawn.items() if points}
     return series_picture(path, panels, title, x="epoch", y="")
 
