@@ -103,14 +103,14 @@ def collect_claims(
     try:
         name = parse_name(path)
     except InputError as error:
-        name, unread = None, str(error)
+        name, unread = None, str(error) if resembles_name(path) else ""
     if name:
         contradictions = verification.find_contradictions(name, net)
         found["name"] = {"top1": name.top1} if contradictions else claims_of_name(name, net.num_classes)
     if entry:
         found["registry"] = claims_of_entry(entry)
     notes = [f"{said}; the file counts" for said in contradictions]
-    if unread and resembles_name(path):
+    if unread:
         notes.append(f"{unread}; the name is left out of account")
     if name and abs(found["file"].get("top1", name.top1) - name.top1) > verification.TOLERANCE:
         notes.append("the file and its name claim different accuracies; both are held against what is measured")
