@@ -161,7 +161,7 @@ def test_only_one_layer_can_be_taken_for_another(net, tmp_path):
 
 def test_what_has_no_place_is_named(net, tmp_path):
     state = {**net.state_dict(), "projection.weight": torch.ones(2, 6)}
-    with pytest.raises(norton.InputError, match=r"1 names do not match the Small: projection.weight 2×6 of the file"):
+    with pytest.raises(norton.InputError, match=r"1 name does not match the Small: projection.weight 2×6 of the file"):
         loaded(state, tmp_path)
 
 
