@@ -59,6 +59,13 @@ def test_splits_are_drawn_from_class_folders(classes):
             assert f"/{CLASSES[label]}/" in name
 
 
+def test_classes_may_be_called_as_splits_are(tmp_path):
+    for name, colour in (("train", "blue"), ("bus", "green"), ("test", "red")):
+        write_classes(tmp_path, {colour: 10})
+        (tmp_path / colour).rename(tmp_path / name)
+    assert load(tmp_path).classes == ("bus", "test", "train")
+
+
 def test_a_class_too_rare_for_a_drawn_split_is_said(tmp_path):
     root = write_classes(tmp_path, {"blue": 30, "green": 30, "red": 2})
     with pytest.warns(NortonWarning, match=r"the 6 val images, drawn from .*, have none of red; raise data.validation"):

@@ -125,13 +125,16 @@ def layout(root: Path) -> dict[str, Path]:
             raise InputError(f"data folder: {' and '.join(meant)} in {root.absolute()} mean the same; leave one there")
         if meant:
             found[split] = root / meant[0]
-    if "train" in found or (found and len(found) == len(folders)):
-        used = {path.name for path in found.values()}
-        if others := [name for name in folders if name not in used]:
+    used = {path.name for path in found.values()}
+    others = [name for name in folders if name not in used]
+    if others and not any(one.is_dir() for path in found.values() for one in path.iterdir()):
+        return {"train": root}  # they hold images, as the others do: classes that happen to be called so
+    if "train" in found or (found and not others):
+        if others:
             warn(
                 f"data folder: of {root.absolute()} only {', '.join(sorted(used))} count; left out are "
                 f"{', '.join(others[:5])}{', ...' * (len(others) > 5)}"
             )
         missing = NAMES if "train" not in found else ("train",)  # nothing to draw from: who evaluates need not have it
         return dict.fromkeys(missing, root / "train") | found
-    return {"train": root}  # class folders, of which one may happen to be called test
+    return {"train": root}  # class folders
