@@ -30,7 +30,7 @@ def other_test(net: nn.Module, data: "ClassificationData") -> str:
     if not differing and own not in (None, found):
         return f"they are drawn from {found}, where the file's are from {own}"
     return ", ".join(
-        f"data.{key}={data.settings.get(key)}, where the file has {remembered.get(key)}" for key in differing
+        f"data.{key}={_told(data.settings, key)}, where the file has {_told(remembered, key)}" for key in differing
     )
 
 
@@ -38,7 +38,8 @@ def _told(settings: Mapping[str, Any], key: str) -> Any:
     """A setting; where nobody told the share of a split, the one that is drawn by default."""
     from norton.data.assembling import OPTIONS, SHARES
 
-    return settings.get(key, {OPTIONS[split]: share for split, share in SHARES.items()}.get(key))
+    by_default = {OPTIONS[split]: share for split, share in SHARES.items()}
+    return settings.get(key, by_default.get(key))
 
 
 def check_classes(net: nn.Module, data: "ClassificationData") -> None:

@@ -63,6 +63,8 @@ def series_picture(
         axis.set_title(name, fontsize=10)
         axis.set_xlabel(x, fontsize=9)
         axis.set_ylabel(y, fontsize=9)
+        if all(isinstance(point[0], int) for points in lines.values() for point in points):
+            axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     return save_figure(path, figure, title)

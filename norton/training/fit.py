@@ -48,10 +48,10 @@ def fit(
     data: of `norton.data`, or (train, val) or (train, val, test), loaders of batches (images, labels).  folder: takes
     the training state after every epoch, and the scores of each (`epochs.json`); with `resume`, a training found there
     goes on where it was, with the same batches an uninterrupted one would have seen, unless own loaders shuffle
-    otherwise.  teacher: a trained network that
-    this one learns from, where the recipe distills; it is not changed.  trainer_options: the Lightning Trainer's own.
-    Where no epoch is better than `net` itself, a warning says so, and `net`'s weights are kept, unless the recipe has a
-    sparsity.  The copy remembers the data, see `norton.checkpoints.about_data`.
+    otherwise.  teacher: a trained network that this one learns from, where the recipe distills; it is not changed.
+    trainer_options: the Lightning Trainer's own.  Where no epoch is better than `net` itself, a warning says so, and
+    `net`'s weights are kept, unless the recipe has a sparsity.  The copy remembers the data, see
+    `norton.checkpoints.about_data`.
 
     Raises InputError at the end of an epoch whose loss is not finite, and for a teacher that is missing, that the
     recipe has no use for, or that does not fit, see `Distillation`.
@@ -238,11 +238,11 @@ def check_same(net: nn.Module, data: KnownData) -> None:
     own = classes_of(net) or ()
     if differs := difference(own, data.classes or ()):
         raise InputError(
-            f"the network was trained on the classes {some(own)}; the data {data.name} {differs}; give "
-            "others, or train a network for them with `fit`"
+            f"the network was trained on the classes {some(own)}; the data {data.name} {differs}; "
+            "give others, or train a network for them with `fit`"
         )
     if other := other_normalisation(net, data.normalisation):
-        warn(f"the images are {other}: it may know them less well")
+        warn(f"the images are {other}, so it may do worse on them than it can")
 
 
 def leave_devices() -> bool:

@@ -1,7 +1,7 @@
 """How images lie in memory while a network is trained or measured: channels last, where it takes them so.
 
-On a CPU that is up to a third faster, and nowhere slower (`benchmarks/train_step.py`).
-A network that flattens its features by `view` refuses them, so one is tried first.
+On a CPU a training step mostly takes 0.6 to 1.0 times as long (docs/results/speed.md); on a GPU it was not measured,
+and images stay as they are.  A network that flattens its features by `view` refuses them, so each is tried first.
 """
 
 from collections.abc import Sequence
