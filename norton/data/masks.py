@@ -79,13 +79,12 @@ class MaskedPictures:
         odd = values[(found >= self.classes) & (found != (-1 if self.ignore is None else self.ignore))]
         if odd.size:
             ignored = "no value is ignored" if self.ignore is None else f"{self.ignore} is ignored"
-            counted = (
-                ", ".join(map(str, np.flatnonzero(self.numbers < self.classes))) if self.numbers is not None else ""
-            )
+            known = f"0 to {self.classes - 1}"
+            if self.numbers is not None:
+                known = ", ".join(map(str, np.flatnonzero(self.numbers < self.classes)))
             raise InputError(
-                f"data {self.data}: {path} has the value {odd.min()}, and the {self.classes} classes are "
-                f"{counted or f'0 to {self.classes - 1}'}, where {ignored}; set data.classes or data.ignore, or mend "
-                "the mask"
+                f"data {self.data}: {path} has the value {odd.min()}, and the {self.classes} classes are {known}, "
+                f"where {ignored}; set data.classes or data.ignore, or mend the mask"
             )
         return found
 

@@ -270,6 +270,20 @@ def test_masks_of_0_and_255(tmp_path, options):
     assert torch.equal(splits.test[0][1], (plain > 0).long())
 
 
+def test_a_class_that_occurs_late_is_no_reason_to_take_255_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("norton.data.datasets.segmentation.LOOKED_AT", 3)
+    write_folder(tmp_path, 10)
+    plain = load(tmp_path, classes=3)
+    masks = sorted((tmp_path / "masks").iterdir())
+    for number, path in enumerate(masks):  # 255 is to be ignored; only the last masks have a class 1
+        Image.open(path).point(lambda value, late=number > 6: value if value in (0, 255) else int(late)).save(path)
+    splits = load(tmp_path, classes=2)
+    assert splits.num_classes == 2 and splits.ignore == IGNORED == plain.ignore
+    assert {1, IGNORED} <= {
+        int(v) for part in (splits.train, splits.val, splits.test) for _, m in part for v in m.unique()
+    }
+
+
 def test_another_value_beside_0_and_255_is_refused(tmp_path):
     for seed, split in enumerate(("train", "test")):
         write_pairs(tmp_path / split / "images", tmp_path / split / "masks", 4, seed)

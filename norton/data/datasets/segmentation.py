@@ -17,7 +17,7 @@ from norton.data.pairs import assemble_pairs
 from norton.data.pictures import ENDINGS, is_image
 from norton.data.splits import DATASETS, Splits
 
-LOOKED_AT = 100  # masks, where the classes are told, to see whether they are of 0 and 255
+LOOKED_AT = 100  # masks, where two classes are told, before all are read to see whether they are of 0 and 255
 IMAGES, MASKS = "images", "masks"
 LAYOUT = (
     "it must hold images/ and masks/ with files of the same names, and in both, or above both, train/, val/ and test/ "
@@ -71,14 +71,20 @@ def _folder(root: Path, seed: int, how: Presentation, classes: Any, ignore: int 
         listed = dict.fromkeys(NAMES, partial(_no_training, root)) | listed
     names, numbers = _names(classes), None
     if len(names) in (0, 2):
-        masks = listed[first]().masks
-        values = values_in(data, masks[:LOOKED_AT] if names else masks)
+        values = _values(data, listed[first]().masks, told=bool(names))
         if values == [0, 255]:
             warn(f"data {data}: its masks are of 0 and 255 alone: 255 is the class 1, and no value is ignored")
             names, numbers, ignore = names or ("0", "1"), BLACK_AND_WHITE, None
-    names = names or tuple(map(str, range(count_classes(data, values, ignore))))
+        names = names or tuple(map(str, range(count_classes(data, values, ignore))))
     sources = {split: MaskedPictures(data, files, len(names), ignore, numbers) for split, files in listed.items()}
     return assemble_pairs(data, sources, names, ignore, seed, how)
+
+
+def _values(data: str, masks: Sequence[Path], told: bool) -> list[int]:
+    """The values in masks; where the classes are told, of the first alone, unless those are of 0 and 255."""
+    if told and (first := values_in(data, masks[:LOOKED_AT])) != [0, 255]:
+        return first
+    return values_in(data, masks)
 
 
 def _names(classes: Any) -> tuple[str, ...]:
