@@ -14,10 +14,9 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 
 import norton
+from norton.cli.tables import print_table
 
 FORMS = ["factored", "grouped", "composed", "fast"]
 WAYS = [*FORMS, "fit"]
@@ -66,17 +65,17 @@ def main():
         ("resnet_56", 3, "[0.]+[0.2]*29"),
         *(("vgg_16_bn", rank, None) for rank in (1, 2, 3)),
     ]
-    table = Table("network", "rank", "rates", *(f"{way} ms" for way in WAYS), "fit / factored", "fit / fast")
-    results, slower = [], False
+    rows, results, slower = [], [], False
     for arch, rank, rates in cases:
         times = measure(arch, rank, rates, args)
         ratio, layout = (times["fit"] / times[other] for other in ("factored", "fast"))
         slower |= ratio > 1
-        table.add_row(
-            arch, str(rank), rates or "-", *(f"{1000 * times[w]:.0f}" for w in WAYS), f"{ratio:.2f}", f"{layout:.2f}"
-        )
-        results.append({"arch": arch, "rank": rank, "rates": rates, "seconds": times, "ratio": ratio})
-    Console().print(table)
+        milliseconds = {way: f"{1000 * times[way]:.0f}" for way in WAYS}
+        network = {"network": f"{arch}, pruned" if rates else arch, "rank": rank}
+        rows.append({**network, **milliseconds, "fit / factored": ratio, "fit / fast": layout})
+        ratios = {"to_factored": ratio, "to_fast": layout}
+        results.append({"arch": arch, "rank": rank, "rates": rates, "seconds": times, "ratios": ratios})
+    print_table(rows, f"milliseconds of a step, batch {args.batch}")
     print("FAIL: slower than the plain layer" if slower else "PASS: never slower than the plain layer")
     if args.json:
         args.json.write_text(json.dumps(results, indent=2))
