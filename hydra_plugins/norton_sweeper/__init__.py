@@ -30,7 +30,10 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         from experiments.sweeps.sweeper import sweep_grid
+        from norton.cli.program import (
+            quote,
+        )  # as on the command line, where compress_rate=[0.]+[0.2]*29 needs no quotes
 
-        overrides = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        overrides = [*(quote(f"{key}={value}") for key, value in self.params.items()), *arguments]
         loader = self.hydra_context.config_loader
         sweep_grid(self.config, loader, self.launcher, arguments, overrides, self.max_batch_size)

@@ -1,12 +1,21 @@
 """What a point of a sweep is: which settings make another one."""
 
+from types import SimpleNamespace
+
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
+import norton
+from experiments.sweeps.grid import expand, plan_points
 from experiments.sweeps.identity import fingerprint, meaning
+from hydra_plugins.norton_sweeper import GridSweeper
 from norton.cli.program import CONFIGS, quote
 
 pytestmark = pytest.mark.quick
+
+SWEEPS = sorted(path.stem for path in (CONFIGS / "experiment").glob("sweep_*.yaml"))
+SWEEPS = [name for name in SWEEPS if name not in ("sweep_cifar10", "sweep_vgg")]  # which others share
 
 
 def config(*overrides):
@@ -89,3 +98,21 @@ def test_a_checkpoint_counts_by_its_content(tmp_path):
     assert first == second != third
     one.write_bytes(b"changed")
     assert meant(f"checkpoint={one}") != first
+
+
+@pytest.mark.parametrize("experiment", SWEEPS)
+def test_the_grid_of_each_sweep_can_be_planned(experiment, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("experiments.sweeps.sweeper.sweep_grid", lambda *grid: asked.append(grid))
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose("ablation", [f"experiment={experiment}"], return_hydra_config=True)
+        network = "vgg_16_bn" if "vgg" in str(cfg.checkpoint) else "resnet_56"
+        checkpoint = norton.save(norton.build(network, num_classes=10), tmp_path / "net.pt")
+        params, loader = cfg.hydra.sweeper.params, GlobalHydra.instance().config_loader()
+        sweeper = GridSweeper(params=params)
+        sweeper.config, sweeper.launcher, sweeper.hydra_context = None, None, SimpleNamespace(config_loader=loader)
+        sweeper.sweep([f"checkpoint={checkpoint}"])
+        ((_, _, _, _, overrides, _),) = asked
+        grid, swept = expand(loader, overrides)
+        points = list(plan_points(grid, swept, lambda job: compose("ablation", [f"experiment={experiment}", *job])))
+    assert set(swept) == set(params) and len({planned.label for planned in points}) == len(points) == len(grid)
