@@ -21,7 +21,7 @@ def bar_picture(path: str | Path, panels: Mapping[str, Mapping[str, float]], tit
     figure, axes = _figure(len(panels), 3.1 * len(panels), 3.4)
     for axis, (name, bars) in zip(axes, panels.items(), strict=True):
         drawn = axis.bar(list(bars), list(bars.values()), color=COLOURS[: len(bars)], width=0.7)
-        axis.bar_label(drawn, fmt=lambda v: f"{v:.3g}" if v < 100 else f"{v:.0f}", padding=2, fontsize=8)
+        axis.bar_label(drawn, fmt=lambda v: f"{v:.4g}" if v < 100 else f"{v:.0f}", padding=2, fontsize=8)
         axis.set_title(name, fontsize=10)
         axis.tick_params(axis="x", labelrotation=30, labelsize=8)
         axis.margins(y=0.15)
@@ -59,7 +59,7 @@ def series_picture(
     for axis, (name, lines) in zip(axes, panels.items(), strict=True):
         for colour, (label, points) in zip(COLOURS, lines.items(), strict=False):
             xs, ys, errors = zip(*points, strict=True)
-            axis.errorbar(xs, ys, yerr=errors, label=label, color=colour, marker="o", capsize=3)
+            axis.errorbar(xs, ys, yerr=errors if any(errors) else None, label=label, color=colour, marker="o", capsize=3)
         axis.set_title(name, fontsize=10)
         axis.set_xlabel(x, fontsize=9)
         axis.set_ylabel(y, fontsize=9)
