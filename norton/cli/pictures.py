@@ -59,7 +59,8 @@ def series_picture(
     for axis, (name, lines) in zip(axes, panels.items(), strict=True):
         for colour, (label, points) in zip(COLOURS, lines.items(), strict=False):
             xs, ys, errors = zip(*points, strict=True)
-            axis.errorbar(xs, ys, yerr=errors if any(errors) else None, label=label, color=colour, marker="o", capsize=3)
+            spread = errors if any(errors) else None
+            axis.errorbar(xs, ys, yerr=spread, label=label, color=colour, marker="o", capsize=3)
         axis.set_title(name, fontsize=10)
         axis.set_xlabel(x, fontsize=9)
         axis.set_ylabel(y, fontsize=9)
