@@ -35,5 +35,6 @@ from .pruning import list_criteria as list_criteria
 from .pruning import prune as prune
 from .pruning.rates import format_rates as format_rates
 from .pruning.rates import parse_rates as parse_rates
+from .training.refining import refine as refine
 
 __version__: str
