@@ -3,8 +3,10 @@
 `recipe.py` holds the recipe (`Recipe`), `task.py` what the modules that train by it share, `classifier.py` and
 `segmenter.py` one for each task of the data, `distillation.py` what a teacher adds to the loss, `layout.py` how images
 lie in memory, `history.py` the scores of each epoch, `fit.py` the two verbs: `fit` trains a copy of a network and keeps
-its best epoch, `evaluate` measures one.  `loaders.py` takes a user's own loaders in the place of data.  Data come as a
-`ClassificationData` of `norton.data`; which settings they were made of is not known here.
+its best epoch, `evaluate` measures one.  `refining.py` has the verb that needs no labels, `refine`; `descent.py` is
+how, `mixing.py` on which images, `answers.py` how far a network is from the dense one.  `loaders.py` takes a user's own
+loaders in the place of data.  Data come as a `ClassificationData` of `norton.data`; which settings they were made of is
+not known here.
 
 May import all rooms below, `norton.data` and `norton.graph` above all; `norton.cli` fills recipes from configs, and
 `detection` trains its own module by `best_weights`.  Importing this room imports Lightning, which takes seconds: the
