@@ -102,6 +102,7 @@ class Descent:
         clock: Clock,
     ):
         self.how, self.clock = how, clock
+        self.settings = asdict(how) | {"moving": list(names)}
         self.student, self.teacher = (set_form_(copied(as_float32(one)), "fast").eval() for one in (net, dense))
         self.teacher.requires_grad_(False)
         self.device = next(self.student.parameters()).device
@@ -190,7 +191,7 @@ class Descent:
             state = torch.load(path, map_location=self.device, weights_only=True)
         except Exception as error:  # whatever torch raises of a file that is not its own
             raise InputError(f"{path} cannot be read ({first_line(error)}); remove it to begin anew") from error
-        if state["settings"] != asdict(self.how) or state["weights"].keys() != self.best.keys():
+        if state["settings"] != self.settings or state["weights"].keys() != self.best.keys():
             warn(f"{path} is of a refinement with other settings; this one begins anew")
             return
         self.student.load_state_dict(state["weights"])
@@ -202,7 +203,7 @@ class Descent:
 
     def _state(self) -> Mapping[str, Any]:
         return {
-            "settings": asdict(self.how),
+            "settings": self.settings,
             "weights": self.student.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "mixing": self.mixing.state_dict(),

@@ -193,6 +193,8 @@ def test_a_state_of_other_settings_is_left(dense, small, tmp_path):
     with pytest.warns(NortonWarning, match="other settings; this one begins anew"):
         other = refined(small, dense, some(), Refining(steps=11, **STEPS), folder=tmp_path)
     assert other.steps == 11
+    with pytest.warns(NortonWarning, match="other settings; this one begins anew"):
+        refined(small, dense, some(), Refining(steps=11, **STEPS), skip=["9"], folder=tmp_path)
     (tmp_path / STATE).write_bytes(b"torn")
     with pytest.raises(norton.InputError, match=r"refine\.pt cannot be read .*; remove it"):
         refined(small, dense, some(), Refining(steps=10, **STEPS), folder=tmp_path)
