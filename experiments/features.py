@@ -14,6 +14,7 @@ from experiments.explanation.maps import CHANCE, Explanation, agreement, explain
 from experiments.nmse import open_files
 from norton.cli import opening, pictures, program, tables
 from norton.cli.data_checks import check_classes
+from norton.cli.images import normalisation_of
 from norton.cli.rows import dense_cost
 from norton.cli.settings import check_settings, plain
 from norton.common.checks import check_whole_number
@@ -165,7 +166,7 @@ def own_pictures(cfg: DictConfig, net: nn.Module, data: "ClassificationData") ->
     files = image_files(plain(cfg.images))
     if len(files) > MOST_ROWS:
         raise norton.InputError(f"images: {len(files)} files; a figure has at most {MOST_ROWS} rows, list some of them")
-    how = opening.normalisation_of(data)
+    how = normalisation_of(data)
     return Pictures(read_files(files, net.input_size, how, data.name), None, [file.name for file in files])
 
 

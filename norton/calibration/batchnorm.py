@@ -62,7 +62,7 @@ def adapt_batchnorm_(
             _set_(norms, before)
             return None
         errors[choice] = error
-    best = min(CHOICES, key=lambda choice: errors[choice])  # of equal ones the first, which changes least
+    best = min(CHOICES, key=lambda choice: _comparable(errors[choice]))  # of equal ones the first, which changes least
     _set_(norms, found[best])
     return Adapted(best, errors)
 
@@ -178,6 +178,11 @@ def _relative_error(found: list[list[Tensor]], wanted: list[list[Tensor]]) -> fl
         spread = (t - t.mean(0)).square().sum()
         ratios.append(((y - t).square().sum() / spread.clamp_min(torch.finfo(t.dtype).tiny)).item())
     return sum(ratios) / len(ratios)
+
+
+def _comparable(error: float) -> float:
+    """An error that is undefined is worse than any other."""
+    return error if error == error else float("inf")
 
 
 def _statistics(norms: list[Any]) -> list[tuple[Tensor, ...]]:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, TypeAlias
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from norton.calibration.batches import Images
-from norton.common.errors import InputError, warn
+from norton.common.errors import InputError, first_line, warn
 from norton.graph.inputs import Example
 from norton.graph.layers import network_in
 
@@ -33,8 +34,10 @@ def read_images(
 
     Raises InputError for an iterable that gives no batch, and for a batch with its labels in the place of batches.
     """
+    kind = type(images).__name__
     if isinstance(images, Dataset):
-        images = DataLoader(_from_all_over(images), batch_size=128)
+        with _read(kind):
+            images = DataLoader(_from_all_over(images), batch_size=128)
     if (
         isinstance(images, Tensor | str | Mapping)
         or not isinstance(images, Iterable)
@@ -44,13 +47,15 @@ def read_images(
     if isinstance(images, list | tuple) and _is_batch(images):
         raise InputError("calibration images are one batch with its labels; give a list of batches, [(images, labels)]")
     takes, examples, found = _Arguments.of(network_in(net)), [], []
-    for batch in images if isinstance(images, Sequence) else _first(images):
+    with _read(kind):
+        batches = list(images if isinstance(images, Sequence) else _first(images))
+    for batch in batches:
         example, own = takes.split(batch)
         examples.append(example)
         found.append(own)
     if not examples:
         raise InputError(
-            f"calibration images: {type(images).__name__} gives no batch; give some, as a list where "
+            f"calibration images: {kind} gives no batch; give some, as a list where "
             "they are used more than once, for a generator can be read only once"
         )
     if labels is None and all(own is not None for own in found):
@@ -63,7 +68,23 @@ def _is_batch(images: Sequence[Any]) -> bool:
     if len(images) != 2 or not all(isinstance(one, Tensor) for one in images):
         return False
     first, second = images
+    if first.dim() > 2 and second.dim() == 2 and len(second) == len(first):
+        return True  # a row for each, such as its classes one-hot
     return first.dim() > 1 and second.shape == first.shape[:1] and not second.is_floating_point()
+
+
+@contextmanager
+def _read(kind: str) -> Iterator[None]:
+    """Raise InputError for whatever a user's own dataset or loader raises."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        raise InputError(
+            f"calibration images: {kind} cannot be read ({first_line(error)}); it must give tensors, as a transform "
+            "makes them of pictures, and say its length"
+        ) from error
 
 
 def _from_all_over(images: Dataset) -> Dataset:

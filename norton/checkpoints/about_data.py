@@ -45,6 +45,14 @@ def remember_(net: nn.Module, content: Mapping[str, Any]) -> None:
         net.data_settings = dict(content["data"])
 
 
+def is_normalisation(value: Any) -> bool:
+    """Whether a file's value is none, or mean and standard deviation in as many numbers each."""
+    if value is None:
+        return True
+    parts = [part for part in value if isinstance(part, list | tuple) and all(type(n) in (int, float) for n in part)]
+    return len(value) == len(parts) == 2 and len(parts[0]) == len(parts[1])
+
+
 def forget_classes_(net: nn.Module) -> None:
     """Let a network with a fresh classifier forget the old one's data in place; images are normalised as before."""
     net.classes = net.data_settings = None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from norton.checkpoints import packing
 from norton.checkpoints.about_data import about_data
-from norton.checkpoints.matching import CONTAINERS, state_dict_in
+from norton.checkpoints.matching import CONTAINERS, Found, state_dict_in
 from norton.common.errors import InputError, first_line, warn
 from norton.common.files import write_whole
 from norton.graph.input_sizes import stated_batch, stated_size
@@ -115,16 +115,27 @@ def read(path: str | Path) -> dict[str, Any]:
         raise InputError(f"no checkpoint at {path}; give the path of a file written by norton.save or published")
     content = _plain_content(path)
     found = state_dict_in(content)
-    if found is None or not found[0]:
+    if found is None or not found.state:
         raise InputError(f"{path}: {_without_weights(content)}")
-    state, key, others = found
-    assumed = [f"its weights are those under {key}"] if key not in ("", "state_dict") or others else []
-    if others:
-        assumed[0] += f", not under {', '.join(others)}"
-    about = {} if key == "" else content
-    if "format" not in about and not isinstance(about.get("metrics"), Mapping):
+    about = {} if found.key == "" else content
+    if not is_own(about) and not isinstance(about.get("metrics"), Mapping):
         about = {**about, "metrics": {}}  # a published file may have anything there
-    return {**about, "state_dict": state, "assumed": assumed}
+    return {**about, "state_dict": found.state, "assumed": _assumed(found)}
+
+
+def is_own(content: Mapping[str, Any]) -> bool:
+    """Whether a file's content is of `norton.save`, whatever its version; other programs may call something format."""
+    return type(content.get("format")) is int or "plan" in content
+
+
+def _assumed(found: Found) -> list[str]:
+    """What is taken for granted of where a file has its weights."""
+    others = ", ".join(found.others)
+    if found.key == "":
+        return [f"{others} beside its tensors is left out"] if others else []
+    if found.key == "state_dict" and not others:
+        return []
+    return [f"its weights are those under {found.key}{f', not under {others}' if others else ''}"]
 
 
 def _without_weights(content: Any) -> str:

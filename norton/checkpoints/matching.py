@@ -7,7 +7,7 @@ cannot be matched is listed; nothing is guessed silently.
 
 import difflib
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from norton.common.errors import InputError
 
-# Where other programs keep a state dict, the first that is there first; those of averaged weights last.
+# Where other programs keep a state dict.  Of several the one with the most tensors counts, else the first of these;
+# those of averaged weights are last.
 CONTAINERS = (
     *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "params", "weights"),
     *("state_dict_ema", "ema_state_dict", "model_ema", "ema", "params_ema"),
@@ -25,6 +26,7 @@ CONTAINERS = (
 _BETWEEN = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _AUXILIARY = "aux_classifier."  # of torchvision's segmentation networks: for training alone, and costly
 _COUNTER = "num_batches_tracked"  # of BatchNorm, which older files lack
+_DEEPEST = 8  # containers inside of containers
 _SHOWN = 6  # of the names that do not match
 State: TypeAlias = Mapping[str, Tensor]
 
@@ -41,17 +43,29 @@ class Match(NamedTuple):
     left: list[str]
 
 
-def state_dict_in(content: Any) -> tuple[dict[str, Any], str, list[str]] | None:
-    """The state dict in what a file holds, the key that it was under, and the keys of others; None if there is none."""
-    if not isinstance(content, Mapping):
+class Found(NamedTuple):
+    """A state dict in what a file holds; the key that it was under, and the keys of what else is there."""
+
+    state: dict[str, Tensor]
+    key: str
+    others: list[str]
+
+
+def state_dict_in(content: Any, depth: int = 0) -> Found | None:
+    """The state dict in what a file holds; None if there is none."""
+    if not isinstance(content, Mapping) or depth > _DEEPEST:
         return None
-    if content and all(isinstance(value, Tensor) for value in content.values()):
-        return {str(key): value for key, value in content.items()}, "", []
-    found = [(key, inner) for key in CONTAINERS if (inner := state_dict_in(content.get(key))) is not None]
-    if not found:
-        return None
-    (key, (state, below, others)), *rest = found
-    return state, f"{key}.{below}".rstrip("."), [*others, *(key for key, _ in rest)]
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if tensors and len(tensors) == len(content):
+        return Found(tensors, "", [])
+    inner = {key: found for key in CONTAINERS if (found := state_dict_in(content.get(key), depth + 1)) is not None}
+    if inner:
+        key, found = max(inner.items(), key=lambda one: len(one[1].state))  # of equally many the first
+        return Found(found.state, f"{key}.{found.key}".rstrip("."), [*found.others, *(k for k in inner if k != key)])
+    beside = [str(key) for key, value in content.items() if str(key) not in tensors]
+    if tensors and all(isinstance(content[key], int | float | str | None) for key in content if str(key) in beside):
+        return Found(tensors, "", beside)  # numbers and texts, such as that of the epoch
+    return None
 
 
 def match(state: State, expected: State) -> Match:
@@ -61,11 +75,24 @@ def match(state: State, expected: State) -> Match:
     """
     assumed: list[str] = []
     found = dict(state)
-    steps = (_without_between, _without_wrapper, _without_auxiliary, _with_classifier, _with_counters, _in_precision)
-    for step in steps:
+    names = (_without_between, _without_wrapper, _without_auxiliary, _with_classifier)
+    for step in (*names, _with_counters, _counting, _in_precision):
         found = step(found, expected, assumed)
     missing = [key for key in expected if key not in found]
     return Match(found, assumed, missing, [key for key in found if key not in expected])
+
+
+def check_one_network(state: State, expected: State, path: str | Path) -> None:
+    """Raise InputError where a file has a whole network under several prefixes: a teacher beside a student, say."""
+    whole = {key for key in expected if not key.endswith(_COUNTER)}
+    if whole <= state.keys():
+        return
+    counts = Counter(prefix for key in state for prefix, rest in _cuts(key) if rest in whole)
+    found = sorted(prefix for prefix, count in counts.items() if count == len(whole))
+    if len(found) > 1:
+        raise InputError(
+            f"{path}: has the whole network {len(found)} times, as {_some(found)}; save the one that you mean by itself"
+        )
 
 
 def layer_of(key: str) -> str:
@@ -125,21 +152,28 @@ def _without_wrapper(state: State, expected: State, assumed: list[str]) -> dict[
         inside = {key.removeprefix(outer): value for key, value in state.items() if key.startswith(outer)}
         others = {key: value for key, value in state.items() if not key.startswith(outer)}
         if others and all(key in inside or key.endswith(_COUNTER) for key in expected):
-            assumed.append(f"{', '.join(others)} beside the network is left out")  # a counter, the weights of a loss
+            # A counter, the weights of a loss.
+            assumed.append(f"{_some(others)} beside the network {'is' if len(others) == 1 else 'are'} left out")
             return inside
         return others | inside
     assumed.append(f"{inner} is put before its names")
     return {inner + key: value for key, value in state.items()}
 
 
+def _some(names: Collection[str]) -> str:
+    return ", ".join([*names][:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _cuts(key: str) -> Iterator[tuple[str, str]]:
+    """The ways to take a prefix, with its dot, off a name."""
+    parts = key.split(".")
+    for place in range(1, len(parts)):
+        yield ".".join(parts[:place]) + ".", ".".join(parts[place:])
+
+
 def _common_prefix(longer: Collection[str], shorter: Collection[str]) -> tuple[str, int]:
     """What most names have before one of the others, with the dot, and how many have it."""
-    counts: Counter[str] = Counter()
-    for key in longer:
-        parts = key.split(".")
-        for place in range(1, len(parts)):
-            if ".".join(parts[place:]) in shorter:
-                counts[".".join(parts[:place]) + "."] += 1
+    counts = Counter(prefix for key in longer for prefix, rest in _cuts(key) if rest in shorter)
     return max(counts.items(), key=lambda item: (item[1], -len(item[0])), default=("", 0))
 
 
@@ -174,6 +208,12 @@ def _with_counters(state: State, expected: State, assumed: list[str]) -> dict[st
     if counters:
         assumed.append(f"{len(counters)} counters of batches ({_COUNTER}), which older files lack, are 0")
     return dict(state) | {key: torch.zeros((), dtype=torch.int64) for key in counters}
+
+
+def _counting(state: State, expected: State, assumed: list[str]) -> dict[str, Tensor]:
+    """With counters of batches in whole numbers, which some programs turn into others with all else."""
+    odd = {key for key, value in state.items() if key.endswith(_COUNTER) and value.is_floating_point()}
+    return {key: value.long() if key in odd else value for key, value in state.items()}
 
 
 def _variance(counter: str) -> str:

@@ -1,5 +1,7 @@
 """Networks with weights that others trained: torchvision's and timm's by name, or a file's."""
 
+import hashlib
+import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,9 +11,9 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
-from norton.checkpoints.files import read
+from norton.checkpoints.files import is_own, read
 from norton.checkpoints.heads import with_fresh_head
-from norton.checkpoints.matching import check_matched, match
+from norton.checkpoints.matching import check_matched, check_one_network, match
 from norton.checkpoints.rebuilding import load_strictly_, say_assumed
 from norton.common.errors import InputError, first_line
 from norton.common.extras import optional
@@ -54,6 +56,7 @@ def pretrained(
     size = input_size if input_size is not None or not _takes_size(arch) else found.size
     net = dense_network(arch, num_classes, size, kwargs)
     expected = net.state_dict()
+    check_one_network(found.state, expected, weights)
     matched = match(found.state, expected)
     check_matched(matched, expected, weights, arch)
     state, assumed = matched.state, [*found.assumed, *matched.assumed]
@@ -84,7 +87,7 @@ def _takes_size(arch: str) -> bool:
 
 def _of_file(arch: str, weights: str | Path) -> _Published:
     content = read(weights)
-    if "format" in content:
+    if is_own(content):
         raise InputError(f"{weights}: is a checkpoint of norton.save; open it as such, with checkpoint= or norton.load")
     return _Published(content["state_dict"], assumed=content["assumed"])
 
@@ -103,9 +106,10 @@ def _of_torchvision(arch: str, weights: str | Path) -> _Published:
         )
     chosen = enum[str(weights)]
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(chosen.url).path).name
+    check_published(path, weights)
     try:
         state = chosen.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as error:  # no network; a file that is damaged, or of another checksum
+    except (OSError, RuntimeError) as error:  # no network, or another checksum
         raise InputError(
             f"weights={weights}: looked for {path}, and could not fetch {chosen.url} ({first_line(error)}); put the "
             "file there"
@@ -117,6 +121,23 @@ def _of_torchvision(arch: str, weights: str | Path) -> _Published:
     return _Published(state, (3, side, side) if side else None, normalisation)
 
 
+def check_published(path: Path, weights: str | Path) -> None:
+    """Raise InputError for a file in the cache whose checksum is not the one in its name.
+
+    torch checks what it fetches alone, and takes whatever lies there by that name.
+    """
+    published = re.search(r"-([a-f0-9]{8,})\.", path.name)
+    if published is None or not path.is_file():
+        return
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(published[1]):
+        raise InputError(
+            f"weights={weights}: {path} is damaged or another file: its checksum is {found[:8]}, not {published[1]}; "
+            "remove it, so that it is fetched again"
+        )
+
+
 def _of_timm(arch: str, weights: str | Path) -> _Published:
     with optional():
         import timm
@@ -124,7 +145,7 @@ def _of_timm(arch: str, weights: str | Path) -> _Published:
     name = name if weights == "DEFAULT" else f"{name.partition('.')[0]}.{weights}"
     try:
         net = timm.create_model(name, pretrained=True)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(f"weights={weights}: timm has no weights for {name} ({first_line(error)})") from None
     config = net.pretrained_cfg
     return _Published(net.state_dict(), tuple(config["input_size"]), (tuple(config["mean"]), tuple(config["std"])))

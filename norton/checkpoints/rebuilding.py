@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norton.checkpoints.about_data import TYPES, forget_classes_, remember_
-from norton.checkpoints.files import FORMAT, read
+from norton.checkpoints.about_data import TYPES, forget_classes_, is_normalisation, remember_
+from norton.checkpoints.files import FORMAT, is_own, read
 from norton.checkpoints.heads import other_classes, telling_apart, with_fresh_head
-from norton.checkpoints.matching import check_matched, layer_of, match
+from norton.checkpoints.matching import check_matched, check_one_network, layer_of, match
 from norton.checkpoints.published_layout import network_of_shapes
 from norton.common.checks import checked_input_size
 from norton.common.errors import InputError, first_line, warn
@@ -80,7 +80,7 @@ def rebuild(
     input_size: (channels, height, width) of the images of a network of one's own, in the place of what the file or the
     network says.
     """
-    published, state = "format" not in content, content["state_dict"]
+    published, state = not is_own(content), content["state_dict"]
     assumed: list[str] = []
     if published:
         rebuilt = net_of_names(state, path, arch, input_size, kwargs) if net is None else copied(network_in(net))
@@ -111,7 +111,7 @@ def rebuild(
         )
     say_assumed(path, assumed, strict)
     load_strictly_(rebuilt, state, path)
-    if published:
+    if published and ("compress_rate" in content or ranks_in(rebuilt) != {0}):  # else a process has that rank
         _check_stated(rebuilt, path, content.get("rank"), content.get("compress_rate"), "the file says")
     _check_stated(rebuilt, path, rank, compress_rate, "told")
     return rebuilt.eval()
@@ -156,6 +156,7 @@ def _differs(expected: Tensor, found: Tensor | None) -> bool:
 def _matched(content: Mapping[str, Any], net: nn.Module, path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors of a file from elsewhere under the names of a network, and what was taken for granted."""
     expected = net.state_dict()
+    check_one_network(content["state_dict"], expected, path)
     matched = match(content["state_dict"], expected)
     check_matched(matched, expected, path, getattr(net, "arch", None) or type(net).__name__)
     return matched.state, [*content.get("assumed", ()), *matched.assumed]
@@ -170,13 +171,16 @@ def say_assumed(path: str | Path, assumed: Sequence[str], strict: bool) -> None:
 
 
 def network_of_plan(content: Mapping[str, Any], path: str | Path, arch: str | None, net: nn.Module | None) -> nn.Module:
-    if not isinstance(content["format"], int) or content["format"] != FORMAT:
-        raise InputError(f"{path}: format {content['format']!r} is not {FORMAT}; use the Norton version that wrote it")
+    if type(content.get("format")) is not int or content["format"] != FORMAT:
+        raise InputError(
+            f"{path}: format {content.get('format')!r} is not {FORMAT}; use the Norton version that wrote it"
+        )
     types = {"plan": list, "metrics": dict, "lineage": list, "arch": str | None, "num_classes": int | None}
     older = dict.fromkeys(("input_size", "input_batch", "kwargs", *TYPES))  # which older files lack
     content = {**older, **content}
     types |= {"input_size": list | None, "input_batch": int | None, "kwargs": dict | None, **TYPES}  # type: ignore[misc]
     wrong = [key for key, kind in types.items() if key not in content or not isinstance(content[key], kind)]
+    wrong += ["normalisation"] * (not wrong and not is_normalisation(content["normalisation"]))
     if wrong:
         raise InputError(f"{path}: its {', '.join(wrong)} are missing or of the wrong type; write the file again")
     if arch is not None and content["arch"] != arch:

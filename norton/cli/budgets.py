@@ -8,7 +8,8 @@ from torch import nn
 
 import norton
 from norton.budget.choice import Choice
-from norton.cli.opening import Data, calibration_images
+from norton.cli.images import calibration_images
+from norton.cli.opening import Data
 from norton.cli.settings import budget_options, calibration
 from norton.cli.steps import pruning_with_data
 from norton.common.files import write_json

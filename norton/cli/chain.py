@@ -91,13 +91,22 @@ class Chain:
             net, errors, adapted = self._compressed(stage, step)
             if adapted is not None:
                 record["batchnorm"] = {"choice": adapted.choice, "output errors": adapted.errors}
-        if self.data is not None and self.data.opened:
-            from norton.training import remember_data_  # Lightning takes seconds to import; who opened data has it
-
-            remember_data_(net, self.data)
-        elif self.data is not None and any(self.cfg.data.get(key) is not None for key in ("mean", "std")):
-            net.normalisation = self.data.told_normalisation or getattr(net, "normalisation", None)
+        self._remember_(net)
         return self._stage(net.eval(), [*stage.lineage, record], stage, errors)
+
+    def _remember_(self, net: nn.Module) -> None:
+        """Let a network remember the data of a step, in place, where it knows of none; a training says so itself."""
+        if self.data is None:
+            return
+        if self.data.opened:
+            from norton.training import remember_if_new_  # Lightning takes seconds to import; who opened data has it
+
+            remember_if_new_(net, self.data)
+        elif getattr(net, "normalisation", None) is None and self._says_normalisation():
+            net.normalisation = self.data.told_normalisation
+
+    def _says_normalisation(self) -> bool:
+        return any(self.cfg.data.get(key) is not None for key in ("mean", "std"))
 
     def opened(self, path: Path, before: Stage) -> Stage:
         """The stage after a step whose network lies in a file; before: the stage that it was made from."""

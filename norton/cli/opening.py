@@ -1,4 +1,4 @@
-"""What the settings name, opened: networks, data, calibration images."""
+"""What the settings name, opened: networks and data."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import nn
 
 from norton.checkpoints.about_data import classes_of, difference
 from norton.checkpoints.claims import SCORES
@@ -23,7 +23,6 @@ from norton.models.foreign import is_path
 
 if TYPE_CHECKING:
     from norton.data.datamodule import ClassificationData
-    from norton.data.normalising import Normalisation
 
 DIGITS = "clutter"  # the data of experiments where nobody says which
 EXAMPLES = {"torchvision": "cifar100", "huggingface": "beans"}  # names of data of libraries
@@ -285,58 +284,6 @@ def check_latency_batch(cfg: DictConfig, data: "ClassificationData") -> None:
         raise InputError(
             f"latency_batch is {cfg.latency_batch}; the test split of {data.name} has {len(data.splits.test)} images"
         )
-
-
-def calibration_images(net: nn.Module, cfg: DictConfig, data: Data) -> Tensor | None:
-    """Unlabelled images, transformed as for evaluation: of a folder, or training images; None where there are none.
-
-    data: also says how images of a folder are normalised.
-    """
-    c, dtype = cfg.calibration, next(net.parameters()).dtype
-    if c.folder is not None:
-        from norton.data.pictures import read_pictures
-
-        images = read_pictures(c.folder, net.input_size, normalisation_of(known(data)), c.images, known(data).name)
-        if len(images) < 2:
-            raise InputError(f"calibration.folder: {c.folder} holds {len(images)} image; give a few hundred")
-        return images.to(dtype)
-    if c.images is None:
-        return None
-    return known(data).calibration_images(at_hand(known(data), c.images)).to(dtype)
-
-
-def at_hand(data: "ClassificationData", count: int) -> int:
-    """So many training images, or as many as there are, which is said."""
-    found = len(data.splits.calibration)
-    if found < count:
-        warn(f"data={data.name}: {found} training images, of calibration.images={count} asked for")
-    return min(found, count)
-
-
-def normalisation_of(data: "ClassificationData") -> "Normalisation":
-    """How images of the data are normalised, or InputError where nothing says it."""
-    if data.normalisation is None:
-        raise InputError(f"nothing says how the images of data={data.name} are normalised; give data.mean and data.std")
-    return data.normalisation
-
-
-def images_for_batchnorm(net: nn.Module, cfg: DictConfig, data: Data) -> tuple[Tensor, Tensor]:
-    """Images to estimate statistics from, augmented as for training where they come of `data`, and others to judge by.
-
-    Those to judge by were used for nothing else; where there are none, they are the calibration images themselves.
-    """
-    c, images = cfg.calibration, calibration_images(net, cfg, data)
-    assert images is not None
-    if c.folder is not None:
-        from norton.data.pictures import read_pictures
-
-        name, how = known(data).name, normalisation_of(known(data))
-        others = read_pictures(c.folder, net.input_size, how, c.images, name, others=c.held_out).to(images.dtype)
-        return images, others if len(others) > 1 else images
-    data, count = known(data), len(images)
-    there = min(count + c.held_out, len(data.splits.calibration))
-    others = data.calibration_images(there)[count:].to(images.dtype)
-    return data.images("train", count).to(images.dtype), others if len(others) > 1 else images
 
 
 def settle_auto(cfg: DictConfig, data: Data) -> None:

@@ -163,7 +163,10 @@ def forsake_folder(cfg: DictConfig) -> None:
 
 def check_folder(cfg: DictConfig) -> None:
     """Raise InputError, before any work, for a folder that `open_folder` will refuse."""
-    config = Path(str(cfg.out)) / "config.yaml"
+    folder = Path(str(cfg.out))
+    if (taken := next((path for path in (folder, *folder.parents) if path.exists()), folder)).is_file():
+        raise InputError(f"out={folder}: {taken} is a file; choose a folder that is new, or of the same run")
+    config = folder / "config.yaml"
     if config.exists() and not _is_of(config, cfg):
         raise InputError(
             f"{config.parent} holds a run with other settings (config.yaml); choose another out= or remove it"

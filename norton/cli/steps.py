@@ -10,17 +10,9 @@ from torch import nn
 import norton
 from norton.budget.choosing import check_feasible
 from norton.calibration import Adapted, adapt_batchnorm_, reestimate_batchnorm_
-from norton.cli.data_checks import check_classes
-from norton.cli.opening import (
-    Data,
-    at_hand,
-    calibration_images,
-    check_size,
-    images_for_batchnorm,
-    is_given,
-    known,
-    load_file,
-)
+from norton.cli.data_checks import check_classes, note_normalisation
+from norton.cli.images import at_hand, calibration_images, images_for_batchnorm
+from norton.cli.opening import Data, check_size, is_given, known, load_file
 from norton.cli.settings import (
     budget_options,
     calibration,
@@ -77,6 +69,7 @@ def check_images(net: nn.Module, cfg: DictConfig, data: Data, step: str) -> None
         if looks or c.folder is None:
             check_classes(net, data)
             check_size(net, data)
+        note_normalisation(net, data)
     except InputError as error:
         if looks:
             raise
@@ -123,7 +116,7 @@ def pruning_with_data(net: nn.Module, cfg: DictConfig, data: Data) -> Pruning:
         return pruning
     data = known(data)
     check_classes(net, data)
-    images, labels = data.calibration_batch(at_hand(data, cfg.calibration.images))
+    images, labels = data.calibration_batch(at_hand(cfg, data))
     if data.ignore is not None:
         labels = labels.masked_fill(labels == data.ignore, NO_CLASS)
     return replace(pruning, images=images, labels=labels if needs_labels else None)

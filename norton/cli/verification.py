@@ -12,7 +12,6 @@ from norton.checkpoints.claims import DECISIVE, Claim, claims_of_entry, claims_o
 from norton.checkpoints.files import read
 from norton.checkpoints.published_names import parse_name, resembles_name
 from norton.checkpoints.verification import Verdict
-from norton.cli.data_checks import other_test
 from norton.cli.opening import about_of, checkpoint_network, choose_data, open_data
 from norton.cli.settings import plain
 from norton.cli.steps import evaluate
@@ -82,6 +81,8 @@ def verify(cfg: DictConfig, entry: dict[str, Any] | None = None) -> Verification
         )
         return Verification(**found, notes=notes, verdict=verdict)
     missing, about = unread, about or data.name
+    from norton.training import other_test  # Lightning takes seconds to import; who evaluates has imported it
+
     other = other_test(net, data) or other_normalisation(net, data.normalisation)
     if cfg.split == "test" and not other:
         # Whoever claims an accuracy without saying on what means the data that the file is about.

@@ -190,6 +190,9 @@ class ClassificationData(lightning.LightningDataModule):
         lists = [tuple(one) for one in told if isinstance(one, list)]
         if known is None and lists and None not in told:
             known = lists[0], lists[0]  # only how many channels there are counts
+        elif known is None and all(isinstance(one, int | float) for one in told):
+            channels = (0.0,) * (self.options.get("channels") or 3)
+            known = channels, channels
         return None if known is None else normalisation(self.name, *told, known, _no_images)
 
     def train_dataloader(self) -> DataLoader:

@@ -71,11 +71,15 @@ def plain_picture(image: Image.Image) -> Image.Image:
 
 def _eight_bits(pixels: np.ndarray) -> np.ndarray:
     """Pixels of 16 bits, in whatever type, as uint8.  Raises ValueError for what is none, or may be of 8 bits."""
-    unclear = pixels.itemsize > 2 and 0 < pixels.max() < 256  # 8 bits in 32 would come out black
+    unclear = 0 < pixels.max() < 256  # 8 bits in 16 or 32 would come out black
     if pixels.dtype.kind == "f" or pixels.min() < 0 or pixels.max() > 65535 or unclear:
         raise ValueError(
             f"its pixels are of {8 * pixels.itemsize} bits, from {pixels.min():g} to {pixels.max():g}, so what is "
-            "white is not known; save it with 8 or 16 bits"
+            "white is not known; save it with 8 bits, or with 16 of which white is 65535"
+        )
+    if 0 < pixels.max() < 4096:
+        warn(
+            "images of 16 bits have no pixel above 4095, of 65535; if they are of 12 bits, scale them, or they are dark"
         )
     return (pixels.astype(np.int64) // 256).astype(np.uint8)
 

@@ -16,6 +16,7 @@ from norton.common.errors import InputError
 from norton.data.pictures import UNREADABLE, plain_picture
 
 LABELS = ("targets", "labels", "_labels", "y")  # where datasets keep the labels of all items
+MOST_LOOKED_AT = 50  # items, to find out whether their labels are those that a dataset keeps
 FEW = 1000  # items, up to which there is no wait to show
 PAIRS = ("samples", "_samples")  # or items with them
 
@@ -73,11 +74,19 @@ def labels_of(data: str, dataset: Any) -> Tensor:
     if isinstance(dataset, ConcatDataset):
         return torch.cat([labels_of(data, one) for one in dataset.datasets])
     kept = _kept_labels(dataset)
-    if kept is not None and len(kept) and _label(data, dataset, 0) == kept[0]:  # else changed on the way, say
+    if kept is not None and _are_given(data, dataset, kept):
         return kept
     shown = track(range(len(dataset)), f"labels of {data}", transient=True, disable=len(dataset) < FEW)
     with closing(shown) as numbers:  # its thread ends here, also where an item is refused
         return torch.tensor([_label(data, dataset, number) for number in numbers], dtype=torch.int64)
+
+
+def _are_given(data: str, dataset: Any, kept: Tensor) -> bool:
+    """Whether the items have the labels that a dataset keeps, rather than what it makes of them on the way."""
+    if not len(kept) or getattr(dataset, "target_transform", None) is not None:
+        return False
+    firsts = [int((kept == label).nonzero()[0]) for label in kept.unique()]  # of each class
+    return all(_label(data, dataset, number) == kept[number] for number in firsts[:MOST_LOOKED_AT])
 
 
 def _kept_labels(dataset: Any) -> Tensor | None:

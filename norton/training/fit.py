@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -20,12 +20,12 @@ from norton.graph.layers import Form, set_form_
 from norton.training.classifier import Classifier
 from norton.training.distillation import Distillation
 from norton.training.history import HISTORY, History
-from norton.training.loaders import Data, OwnLoaders, as_data
+from norton.training.loaders import Data, as_data
 from norton.training.recipe import Recipe
+from norton.training.remembering import KnownData, remember_data_
 from norton.training.segmenter import Segmenter
 from norton.training.task import Task
 
-KnownData: TypeAlias = ClassificationData | OwnLoaders
 LAST = "last.ckpt"
 IMAGES = 256  # calibration images to begin a map between features with, see `Distillation`
 
@@ -83,17 +83,6 @@ def fit(
     if state_dict is not None:
         trained.load_state_dict(state_dict)
     return remember_data_(trained, data)
-
-
-def remember_data_(net: nn.Module, data: KnownData) -> nn.Module:
-    """Let a network remember the data that it is for, in place, see `norton.checkpoints.about_data`; returns it.
-
-    Data of another number of classes say how images are normalised alone.
-    """
-    net.normalisation = data.normalisation
-    if getattr(net, "num_classes", data.num_classes) == data.num_classes:
-        net.classes, net.data_settings = data.classes, data.settings
-    return net
 
 
 def task_of(net: nn.Module, recipe: Recipe, data: KnownData, distillation: Distillation | None = None) -> Task:

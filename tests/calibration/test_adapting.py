@@ -110,3 +110,11 @@ def test_outputs_that_cannot_be_compared_leave_all_as_it_is(dense):
 def test_one_image_is_too_few(dense):
     with pytest.raises(InputError, match="cannot be re-estimated from 1 images; use a few hundred"):
         adapt_batchnorm_(copy.deepcopy(dense), dense, images(1), images(8))
+
+
+def test_an_undefined_error_is_never_the_least(dense):
+    """Report: weights so large that the outputs as they are are undefined, and BatchNorm was left so."""
+    _, found = adapted(dense, lambda conv: conv.weight.mul_(float("inf")), images(50, seed=1))
+    assert found.errors["leave"] != found.errors["leave"]
+    _, found = adapted(dense, lambda conv: conv.weight.mul_(1e30), images(50, seed=1))
+    assert found.choice == "reestimate" and found.errors["reestimate"] < 10

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -179,3 +180,35 @@ def test_images_alone_decide_what_is_fitted(images):
     assert (cut(images) - fitted(images)).abs().max() > 1e-3
     torch.testing.assert_close(norton.prune(net, {"0": 0.5}, "l2", images=images, options=FEW)(images), fitted(images))
     torch.testing.assert_close(norton.prune(net, {"0": 0.5}, "l2", options=FEW)(images), cut(images))
+
+
+class Broken(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, number):
+        raise OSError("disk on fire")
+
+
+class Endless(torch.utils.data.Dataset):
+    def __getitem__(self, number):
+        return torch.zeros(3, 6, 6)
+
+
+@pytest.mark.parametrize("images, said", [
+    ([(Image.new("RGB", (6, 6)), 0)] * 4, "PIL"),
+    (Broken(), "disk on fire"),
+    (Endless(), "len"),
+])  # fmt: skip
+def test_datasets_that_cannot_be_read(images, said):
+    if isinstance(images, list):
+        images = DataLoader(images, batch_size=2)
+    with pytest.raises(
+        norton.InputError, match=rf"{type(images).__name__} cannot be read \(.*{said}.*must give tensors"
+    ):
+        read_images(net_of(), images)
+
+
+def test_images_and_their_classes_one_hot_are_one_batch(images):
+    with pytest.raises(norton.InputError, match="are one batch with its labels"):
+        read_images(net_of(), [images, torch.eye(10)])

@@ -92,3 +92,12 @@ def test_strange_memories_are_refused(change, tmp_path):
 ])  # fmt: skip
 def test_how_classes_differ(own, others, said):
     assert difference(own, others) == said
+
+
+@pytest.mark.parametrize("value", [["a"], [[0.5], [0.5], [0.5]], [[0.5, 0.5], [0.5]], [["a"], ["b"]]])
+def test_a_normalisation_that_is_none_is_refused(value, tmp_path):
+    content = read(norton.save(norton.build("resnet_20"), tmp_path / "a.pt")) | {"normalisation": value}
+    content.pop("assumed")
+    torch.save(content, tmp_path / "b.pt")
+    with pytest.raises(norton.InputError, match="its normalisation are missing or of the wrong type"):
+        norton.load(tmp_path / "b.pt")

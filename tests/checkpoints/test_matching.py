@@ -281,3 +281,48 @@ def test_published_layout_of_torchvision(tmp_path):
         assert torch.equal(found(x)["out"], one(x)["out"]) and set(found(x)) == {"out"}
     with pytest.warns(NortonWarning, match=r"21 classes is replaced by a fresh one of 3"):
         assert norton.pretrained(arch, tmp_path / "fcn.pth", 3, (3, 64, 64)).num_classes == 3
+
+
+@pytest.mark.parametrize("names", [("teacher.", "student."), ("encoder_q.", "encoder_k."), ("model.", "ema_model.")])
+def test_a_network_that_is_there_twice_is_refused(names, net, tmp_path):
+    state = {prefix + key: value for prefix in names for key, value in net.state_dict().items()}
+    with pytest.raises(norton.InputError, match=rf"has the whole network 2 times, as {', '.join(sorted(names))}; save"):
+        loaded(state, tmp_path)
+
+
+def test_what_is_beside_the_network_is_named_in_short(net, tmp_path):
+    state = {f"model.{key}": value for key, value in net.state_dict().items()}
+    found, said = loaded(state | {f"loss.{number}": torch.ones(1) for number in range(20)}, tmp_path)
+    check_same(found, net)
+    assert "loss.5 and 14 more beside the network are left out" in said
+
+
+def containers(state):
+    itself = {"state_dict": state}
+    itself["model"] = itself
+    return {
+        "rank of a process": {"state_dict": state, "rank": 3},
+        "a format of its own": {"format": "pytorch", "state_dict": state},
+        "less in the first container": {"params": {"lr": torch.ones(1)}, "weights": state},
+        "a counter in the first one": {"model": {"epoch": torch.ones(1)}, "net": state},
+        "numbers beside tensors": {**state, "epoch": 3, "arch": "small"},
+        "itself": itself,
+        "counters as other numbers": {
+            key: value.float() if key.endswith("tracked") else value for key, value in state.items()
+        },
+    }
+
+
+@pytest.mark.parametrize("kind", containers({}))
+def test_what_other_programs_put_beside(kind, net, tmp_path):
+    found, said = loaded(containers(net.state_dict())[kind], tmp_path)
+    check_same(found, net)
+    assert found.bn.num_batches_tracked.dtype == torch.int64
+    assert ("epoch, arch beside its tensors is left out" in said) == (kind == "numbers beside tensors")
+
+
+def test_a_container_of_itself_alone_holds_nothing(tmp_path):
+    content = {}
+    content["model"] = content
+    with pytest.raises(norton.InputError, match="holds no state_dict of a network"):
+        loaded(content, tmp_path)

@@ -1,5 +1,6 @@
 """Weights that others publish: from torchvision's cache, where a test has put some of its own, and from files."""
 
+import hashlib
 from pathlib import Path
 from urllib.error import URLError
 
@@ -9,6 +10,7 @@ from helpers.networks import randomise_
 from torchvision import models
 
 import norton
+from norton.checkpoints import pretrained
 from norton.common.errors import NortonWarning
 
 ARCH = "torchvision.models.squeezenet1_1"
@@ -23,6 +25,7 @@ def cache(tmp_path, monkeypatch):
     net = randomise_(models.squeezenet1_1()).eval()
     name = Path(models.SqueezeNet1_1_Weights.DEFAULT.url).name
     torch.save(net.state_dict(), tmp_path / "checkpoints" / name)
+    monkeypatch.setattr(pretrained, "check_published", lambda path, weights: None)  # they are no published ones
     return net
 
 
@@ -80,3 +83,27 @@ def test_other_shapes_are_no_other_classes(cache, tmp_path):
     torch.save(state, tmp_path / "a.pth")
     with pytest.raises(norton.InputError, match=r"features.0.weight is \(64, 3, 5, 5\) in the file"):
         norton.pretrained(ARCH, tmp_path / "a.pth", num_classes=7)
+
+
+@pytest.mark.parametrize("content", ["other", "garbage", "", "cut"])
+def test_what_lies_in_the_cache_is_checked(content, tmp_path, monkeypatch):
+    """Report: torch takes whatever has the name of the weights."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    path = tmp_path / "checkpoints" / Path(models.SqueezeNet1_1_Weights.DEFAULT.url).name
+    path.write_text(content)
+    if content in ("other", "cut"):
+        torch.save(models.squeezenet1_1().state_dict(), path)
+    if content == "cut":
+        path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(norton.InputError, match=rf"{path} is damaged or another file: its checksum is .*; remove it"):
+        norton.pretrained(ARCH)
+
+
+def test_a_whole_file_passes(tmp_path):
+    content = b"whatever"
+    digest = hashlib.sha256(content).hexdigest()
+    for name in (f"net-{digest[:8]}.pth", "net.pth"):
+        (tmp_path / name).write_bytes(content)
+        pretrained.check_published(tmp_path / name, "DEFAULT")
+    pretrained.check_published(tmp_path / "none-01234567.pth", "DEFAULT")

@@ -32,7 +32,7 @@ BAD = [
     ("evaluate.py checkpoint={dense} data=cifar10 data.root={tmp}", "cifar"),
     (
         "evaluate.py checkpoint={dense} +trainer.limit_test_batches=1 latency=eager latency_batch=1 out={tmp}/cut.pt/x",
-        "cannot write",
+        "is a file; choose a folder",
     ),
     ("evaluate.py --ckpt {dense} rank=0", "published flags and settings are mixed: --ckpt and rank=0"),
     ("complexity.py --arch resnet_56 -r", "expected one argument"),

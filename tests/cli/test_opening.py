@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 import norton
 from norton.checkpoints.files import read
 from norton.cli import opening
+from norton.cli.images import calibration_images, images_for_batchnorm
 from norton.cli.program import joined, own_data
 from norton.common.errors import NortonWarning
 
@@ -237,11 +238,11 @@ def test_fewer_calibration_images_than_asked_for(file, tmp_path):
     cfg = own_folder(root=root, mean=0.25)
     cfg.calibration = {"folder": None, "images": 512}
     data = opening.open_data(cfg, net)
-    with pytest.warns(NortonWarning, match=r"data=folder: 14 training images, of calibration\.images=512"):
-        assert len(opening.calibration_images(net, cfg, data)) == 14
+    with pytest.warns(NortonWarning, match=r"data=folder: 14 training images; calibration\.images=512 asked for"):
+        assert len(calibration_images(net, cfg, data)) == 14
     cfg.calibration = {"folder": root, "images": None}  # normalised likewise
     images = torch.stack([image for image, _ in data.splits.calibration])
-    found = opening.calibration_images(net, cfg, data)
+    found = calibration_images(net, cfg, data)
     assert len(found) == 20 and all((found == image).all((1, 2, 3)).any() for image in images)
 
 
@@ -259,3 +260,45 @@ def test_arguments_of_a_constructor_from_the_shell(file, tmp_path, monkeypatch, 
     assert macs(f"checkpoint={path}", "2") == norton.complexity(norton.load(path, arch="own_nets.wide")).macs
     assert "model.kwargs.NAME=VALUE" in macs("", "3") and "model.kwargs is 8" in macs("model.kwargs=8", "4")
     assert "with kwargs {'width': 12}, not {'width': 8}" in macs(f"checkpoint={path} model.kwargs.width=8", "5")
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_of_few_images_some_are_kept_to_decide_batchnorm_by(folder, tmp_path):
+    """Report: below 513 images the choice was judged by those that layers were fitted to, and nobody said so."""
+    net = norton.build("own_nets.small", input_size=(3, 16, 16))
+    root = str(write_classes(tmp_path / "images", {"blue": 10, "red": 10}))
+    cfg = own_folder(root=root, mean=0.25, augment="none")
+    there, data = 20 if folder else 14, opening.open_data(cfg, net)
+    cfg.calibration = {"folder": root if folder else None, "images": 512, "batchnorm": "auto", "held_out": 256}
+    kept = there // 5
+    with pytest.warns(NortonWarning, match=rf"{there} .*images, of which {kept} are kept to decide BatchNorm by"):
+        fitted = calibration_images(net, cfg, data)
+        _, others = images_for_batchnorm(net, cfg, data)
+    assert len(fitted) == there - kept and len(others) == kept
+    assert not any((fitted == other).all((1, 2, 3)).any() for other in others)
+    cfg.calibration.images = 5  # then all others can be had
+    assert len(images_for_batchnorm(net, cfg, data)[1]) == there - 5
+
+
+def test_where_none_can_be_kept_that_is_said(tmp_path):
+    net = norton.build("own_nets.small", input_size=(3, 16, 16))
+    cfg = own_folder(root=str(write_classes(tmp_path / "images", {"blue": 4, "red": 4})), mean=0.25, augment="none")
+    data = opening.open_data(cfg, net)
+    cfg.calibration = {"folder": None, "images": 512, "batchnorm": "auto", "held_out": 256}
+    with pytest.warns(NortonWarning, match="BatchNorm is decided by the 5 images that layers were fitted to"):
+        images_for_batchnorm(net, cfg, data)
+
+
+def test_a_file_is_no_folder_for_results(file, tmp_path, monkeypatch, capsys):
+    (tmp_path / "taken").write_text("mine")
+    for out in ("taken", "taken/below"):
+        command = f"python prune.py checkpoint={file} model.arch=own_nets.small compress_rate=0.5 out={tmp_path / out}"
+        code, _, error = run_here(command, monkeypatch, capsys)
+        assert code == 2 and f"out={tmp_path / out}: {tmp_path / 'taken'} is a file; choose a folder" in error
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_normalisation_in_two_numbers_needs_no_data(tmp_path):
+    net = norton.build("own_nets.small", input_size=(3, 16, 16))
+    cfg = own_folder(root=str(tmp_path / "none"), mean=0.5, std=0.25)
+    assert opening.open_data(cfg, net).normalisation == ((0.5,) * 3, (0.25,) * 3)

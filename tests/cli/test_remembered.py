@@ -14,11 +14,11 @@ import norton
 from norton.checkpoints.files import read
 from norton.cli import opening
 from norton.cli.chain import can_teach
-from norton.cli.data_checks import check_classes, other_test
+from norton.cli.data_checks import check_classes
 from norton.cli.program import CONFIGS
 from norton.cli.remembered import recall_
 from norton.common.errors import NortonWarning
-from norton.training import remember_data_
+from norton.training import other_test, remember_data_
 
 NETWORK = """
 from torch import nn

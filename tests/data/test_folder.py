@@ -269,3 +269,17 @@ def test_options_that_can_do_nothing(tmp_path):
         write_classes(tmp_path / name, {"blue": 4, "red": 6})
     with pytest.raises(InputError, match="has val images of its own, so validation can do nothing"):
         load(tmp_path, validation=3)
+
+
+def test_sets_are_called_in_many_ways(tmp_path):
+    for name in ("training_set", "test_set"):
+        write_classes(tmp_path / "kaggle" / name, {"blue": 5, "red": 5})
+    splits = load_data("folder", root=tmp_path / "kaggle", size=8)
+    assert splits.classes == ("blue", "red") and not splits.test_is_drawn
+
+
+def test_folders_that_look_like_splits_are_said(tmp_path):
+    for name in ("first", "second"):
+        write_classes(tmp_path / name, {"blue": 5, "red": 5})
+    with pytest.warns(NortonWarning, match=r"first, second in .* count as classes, and all have the folders blue, red"):
+        assert load_data("folder", root=tmp_path, size=8).classes == ("first", "second")

@@ -10,7 +10,9 @@ from helpers.own_images import CLASSES, write_classes
 
 from norton.common.errors import InputError
 from norton.data import load_data
+from norton.data.datasets.huggingface import _classes
 from norton.data.datasets.torchvision import WAYS, find, make
+from norton.data.wrapping import labels_of
 
 pytestmark = pytest.mark.quick
 
@@ -103,3 +105,37 @@ def test_what_the_library_datasets_cannot_load(tmp_path):
     with pytest.raises(InputError, match=r"data huggingface/\./nowhere: .*see whether the name") as caught:
         load_data("huggingface/./nowhere", root=tmp_path, size=16)
     assert "\n" not in str(caught.value)
+
+
+class Transformed(torch.utils.data.Dataset):
+    """Keeps the labels 0 to 3, and gives whether they are above 0; or another one for the third of them alone."""
+
+    def __init__(self, change=None, target_transform=None):
+        self.targets, self.change, self.target_transform = [0, 1, 2, 3] * 3, change, target_transform
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, number):
+        label = self.targets[number]
+        label = self.change(label) if self.change else label
+        label = self.target_transform(label) if self.target_transform else label
+        return np.zeros((8, 8, 3), np.uint8), label
+
+
+@pytest.mark.parametrize("how", ["change", "target_transform"])
+def test_labels_that_are_changed_on_the_way_are_those_that_count(how):
+    """Report: of labels that a dataset keeps only the first was compared."""
+    found = labels_of("mine", Transformed(**{how: lambda label: int(label > 1)}))
+    assert found.tolist() == [0, 0, 1, 1] * 3
+    assert labels_of("mine", Transformed()).tolist() == [0, 1, 2, 3] * 3
+
+
+@pytest.mark.parametrize("columns, said", [
+    ([["cat", None]], "its labels are of NoneType, str; they must all be numbers, or all texts"),
+    ([[1, "dog"]], "its labels are of int, str"),
+    ([[[1, 2]]], "its labels are of list"),
+])  # fmt: skip
+def test_labels_of_no_one_kind(columns, said):
+    with pytest.raises(InputError, match=said):
+        _classes("huggingface/x", None, columns)

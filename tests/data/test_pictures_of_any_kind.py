@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from norton.common.errors import InputError
+from norton.common.errors import InputError, NortonWarning
 from norton.data.pictures import is_image, read_picture
 from norton.data.wrapping import as_picture
 
@@ -55,6 +55,18 @@ def test_pixels_of_unknown_range_are_refused(tmp_path):
     for name in "abc":
         with pytest.raises(InputError, match=rf"cannot read .*{name}\.tif .*of 32 bits, from .*white is not known"):
             read_picture(tmp_path / f"{name}.tif")
+
+
+def test_sixteen_bits_that_say_little(tmp_path):
+    """Reports: 8 bits in 16 came out black; 12 bits come out nearly so."""
+    Image.fromarray(GREY.astype(np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a\.png .*of 16 bits, from .*white is not known"):
+        read_picture(tmp_path / "a.png")
+    Image.fromarray(GREY.astype(np.uint16) * 16).save(tmp_path / "b.png")
+    with pytest.warns(NortonWarning, match="no pixel above 4095, of 65535; if they are of 12 bits, scale them"):
+        read_picture(tmp_path / "b.png")
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "c.png")
+    assert not np.any(read_picture(tmp_path / "c.png"))
 
 
 def test_palettes_and_transparency(tmp_path):

@@ -18,6 +18,7 @@ from torch import Tensor
 from norton.common.errors import InputError
 from norton.data.datasets.mnist5k import CLASSES, SIZES, digits, split_digits
 from norton.data.images import ImageTensors, ShiftAndFlip
+from norton.data.normalising import Statistic, normalisation
 from norton.data.splits import DATASETS, Splits, generator
 
 # All photographs of everyday things in the two wheels. Of the stereo pair of a motorcycle only one: the other shows
@@ -147,10 +148,17 @@ def render(digits: Tensor, split: str, seed: int, contrast: float = 0.3, opacity
 
 
 @DATASETS.register("clutter")
-def clutter(root: Path, seed: int, copies: Sequence[int] = (3, 2, 2)) -> Splits:
+def clutter(
+    root: Path,
+    seed: int,
+    copies: Sequence[int] = (3, 2, 2),
+    mean: Statistic = None,
+    std: Statistic = None,
+) -> Splits:
     """Digits in a random colour, place, size and opacity over photographs; training shifts by up to 3 pixels.
 
-    copies: how often each digit of train, val and test is drawn, over another patch each time.
+    copies: how often each digit of train, val and test is drawn, over another patch each time.  mean, std: see
+    `norton.data.normalising`; by default those of all pictures.
     """
     copies = tuple(copies)
     if len(copies) != 3 or min(copies) < 1:
@@ -159,8 +167,11 @@ def clutter(root: Path, seed: int, copies: Sequence[int] = (3, 2, 2)) -> Splits:
     chosen = {split: index.repeat(n) for (split, index), n in zip(split_digits(seed).items(), copies, strict=True)}
     pictures = {split: render(images[index], split, seed) for split, index in chosen.items()}
 
+    scale = normalisation("clutter", mean, std, (MEAN, STD), lambda: pictures["train"])
+
     def part(split: str, augment: ShiftAndFlip | None = None) -> ImageTensors:
-        return ImageTensors(pictures[split], labels[chosen[split]], mean=MEAN, std=STD, augment=augment, seed=seed)
+        mean, std = scale
+        return ImageTensors(pictures[split], labels[chosen[split]], mean=mean, std=std, augment=augment, seed=seed)
 
     return Splits(
         train=part("train", ShiftAndFlip(3, padding="reflect")),
@@ -169,6 +180,6 @@ def clutter(root: Path, seed: int, copies: Sequence[int] = (3, 2, 2)) -> Splits:
         calibration=part("train"),
         classes=CLASSES,
         input_size=(3, SIZE, SIZE),
-        normalisation=(MEAN, STD),
+        normalisation=scale,
         test_is_drawn=True,
     )

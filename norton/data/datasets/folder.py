@@ -18,7 +18,8 @@ from norton.data.folders import ClassFolders, class_names
 from norton.data.pictures import read_picture
 from norton.data.splits import DATASETS, Splits
 
-NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+_SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+NAMES = {split: [f"{name}{end}" for name in names for end in ("", "_set", "set")] for split, names in _SPLITS.items()}
 FEW = 200  # images, up to which there is no wait to show
 BROKEN = ("refuse", "skip")
 ADVICE = ": train/, val/ and test/ with a folder per class each, or those folders alone"
@@ -127,6 +128,8 @@ def layout(root: Path) -> dict[str, Path]:
             found[split] = root / meant[0]
     used = {path.name for path in found.values()}
     others = [name for name in folders if name not in used]
+    if "train" not in found:
+        _note_what_look_like_splits(root, others)
     if others and not any(one.is_dir() for path in found.values() for one in path.iterdir()):
         return {"train": root}  # they hold images, as the others do: classes that happen to be called so
     if "train" in found or (found and not others):
@@ -138,3 +141,18 @@ def layout(root: Path) -> dict[str, Path]:
         missing = NAMES if "train" not in found else ("train",)  # nothing to draw from: who evaluates need not have it
         return dict.fromkeys(missing, root / "train") | found
     return {"train": root}  # class folders
+
+
+def _note_what_look_like_splits(root: Path, folders: Sequence[str]) -> None:
+    """Warn of class folders that all have the same folders inside, which may be the classes."""
+    inside = []
+    for name in folders:
+        with os.scandir(root / name) as entries:
+            inside.append({one.name for one in entries if one.is_dir() and not one.name.startswith(".")})
+        if len(inside[0]) < 2 or inside[-1] != inside[0]:
+            return
+    if len(inside) > 1:
+        warn(
+            f"data folder: {', '.join(folders[:4])} in {root.absolute()} count as classes, and all have the folders "
+            f"{', '.join(sorted(inside[0])[:4])}; if those are the classes, call the ones above train, val and test"
+        )

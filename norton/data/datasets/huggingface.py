@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from norton.common.errors import InputError, first_line
+from norton.common.errors import InputError, first_line, warn
 from norton.common.extras import optional
 from norton.data.assembling import Presentation, assemble, presented
 from norton.data.splits import DATASETS, DEFAULT_ROOT, Splits
 from norton.data.wrapping import as_picture, check_labels, readable
 
+HIDDEN = -1  # the label of images whose class is not published
 NAMES = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
 
 
@@ -56,7 +57,11 @@ def huggingface(
     image = _column(data, "image", image, {name for name, kind in features.items() if isinstance(kind, datasets.Image)})
     labelled = {name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
     label = _column(data, "label", label, labelled or set(features) & {"label", "labels"}, set(features) - {image})
-    classes, numbers = _classes(features[label], [list(table[label]) for table in tables.values()])
+    columns = {split: list(table[label]) for split, table in tables.items()}
+    for split in [split for split, column in columns.items() if split != "train" and set(column) <= {HIDDEN, None}]:
+        warn(f"data {data}: its split {split} has no labels, and is left out")
+        del tables[split], columns[split]
+    classes, numbers = _classes(data, features[label], list(columns.values()))
     rows = zip(tables.items(), numbers, strict=True)
     sources = {split: Rows(data, table, image, labels, classes) for (split, table), labels in rows}
     return assemble(data, sources, classes, seed, how)
@@ -89,8 +94,15 @@ def _column(data: str, what: str, asked: str | None, found: set[str], allowed: s
     raise InputError(f"data {data}: {said} {what}s; choose data.{what} out of {choose}")
 
 
-def _classes(feature: Any, columns: list[list[Any]]) -> tuple[tuple[str, ...], list[list[int]]]:
-    """The names of the classes, and per split the numbers of its labels; other values than numbers are sorted."""
+def _classes(data: str, feature: Any, columns: list[list[Any]]) -> tuple[tuple[str, ...], list[list[int]]]:
+    """The names of the classes, and per split the numbers of its labels; other values than numbers are sorted.
+
+    Raises InputError for rows without a label, and labels that are not of one kind.
+    """
+    kinds = {type(value) for column in columns for value in column}
+    if len(kinds) != 1 or not issubclass(next(iter(kinds)), int | str | float):
+        found = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise InputError(f"data {data}: its labels are of {found}; they must all be numbers, or all texts")
     if hasattr(feature, "names"):
         return tuple(feature.names), columns
     values = sorted({value for column in columns for value in column})

@@ -19,11 +19,10 @@ from norton.common.checks import check_whole_number
 from norton.common.errors import InputError
 from norton.data.augmenting import drawn_by
 from norton.data.folders import ClassFolders, class_names, some
-from norton.data.normalising import NAMED
+from norton.data.normalising import NAMED, Statistic, normalisation
 from norton.data.pictures import UNREADABLE
 from norton.data.splits import DATASETS, Splits, stratified_order
 
-MEAN, STD = NAMED["imagenet"]
 SIZE, RESIZED = 224, 256
 LAYOUT = "one folder per class with its images inside, e.g. n01440764/ILSVRC2012_val_00000293.JPEG"
 ADVICE = ": train/ is for training, validation and calibration, val/ for the test"
@@ -122,16 +121,22 @@ def _classes_of(root: Path) -> tuple[str, ...]:
     raise InputError(f"{looked}: {found}; each must hold {LAYOUT}; set root to the folder that has them")
 
 
+def _no_sample() -> Tensor:
+    raise InputError("data imagenet: auto would read all training images; give mean and std in numbers, or by name")
+
+
 @DATASETS.register("imagenet")
-def imagenet(root: Path, seed: int, validation: int = 50000) -> Splits:
+def imagenet(root: Path, seed: int, validation: int = 50000, mean: Statistic = None, std: Statistic = None) -> Splits:
     """Training crops and scales at random and mirrors half; evaluation takes the centre of the image.
 
     validation: how many of the training images are held out, stratified, to select on; the images of `val/` are the
-    test set. Either folder may be absent as long as nothing is asked of its splits.
+    test set. Either folder may be absent as long as nothing is asked of its splits.  mean, std: see
+    `norton.data.normalising`; by default ImageNet's.
     """
     check_whole_number("imagenet: validation", validation, 1)
+    scale = normalisation("imagenet", mean, std, NAMED["imagenet"], _no_sample)
     classes = _classes_of(root)
-    normalise = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+    normalise = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*scale)]
     centre = v2.Compose([v2.Resize(RESIZED), v2.CenterCrop(SIZE), *normalise])
     augment = v2.Compose([v2.RandomResizedCrop(SIZE), v2.RandomHorizontalFlip(), *normalise])
     train = TrainingFolders(root / "train", classes, seed, validation)
@@ -143,5 +148,5 @@ def imagenet(root: Path, seed: int, validation: int = 50000) -> Splits:
         calibration=FolderImages(train, kept, centre),
         classes=classes,
         input_size=(3, SIZE, SIZE),
-        normalisation=(MEAN, STD),
+        normalisation=scale,
     )

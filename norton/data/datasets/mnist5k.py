@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from norton.data.images import ImageTensors, ShiftAndFlip
+from norton.data.normalising import Statistic, normalisation
 from norton.data.splits import DATASETS, Splits, stratified_order
 
 CLASSES = tuple("0123456789")
@@ -33,14 +34,20 @@ def split_digits(seed: int) -> dict[str, Tensor]:
 
 
 @DATASETS.register("mnist5k")
-def mnist5k(root: Path, seed: int) -> Splits:
-    """Digits padded from 28 to 32 pixels, in three equal channels; training shifts them by up to 2 pixels."""
+def mnist5k(root: Path, seed: int, mean: Statistic = None, std: Statistic = None) -> Splits:
+    """Digits padded from 28 to 32 pixels, in three equal channels; training shifts them by up to 2 pixels.
+
+    mean, std: see `norton.data.normalising`; by default those of all digits.
+    """
     images, labels = digits()
     images = F.pad(images, [2, 2, 2, 2])[:, None].expand(-1, 3, -1, -1)
+    chosen = split_digits(seed)
+    scale = normalisation("mnist5k", mean, std, (MEAN, STD), lambda: images[chosen["train"]])
 
     def part(split: str, augment: ShiftAndFlip | None = None) -> ImageTensors:
-        chosen = split_digits(seed)[split]
-        return ImageTensors(images[chosen], labels[chosen], mean=MEAN, std=STD, augment=augment, seed=seed)
+        mean, std = scale
+        own = chosen[split]
+        return ImageTensors(images[own], labels[own], mean=mean, std=std, augment=augment, seed=seed)
 
     return Splits(
         train=part("train", ShiftAndFlip(2)),
@@ -49,6 +56,6 @@ def mnist5k(root: Path, seed: int) -> Splits:
         calibration=part("train"),
         classes=CLASSES,
         input_size=(3, 32, 32),
-        normalisation=(MEAN, STD),
+        normalisation=scale,
         test_is_drawn=True,
     )
