@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 import norton
-from norton.cli import opening, tables
+from norton.cli import images, opening, tables
 from norton.cli.data_checks import check_classes
 from norton.cli.settings import plain
 from norton.graph.plan import plan_of
@@ -86,7 +86,7 @@ def calibration_images(
         opening.choose_data(cfg, net, about)
         data = data or opening.open_data(cfg, net)  # whose normalisation they need
     if data is not None or cfg.calibration.folder is not None:
-        return opening.calibration_images(net, cfg, data), []
+        return images.calibration_images(net, cfg, data), []
     said = ["INT8 is calibrated on noise, as there are no images: its times count, not its outputs"] if cfg.int8 else []
     return noise(net, cfg.calibration.images, cfg.seed), said
 
