@@ -1,5 +1,6 @@
 """BatchNorm after a step of compression: leave its statistics, move their means, or estimate them again."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -182,7 +183,7 @@ def _relative_error(found: list[list[Tensor]], wanted: list[list[Tensor]]) -> fl
 
 def _comparable(error: float) -> float:
     """An error that is undefined is worse than any other."""
-    return error if error == error else float("inf")
+    return math.inf if math.isnan(error) else error
 
 
 def _statistics(norms: list[Any]) -> list[tuple[Tensor, ...]]:

@@ -22,7 +22,8 @@ def calibration_images(net: nn.Module, cfg: DictConfig, data: Data) -> Tensor | 
     """
     c, dtype = cfg.calibration, next(net.parameters()).dtype
     if c.folder is not None:
-        images, _ = _of_folder(net, cfg, data)
+        fitted, _ = _of_folder(cfg, said=True)
+        images = _pictures(net, cfg, data, fitted)
         if len(images) < 2:
             raise InputError(f"calibration.folder: {c.folder} holds {len(images)} image; give a few hundred")
         return images.to(dtype)
@@ -40,7 +41,8 @@ def images_for_batchnorm(net: nn.Module, cfg: DictConfig, data: Data) -> tuple[T
     images = calibration_images(net, cfg, data)
     assert images is not None
     if cfg.calibration.folder is not None:
-        _, others = _of_folder(net, cfg, data)
+        fitted, judging = _of_folder(cfg)
+        others = _pictures(net, cfg, data, fitted, judging) if judging else images[:0]
         augmented = images
     else:
         data, count = known(data), len(images)
@@ -56,11 +58,9 @@ def images_for_batchnorm(net: nn.Module, cfg: DictConfig, data: Data) -> tuple[T
 
 def at_hand(cfg: DictConfig, data: "ClassificationData") -> int:
     """How many training images layers are fitted to: so many as are asked for, or can be had, which is said."""
-    found, asked = len(data.splits.calibration), cfg.calibration.images
+    found = len(data.splits.calibration)
     fitted, _ = _shares(cfg, found)
-    if fitted < asked:
-        kept = f", of which {found - fitted} are kept to decide BatchNorm by" if fitted < found else ""
-        warn(f"data={data.name}: {found} training images{kept}; calibration.images={asked} asked for")
+    _say_fewer(f"data={data.name} has {found} training images", cfg, found, fitted)
     return fitted
 
 
@@ -80,16 +80,28 @@ def _shares(cfg: DictConfig, found: int) -> tuple[int, int]:
     return fitted, min(wanted, found - fitted)
 
 
-def _of_folder(net: nn.Module, cfg: DictConfig, data: Data) -> tuple[Tensor, Tensor]:
-    """The images of `calibration.folder` that layers are fitted to, and those that BatchNorm is decided by."""
-    from norton.data.pictures import files_of_folder, read_pictures  # torchvision's transforms take a second to import
-
-    c, name, how = cfg.calibration, known(data).name, normalisation_of(known(data))
-    found = len(files_of_folder(c.folder))
-    fitted, judging = _shares(cfg, found)
-    if c.images is not None and fitted < c.images:
+def _say_fewer(there: str, cfg: DictConfig, found: int, fitted: int) -> None:
+    """Warn where layers are fitted to fewer images than are asked for."""
+    asked = cfg.calibration.images
+    if asked is not None and fitted < asked:
         kept = f", of which {found - fitted} are kept to decide BatchNorm by" if fitted < found else ""
-        warn(f"{c.folder} holds {found} images{kept}; calibration.images={c.images} asked for")
-    images = read_pictures(c.folder, net.input_size, how, fitted, name)
-    others = read_pictures(c.folder, net.input_size, how, fitted, name, others=judging) if judging else images[:0]
-    return images, others
+        warn(f"{there}{kept}; calibration.images={asked} asked for")
+
+
+def _of_folder(cfg: DictConfig, said: bool = False) -> tuple[int, int]:
+    """The `_shares` of `calibration.folder`; said: warn where there are fewer images than asked for."""
+    from norton.data.pictures import files_of_folder  # torchvision's transforms take a second to import
+
+    found = len(files_of_folder(cfg.calibration.folder))
+    fitted, judging = _shares(cfg, found)
+    if said:
+        _say_fewer(f"{cfg.calibration.folder} holds {found} images", cfg, found, fitted)
+    return fitted, judging
+
+
+def _pictures(net: nn.Module, cfg: DictConfig, data: Data, fitted: int, judging: int | None = None) -> Tensor:
+    """So many images of `calibration.folder`; judging: so many others instead."""
+    from norton.data.pictures import read_pictures
+
+    how = normalisation_of(known(data))
+    return read_pictures(cfg.calibration.folder, net.input_size, how, fitted, known(data).name, others=judging)

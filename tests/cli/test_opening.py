@@ -238,7 +238,7 @@ def test_fewer_calibration_images_than_asked_for(file, tmp_path):
     cfg = own_folder(root=root, mean=0.25)
     cfg.calibration = {"folder": None, "images": 512}
     data = opening.open_data(cfg, net)
-    with pytest.warns(NortonWarning, match=r"data=folder: 14 training images; calibration\.images=512 asked for"):
+    with pytest.warns(NortonWarning, match=r"data=folder has 14 training images; calibration\.images=512 asked for"):
         assert len(calibration_images(net, cfg, data)) == 14
     cfg.calibration = {"folder": root, "images": None}  # normalised likewise
     images = torch.stack([image for image, _ in data.splits.calibration])
